@@ -1,0 +1,1 @@
+"""Quantize causal language models, measure what it costs, and report it."""
