@@ -1,0 +1,180 @@
+"""Where each architecture keeps its weights: which tensor of a checkpoint plays which role.
+
+Roles: q k v o (attention), up gate down (mlp), embedding, head, norm, other. A fused matrix has several, and
+`fused_rows` says which of its rows belong to each.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from quant.errors import InputError
+
+ROLES = ("q", "k", "v", "o", "up", "gate", "down", "embedding", "head", "norm", "other")
+GROUPS = {"attention": ("q", "k", "v", "o"), "mlp": ("up", "gate", "down")}
+
+Range = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """base: prefix of the model's body, which some checkpoints leave out; blocks: the list of decoder blocks.
+    inside, outside: module name (within a block, or whole) -> role, or roles where fused.
+    tied: whether the head shares the embedding's weight where the config does not say.
+    transposed: modules whose weight is stored [in, out] (GPT-2's Conv1D). ignored: tensors that are no weights."""
+
+    base: str
+    blocks: str
+    inside: Mapping[str, str | tuple[str, ...]]
+    outside: Mapping[str, str]
+    tied: bool = False
+    transposed: frozenset[str] = field(default_factory=frozenset)
+    ignored: str = r"(?!)"
+    renamed: Mapping[str, str] = field(default_factory=dict)
+
+    def is_tied(self, config: Mapping) -> bool:
+        return bool(config.get("tie_word_embeddings", self.tied))
+
+    @property
+    def main_embedding(self) -> str:
+        return next(name for name, role in self.outside.items() if role == "embedding")
+
+    @property
+    def head(self) -> str:
+        return next(name for name, role in self.outside.items() if role == "head")
+
+    def counts(self, tensor: str, config: Mapping) -> bool:
+        """Whether a checkpoint's tensor is a weight of the model: no mask, and no second copy of a tied weight."""
+        name = self.full_name(tensor)
+        is_copy = self.is_tied(config) and name == self.head + ".weight"
+        return not is_copy and not re.fullmatch(self.ignored, name)
+
+    def full_name(self, tensor: str) -> str:
+        """The tensor's name in the whole model; checkpoints of the bare body lack the prefix."""
+        for old, new in self.renamed.items():
+            if tensor.startswith(old + "."):
+                return new + tensor.removeprefix(old)
+        heads = tuple(name for name in self.outside if not name.startswith(self.base))
+        return tensor if tensor.startswith((self.base, *heads)) else self.base + tensor
+
+    def block_of(self, module: str) -> int | None:
+        match = re.match(re.escape(self.blocks) + r"\.(\d+)\.", module)
+        return int(match[1]) if match else None
+
+    def roles_of(self, module: str) -> tuple[str, ...]:
+        """("q",), or several for a fused matrix; ("other",) for a module this table does not name."""
+        block = self.block_of(module)
+        if block is None:
+            role = self.outside.get(module, "other")
+        else:
+            role = self.inside.get(module.removeprefix(f"{self.blocks}.{block}."), "other")
+        return (role,) if isinstance(role, str) else role
+
+    def is_transposed(self, module: str) -> bool:
+        return module.removeprefix(f"{self.blocks}.{self.block_of(module)}.") in self.transposed
+
+
+_QKVO = {f"self_attn.{role}_proj": role for role in "qkvo"}
+_LLAMA_NORMS = dict.fromkeys(
+    (
+        "input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm",
+        "self_attn.q_norm", "self_attn.k_norm",
+    ),
+    "norm",
+)  # fmt: skip
+_LLAMA_OUTSIDE = {"model.embed_tokens": "embedding", "model.norm": "norm", "lm_head": "head"}
+_LLAMA = Architecture(
+    base="model.",
+    blocks="model.layers",
+    inside={**_QKVO, "mlp.gate_proj": "gate", "mlp.up_proj": "up", "mlp.down_proj": "down", **_LLAMA_NORMS},
+    outside=_LLAMA_OUTSIDE,
+    ignored=r".*rotary_emb\.inv_freq",
+)
+_GPT2_OUTSIDE = {
+    "transformer.wte": "embedding", "transformer.wpe": "embedding", "transformer.ln_f": "norm", "lm_head": "head",
+}
+_GPT2_LIKE = {"mlp.c_fc": "up", "mlp.c_proj": "down", "ln_1": "norm", "ln_2": "norm"}
+
+ARCHITECTURES = {
+    "gpt2": Architecture(
+        base="transformer.",
+        blocks="transformer.h",
+        inside={"attn.c_attn": ("q", "k", "v"), "attn.c_proj": "o", **_GPT2_LIKE},
+        outside=_GPT2_OUTSIDE,
+        tied=True,
+        transposed=frozenset({"attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"}),
+        ignored=r".*\.attn\.(masked_)?bias",
+    ),
+    "gpt_neo": Architecture(
+        base="transformer.",
+        blocks="transformer.h",
+        inside={**{f"attn.attention.{role}_proj": role for role in "qkv"}, "attn.attention.out_proj": "o", **_GPT2_LIKE},
+        outside=_GPT2_OUTSIDE,
+        tied=True,
+        ignored=r".*\.attn\.attention\.(masked_)?bias",
+    ),
+    "gpt_neox": Architecture(
+        base="gpt_neox.",
+        blocks="gpt_neox.layers",
+        inside={
+            "attention.query_key_value": ("q", "k", "v"), "attention.dense": "o", "mlp.dense_h_to_4h": "up",
+            "mlp.dense_4h_to_h": "down", "input_layernorm": "norm", "post_attention_layernorm": "norm",
+        },
+        outside={"gpt_neox.embed_in": "embedding", "gpt_neox.final_layer_norm": "norm", "lm_head": "head"},
+        renamed={"embed_out": "lm_head"},
+        ignored=r".*\.attention\.(masked_bias|bias|rotary_emb\.inv_freq)",
+    ),
+    "opt": Architecture(
+        base="model.",
+        blocks="model.decoder.layers",
+        inside={
+            **{f"self_attn.{role}_proj": role for role in "qkv"}, "self_attn.out_proj": "o", "fc1": "up", "fc2": "down",
+            "self_attn_layer_norm": "norm", "final_layer_norm": "norm",
+        },
+        outside={
+            "model.decoder.embed_tokens": "embedding", "model.decoder.embed_positions": "embedding",
+            "model.decoder.final_layer_norm": "norm", "lm_head": "head",
+        },
+        tied=True,
+    ),
+    "phi3": Architecture(
+        base="model.",
+        blocks="model.layers",
+        inside={
+            "self_attn.qkv_proj": ("q", "k", "v"), "self_attn.o_proj": "o", "mlp.gate_up_proj": ("gate", "up"),
+            "mlp.down_proj": "down", **_LLAMA_NORMS,
+        },
+        outside=_LLAMA_OUTSIDE,
+        ignored=_LLAMA.ignored,
+    ),
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), _LLAMA),
+    **{name: replace(_LLAMA, tied=True) for name in ("gemma", "gemma2", "gemma3_text")},
+}  # fmt: skip
+
+
+def architecture_of(config: Mapping) -> Architecture:
+    """The architecture named by a config's model_type, or an InputError that names what is known."""
+    model_type = config.get("model_type")
+    if model_type not in ARCHITECTURES:
+        known = ", ".join(sorted(ARCHITECTURES))
+        raise InputError(f"architecture {model_type!r} has no table of roles; known: {known}")
+    return ARCHITECTURES[model_type]
+
+
+def fused_rows(config: Mapping, roles: tuple[str, ...], rows: int) -> dict[str, list[Range]]:
+    """Which rows [start, stop) of a fused matrix of `rows` rows belong to each role."""
+    heads = config.get("num_attention_heads") or config.get("n_head") or 1
+    if config["model_type"] == "gpt_neox":  # per head: its q, its k, its v
+        size = rows // (3 * heads)
+        return {role: [((3 * head + i) * size, (3 * head + i + 1) * size) for head in range(heads)]
+                for i, role in enumerate(roles)}
+    if "q" in roles:
+        key_heads = config.get("num_key_value_heads") or heads
+        size = rows // (heads + 2 * key_heads)
+        sizes = [heads * size, key_heads * size, key_heads * size]
+    else:
+        sizes = [rows // len(roles)] * len(roles)
+    stops = [sum(sizes[: i + 1]) for i in range(len(sizes))]
+    return {role: [(stop - size, stop)] for role, size, stop in zip(roles, sizes, stops, strict=True)}

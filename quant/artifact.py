@@ -1,0 +1,120 @@
+"""From a checkpoint and a recipe to an artifact: a folder that transformers opens.
+
+Streams: a tensor is read, quantized and written before the next is touched. Names in the artifact are those of the
+model's modules: `h.0.attn.c_proj.weight.codes`, or `h.0.attn.c_attn.q.weight.codes` for the q rows of a fused matrix.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+
+from quant.architectures import architecture_of
+from quant.checkpoint import Checkpoint, TensorInfo, write_checkpoint
+from quant.errors import InputError
+from quant.files import whole_folder, write_json, write_manifest
+from quant.progress import progress
+from quant.qtensor import layout as qtensor_layout
+from quant.qtensor import quantize
+from quant.select import Part, Recipe, Weight, plan
+
+METHOD = "qtensor"
+COMPANIONS = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json",
+              "generation_config.json", "chat_template*", "spiece.model")
+
+
+def write_artifact(base: Path, recipe: Recipe, out: Path) -> None:
+    """Quantize the checkpoint in `base` by `recipe` into the folder `out`, which appears whole or not at all.
+
+    Raises InputError if the recipe does not fit the model; nothing has been written then.
+    """
+    checkpoint = Checkpoint(base)
+    weights = plan(checkpoint.tensors, checkpoint.config, recipe)
+    with whole_folder(out) as folder:
+        _write_weights(checkpoint, weights, folder)
+        config = {**checkpoint.config, "quantization_config": quantization_config(weights)}
+        write_json(folder / "config.json", config)
+        copy_companions(base, folder)
+        write_manifest(folder, {"method": METHOD, "scheme": recipe.scheme.label})
+
+
+def copy_companions(base: Path, folder: Path) -> None:
+    """The tokenizer and what else belongs to a model besides its weights and config."""
+    for pattern in COMPANIONS:
+        for path in sorted(Path(base).glob(pattern)):
+            shutil.copyfile(path, folder / path.name)
+
+
+def quantization_config(weights: list[Weight]) -> dict:
+    """What transformers needs to build the modules: module -> parts -> scheme, each scheme written once."""
+    schemes: list[dict] = []
+    modules = {}
+    for weight in weights:
+        if not weight.is_quantized:
+            continue
+        parts = {}
+        for part in weight.parts:
+            if part.scheme and part.scheme.to_dict() not in schemes:
+                schemes.append(part.scheme.to_dict())
+            scheme = schemes.index(part.scheme.to_dict()) if part.scheme else None
+            parts[part.role] = {"scheme": scheme, "ranges": [list(r) for r in part.ranges]}
+        modules[weight.module] = parts
+    return {"quant_method": METHOD, "schemes": schemes, "modules": modules}
+
+
+def _write_weights(checkpoint: Checkpoint, weights: list[Weight], folder: Path) -> None:
+    quantized = {weight.tensor: weight for weight in weights if weight.is_quantized}
+    architecture = architecture_of(checkpoint.config)
+    order = [tensor for tensor in checkpoint.tensors if architecture.counts(tensor, checkpoint.config)]
+    layout: dict[str, TensorInfo] = {}
+    for tensor in order:
+        info = checkpoint.tensors[tensor]
+        kept = {architecture.full_name(tensor): info}
+        layout |= _stored(quantized[tensor], info) if tensor in quantized else kept
+
+    def produce() -> Iterator[tuple[str, torch.Tensor]]:
+        for tensor in progress(order, "quantize", size=lambda name: checkpoint.tensors[name].bytes):
+            value = checkpoint.read(tensor)
+            if tensor in quantized:
+                yield from _quantized(quantized[tensor], value)
+            else:
+                yield architecture.full_name(tensor), value
+
+    write_checkpoint(folder, layout, produce())
+
+
+def _stored(weight: Weight, info: TensorInfo) -> Mapping[str, TensorInfo]:
+    """Layout of the tensors that a quantized weight turns into."""
+    stored = {}
+    for part in weight.parts:
+        name, shape = weight.name_of(part), weight.shape_of(part)
+        if part.scheme:
+            for key, (dtype, size) in qtensor_layout(shape, part.scheme).items():
+                stored[f"{name}.weight.{key}"] = TensorInfo(dtype, size)
+        else:
+            stored[f"{name}.weight"] = TensorInfo(info.dtype, shape)
+    return stored
+
+
+def _quantized(weight: Weight, value: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    value = value.T if weight.transposed else value
+    for part in weight.parts:
+        name, rows = weight.name_of(part), _rows(weight, part, value)
+        if part.scheme is None:
+            yield f"{name}.weight", rows
+            continue
+        try:
+            tensor = quantize(rows, part.scheme)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from None
+        for key, stored in tensor.tensors().items():
+            yield f"{name}.weight.{key}", stored
+
+
+def _rows(weight: Weight, part: Part, value: torch.Tensor) -> torch.Tensor:
+    if len(weight.parts) == 1:
+        return value
+    return torch.cat([value[start:stop] for start, stop in part.ranges])

@@ -1,0 +1,86 @@
+"""Lets transformers open an artifact: import this module, then AutoModelForCausalLM.from_pretrained(folder).
+
+A quantization config and a quantizer of the method "qtensor" are registered at import; nothing else happens.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from quant.architectures import architecture_of
+from quant.artifact import METHOD
+from quant.errors import InputError
+from quant.modules import FusedLinear, QEmbedding, QLinear, QNorm, QTiedHead, QWeight
+from quant.scheme import Scheme
+
+
+@register_quantization_config(METHOD)
+class QTensorConfig(QuantizationConfigMixin):
+    """schemes: list of scheme fields; modules: module -> role -> {"scheme": index or null, "ranges": rows}."""
+
+    def __init__(self, schemes: list[dict], modules: dict[str, dict], **_):
+        self.quant_method = METHOD
+        self.schemes, self.modules = schemes, modules
+
+
+@register_quantizer(METHOD)
+class QTensorQuantizer(HfQuantizer):
+    """Swaps the modules that the artifact's config names before the weights are loaded into them."""
+
+    requires_calibration = True  # an artifact is written by quant.artifact, never made while loading
+
+    def _process_model_before_weight_loading(self, model, **_):
+        config = self.quantization_config
+        schemes = [Scheme.from_dict(values) for values in config.schemes]
+        for name, parts in config.modules.items():
+            try:
+                _quantize_module(model, name, parts, schemes)
+            except AttributeError:
+                raise InputError(f"the artifact quantizes {name}, which {type(model).__name__} does not have; "
+                                 "the artifact and its config.json belong to different models") from None
+        _share_tied_head(model)
+        return model
+
+    def is_serializable(self):
+        return True
+
+    @property
+    def is_trainable(self):
+        return False
+
+
+def _quantize_module(model: nn.Module, name: str, parts: dict[str, dict], schemes: list[Scheme]) -> None:
+    old = model.get_submodule(name)
+    shape, dtype, bias = tuple(old.weight.shape), old.weight.dtype, getattr(old, "bias", None)
+    if type(old).__name__ == "Conv1D":  # GPT-2 stores [in, out]
+        shape = shape[::-1]
+
+    def weight_of(part: dict, rows: int) -> QWeight:
+        return QWeight((rows, *shape[1:]), schemes[part["scheme"]], dtype)
+
+    if len(parts) > 1:
+        linears = {}
+        for role, part in parts.items():
+            rows = sum(stop - start for start, stop in part["ranges"])
+            keeps = part["scheme"] is None
+            linear = nn.Linear(shape[1], rows, bias=False, dtype=dtype) if keeps else QLinear(weight_of(part, rows))
+            linears[role] = (linear, [tuple(r) for r in part["ranges"]])
+        model.set_submodule(name, FusedLinear(linears, bias))
+        return
+    weight = weight_of(next(iter(parts.values())), shape[0])
+    if isinstance(old, nn.Embedding):
+        QEmbedding.take_over(old, weight)
+    else:
+        model.set_submodule(name, QNorm(old, weight) if len(shape) == 1 else QLinear(weight, bias))
+
+
+def _share_tied_head(model: nn.Module) -> None:
+    """Where the head is tied to a quantized embedding, both use one set of codes."""
+    architecture = architecture_of(model.config.to_dict())
+    embedding = model.get_submodule(architecture.main_embedding)
+    if not architecture.is_tied(model.config.to_dict()) or not isinstance(embedding, QEmbedding):
+        return
+    model.set_submodule(architecture.head, QTiedHead(embedding))
+    model._tied_weights_keys, model.all_tied_weights_keys = None, {}

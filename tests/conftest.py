@@ -1,0 +1,77 @@
+"""Tiny models of real architectures with random weights, made from their configs; no network, no GPU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+
+ROOT = Path(__file__).resolve().parent.parent
+EMBEDDED = ROOT / "models" / "embedded"
+VOCABULARY = 96
+
+
+def _config(architecture: str):
+    import transformers as t
+
+    small = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+             "vocab_size": VOCABULARY, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    grouped = {**small, "num_key_value_heads": 2}
+    gpt2 = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2}
+    return {
+        "gpt2": lambda: t.GPT2Config(n_positions=64, n_ctx=64, n_embd=64, n_layer=2, n_head=4, **gpt2),
+        "gpt_neo": lambda: t.GPTNeoConfig(max_position_embeddings=64, hidden_size=64, num_layers=2, num_heads=4,
+                                          attention_types=[[["global", "local"], 1]], window_size=8, **gpt2),
+        "gpt_neox": lambda: t.GPTNeoXConfig(**small),
+        "opt": lambda: t.OPTConfig(ffn_dim=128, word_embed_proj_dim=64, **small),
+        "llama": lambda: t.LlamaConfig(**grouped),
+        "llama-tied": lambda: t.LlamaConfig(tie_word_embeddings=True, **grouped),
+        "phi3": lambda: t.Phi3Config(**grouped),
+        "gemma": lambda: t.GemmaConfig(head_dim=16, **grouped),
+        "qwen3": lambda: t.Qwen3Config(head_dim=16, **grouped),
+    }[architecture]()
+
+
+ARCHITECTURES = ("gpt2", "gpt_neo", "gpt_neox", "opt", "llama", "llama-tied", "phi3", "gemma", "qwen3")
+
+
+@pytest.fixture(scope="session")
+def make_model(tmp_path_factory):
+    """make_model(architecture, dtype) -> a folder with config, random weights and the embedded tokenizer."""
+    made: dict[tuple, Path] = {}
+
+    def make(architecture: str = "gpt2", dtype: torch.dtype = torch.float32) -> Path:
+        key = (architecture, dtype)
+        if key not in made:
+            from transformers import AutoModelForCausalLM
+
+            torch.manual_seed(0)
+            model = AutoModelForCausalLM.from_config(_config(architecture))
+            for parameter in model.parameters():
+                if parameter.ndim == 1:  # norms of exactly one and biases of exactly zero would hide mistakes
+                    parameter.data += 0.1 * torch.randn_like(parameter)
+            folder = tmp_path_factory.mktemp(architecture)
+            model.to(dtype).save_pretrained(folder)
+            for name in ("tokenizer.json", "tokenizer_config.json"):
+                (folder / name).write_bytes((EMBEDDED / name).read_bytes())
+            made[key] = folder
+        return made[key]
+
+    return make
+
+
+@pytest.fixture
+def ids():
+    return torch.randint(3, VOCABULARY, (2, 24), generator=torch.Generator().manual_seed(1))
+
+
+def run_stage(stage: str, *words: str, cwd: Path) -> subprocess.CompletedProcess:
+    """A stage's script, as DVC calls it."""
+    return subprocess.run([sys.executable, f"stages/{stage}.py", *words], cwd=cwd, capture_output=True, text=True)

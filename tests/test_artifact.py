@@ -1,0 +1,129 @@
+"""What is written opens in transformers, for every architecture, and computes what the stored codes stand for."""
+
+import json
+
+import pytest
+import torch
+from conftest import ARCHITECTURES
+
+import quant.transformers_format  # noqa: F401  registers the format
+from quant.artifact import write_artifact
+from quant.checkpoint import Checkpoint, read_header
+from quant.errors import InputError
+from quant.files import sha256_of
+from quant.qtensor import dequantize, quantize
+from quant.scheme import Scheme
+from quant.select import Recipe, plan
+
+RECIPES = {
+    "whole": {"include": ["*"]},
+    "blocks": {"bits": 4, "group_size": 16, "codebook": "nf4"},
+    "one role": {"include": ["k"], "bits": 3, "group_size": 32, "symmetric": False},
+    "mixed": {"include": ["*"], "exclude": ["norm"], "schemes": {"mlp": {"bits": 5, "group_size": "tensor"}}},
+}
+
+
+def expected_logits(folder, recipe, ids):
+    """The model with each chosen weight replaced, in memory, by what its codes stand for."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    checkpoint = Checkpoint(folder)
+    for weight in plan(checkpoint.tensors, checkpoint.config, recipe):
+        parameter = model.get_parameter(weight.module + ".weight")
+        matrix = parameter.data.T.clone() if weight.transposed else parameter.data.clone()
+        for part in weight.parts:
+            if part.scheme is None:
+                continue
+            if len(weight.parts) == 1:
+                matrix = dequantize(quantize(matrix, part.scheme))
+            else:
+                rows = [row for start, stop in part.ranges for row in range(start, stop)]
+                matrix[rows] = dequantize(quantize(matrix[rows], part.scheme))
+        parameter.data.copy_(matrix.T if weight.transposed else matrix)
+    return model(ids).logits
+
+
+@pytest.mark.parametrize("values", RECIPES.values(), ids=RECIPES)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_logits_after_loading_are_those_of_the_codes(make_model, tmp_path, ids, architecture, values):
+    from transformers import AutoModelForCausalLM
+
+    folder, recipe = make_model(architecture), Recipe.from_dict(values, Scheme())
+    write_artifact(folder, recipe, tmp_path / "out")
+    model, report = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32, output_loading_info=True)
+    assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    with torch.inference_mode():
+        assert torch.allclose(model(ids).logits, expected_logits(folder, recipe, ids), atol=2e-5)
+        assert model.generate(ids[:1, :4], min_new_tokens=3, max_new_tokens=3, do_sample=False).shape == (1, 7)
+
+
+def test_saved_again_it_is_the_same_model(make_model, tmp_path, ids):
+    from transformers import AutoModelForCausalLM
+
+    write_artifact(make_model("gpt2"), Recipe.from_dict({"include": ["*"]}, Scheme()), tmp_path / "out")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    model.save_pretrained(tmp_path / "again")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "again", dtype=torch.float32)
+    assert torch.equal(model(ids).logits, again(ids).logits)
+    assert again.lm_head.weight is again.transformer.wte.weight
+
+
+def test_a_tied_weight_is_stored_once(make_model, tmp_path):
+    write_artifact(make_model("gpt2"), Recipe.from_dict({"include": ["*"]}, Scheme()), tmp_path / "out")
+    names = read_header(tmp_path / "out" / "model.safetensors")
+    assert "transformer.wte.weight.codes" in names and not any("lm_head" in name for name in names)
+
+
+def test_a_fused_matrix_keeps_the_rows_that_were_not_chosen(make_model, tmp_path):
+    folder = make_model("gpt2", torch.float16)
+    write_artifact(folder, Recipe.from_dict({"include": ["q"]}, Scheme()), tmp_path / "out")
+    stored = Checkpoint(tmp_path / "out").read("transformer.h.0.attn.c_attn.v.weight")
+    original = Checkpoint(folder).read("transformer.h.0.attn.c_attn.weight")
+    assert stored.dtype == torch.float16 and torch.equal(stored, original.T[128:])
+
+
+def test_equal_input_gives_equal_bytes_and_a_true_manifest(make_model, tmp_path):
+    recipe = Recipe.from_dict({"bits": 4, "group_size": 16}, Scheme())
+    for name in ("one", "two"):
+        write_artifact(make_model("llama"), recipe, tmp_path / name)
+    files = json.loads((tmp_path / "one" / "manifest.json").read_text())["files"]
+    assert set(files) == {p.name for p in (tmp_path / "one").iterdir()} - {"manifest.json"}
+    for name, entry in files.items():
+        assert entry["sha256"] == sha256_of(tmp_path / "one" / name) == sha256_of(tmp_path / "two" / name)
+
+
+def test_shards_in_and_out(make_model, tmp_path, ids, monkeypatch):
+    from transformers import AutoModelForCausalLM
+
+    source = tmp_path / "source"
+    AutoModelForCausalLM.from_pretrained(make_model("llama")).save_pretrained(source, max_shard_size="60KB")
+    assert len(list(source.glob("*.safetensors"))) > 1
+    recipe = Recipe.from_dict({}, Scheme())
+    write_artifact(make_model("llama"), recipe, tmp_path / "whole")
+    monkeypatch.setattr("quant.checkpoint.SHARD_BYTES", 30_000)
+    write_artifact(source, recipe, tmp_path / "shards")
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
+    models = [AutoModelForCausalLM.from_pretrained(tmp_path / n, dtype=torch.float32) for n in ("whole", "shards")]
+    assert torch.equal(models[0](ids).logits, models[1](ids).logits)
+
+
+def test_nothing_is_left_where_it_failed(make_model, tmp_path, monkeypatch):
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("quant.artifact.write_checkpoint", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        write_artifact(make_model("gpt2"), Recipe(Scheme()), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_artifact_of_another_model_is_refused(make_model, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    write_artifact(make_model("llama"), Recipe(Scheme()), tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    config["quantization_config"]["modules"]["model.layers.5.mlp.up_proj"] = {"up": {"scheme": 0, "ranges": [[0, 1]]}}
+    (tmp_path / "out" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"quantizes model\.layers\.5\.mlp\.up_proj, which LlamaForCausalLM does not have"):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "out")
