@@ -1,0 +1,1 @@
+"""Measures: quality on a fixed list of tokens, bytes from the real tensors, time against the base in turn."""
