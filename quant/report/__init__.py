@@ -1,0 +1,1 @@
+"""From metrics to figures, tables and a document."""
