@@ -1,0 +1,38 @@
+# make repro   the whole pipeline            make test   the tests
+# make setup   only the environment          make clean  remove what can be made again
+# make readme  the README's table and figure, from reports/
+
+VENV := .venv
+ACTIVE := . $(VENV)/bin/activate &&
+export DVC_NO_ANALYTICS := true
+
+.PHONY: repro test setup clean lint readme
+
+repro: setup
+	$(ACTIVE) dvc repro
+
+test: setup lint
+	$(ACTIVE) python -m pytest
+
+readme: setup
+	$(ACTIVE) python -m quant.report.readme
+
+lint: setup
+	$(ACTIVE) ruff check
+
+setup: $(VENV)/ready
+
+$(VENV)/ready: requirements.txt quant/methods/llama_cpp_setup.py
+	@test -x $(VENV)/bin/pip || python3 -m venv $(VENV) || { rm -rf $(VENV); \
+	  echo "error: python3 can't make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	$(ACTIVE) python -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or later is needed")'
+	$(ACTIVE) pip install --quiet --requirement requirements.txt
+	$(ACTIVE) python -m quant.methods.llama_cpp_setup
+	@touch $@
+
+clean:
+	@echo "This removes the virtual environment, DVC's cache and everything dvc repro makes:"
+	@echo "  $(VENV) .dvc/cache .dvc/tmp and what git ignores in models, data and reports"
+	@printf "Go on? [y/N] " && read answer && [ "$$answer" = y ]
+	rm -rf $(VENV) .dvc/cache .dvc/tmp
+	git clean -Xdfq models data reports

@@ -1,0 +1,21 @@
+"""Score one variant against the base on the evaluation text: python stages/evaluate.py VARIANT"""
+
+from pathlib import Path
+
+from common import parameters, run
+
+from quant.corpus import load_corpus
+from quant.evaluation import evaluate
+from quant.files import write_json
+from quant.measure.windows import Protocol
+from quant.variants import variant_named
+
+
+def main(name: str) -> None:
+    params = parameters()
+    protocol = Protocol.from_dict(params["evaluate"])
+    result = evaluate(variant_named(name), load_corpus(Path("data/eval")), protocol, params["device"])
+    write_json(Path("reports/quality") / f"{name}.json", result)
+
+
+run(main)

@@ -1,0 +1,193 @@
+"""DVC for real: what reruns when what changes, on a tiny model; and the whole default pipeline once."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT
+
+TINY = {
+    "data": {"source": "grammar", "sentences": 40},
+    "recipes": {"whole": {"include": ["*"]}, "int4": {"bits": 4, "group_size": 64}},
+    "bnb": {"nf4": {"type": "nf4"}},
+    "gguf": {"q8_0": {"type": "Q8_0"}},
+    "evaluate": {"name": "joined", "context": 64, "stride": 64, "line": " {} \n"},
+    "benchmark": {"prompt": 16, "tokens": 4, "rounds": 2, "threads": 2},
+}
+
+
+class Project:
+    """A clone of this project in a folder of its own, with the parameters given."""
+
+    def __init__(self, folder: Path, params: dict | None = None):
+        self.folder = folder
+        listed = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT,
+                                capture_output=True, check=True).stdout
+        for name in filter(None, listed.decode().split("\0")):
+            if (ROOT / name).is_file():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(ROOT / name, folder / name)
+        if params:
+            (folder / "dvc.lock").unlink(missing_ok=True)
+            everything = yaml.safe_load((folder / "params.yaml").read_text())
+            (folder / "params.yaml").write_text(yaml.safe_dump({**everything, **params}, sort_keys=False))
+        self.git("init", "-q")
+        self.commit()
+
+    def git(self, *words):
+        subprocess.run(["git", *words], cwd=self.folder, env=environment(), check=True, capture_output=True)
+
+    def commit(self):
+        self.git("add", "-A")
+        self.git("commit", "-q", "--allow-empty", "-m", "state")
+
+    def dvc(self, *words, ok=True) -> str:
+        done = subprocess.run([sys.executable, "-m", "dvc", *words], cwd=self.folder, env=environment(), capture_output=True,
+                              text=True)
+        assert not ok or done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        assert ok or done.returncode != 0
+        return done.stdout + done.stderr
+
+    def stages_run(self, *words) -> set[str]:
+        """Names of the stages that a dvc command really ran."""
+        lines = self.dvc(*words).splitlines()
+        return {line.split("'")[1] for line in lines if line.startswith("Running stage")}
+
+    def metrics(self) -> dict[str, dict]:
+        return {path.stem: json.loads(path.read_text()) for path in (self.folder / "reports" / "metrics").glob("*.json")}
+
+    def hashes(self) -> dict[str, str]:
+        """What dvc.lock holds of every output whose hash should be stable."""
+        stages = yaml.safe_load((self.folder / "dvc.lock").read_text())["stages"]
+        outs = [out for stage in stages.values() for out in stage.get("outs", [])]
+        return {out["path"]: out["md5"] for out in outs if out["path"].startswith(("models/", "data/", "reports/quality/"))}
+
+
+def environment() -> dict[str, str]:
+    """The commands of the virtual environment first, as in a terminal where it is active."""
+    who = {f"GIT_{role}_{what}": value for role in ("AUTHOR", "COMMITTER")
+           for what, value in (("NAME", "test"), ("EMAIL", "test@localhost"))}
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return {**os.environ, **who, "PATH": path, "DVC_NO_ANALYTICS": "true"}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """The pipeline on a tiny model, reproduced once."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    folder = tmp_path_factory.mktemp("project")
+    torch.manual_seed(0)
+    shape = {"n_positions": 64, "n_ctx": 64, "n_embd": 64, "n_layer": 1, "n_head": 2}
+    GPT2LMHeadModel(GPT2Config(vocab_size=2048, bos_token_id=0, eos_token_id=0, **shape)).save_pretrained(folder / "tiny")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(ROOT / "models" / "embedded" / name, folder / "tiny" / name)
+    project = Project(folder, {**TINY, "model": {"source": "tiny", "revision": None}})
+    ran = project.stages_run("repro")
+    assert {"download", "quantize@whole", "quantize@int4", "bnb@nf4", "convert", "gguf@q8_0", "plot", "report"} < ran
+    project.commit()
+    return project
+
+
+def families(stages):
+    return {stage.partition("@")[0] for stage in stages}
+
+
+def test_nothing_to_do_runs_nothing(project):
+    assert project.stages_run("repro") == set()
+
+
+def test_every_variant_has_the_same_metrics(project):
+    metrics = project.metrics()
+    assert set(metrics) == {"base", "bf16", "whole", "int4", "bnb-nf4", "gguf-q8_0"}
+    assert len({tuple(sorted(values)) for values in metrics.values()}) == 1
+    assert all(isinstance(value, float) for values in metrics.values() for value in values.values())
+    shown = project.dvc("metrics", "show")
+    assert all(f"{name}.json" in shown for name in metrics)
+
+
+def test_the_report_is_there_and_whole(project):
+    reports = project.folder / "reports"
+    html = (reports / "report.html").read_text()
+    assert html.count("data:image/svg+xml") == 6 and "figures/" not in html and "http" not in html.split("<body>")[0]
+    assert (reports / "report.pdf").read_bytes().startswith(b"%PDF")
+    assert all(name in (reports / "report.md").read_text() for name in project.metrics())
+
+
+def test_evaluating_twice_gives_the_same_bytes(project):
+    folder = project.folder / "reports" / "quality"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for name in ("evaluate@int4", "evaluate-gguf@q8_0", "evaluate-bnb@nf4"):
+        project.dvc("repro", "--force", "--single-item", name)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_the_boundaries_of_caching(project):
+    """One parameter after another, there and back; each line is one promise."""
+    ran = project.stages_run("exp", "run", "-S", "evaluate.stride=32")
+    assert families(ran) == {"evaluate", "evaluate-float", "evaluate-bnb", "evaluate-gguf", "plot", "report"}
+
+    ran = project.stages_run("exp", "run", "-S", "evaluate.stride=64", "-S", "quant.bits=6")
+    assert families(ran) <= {"quantize", "evaluate", "benchmark", "plot", "report"}, "quant.bits touches no bnb or gguf stage"
+    assert "quantize@whole" in ran
+    assert project.metrics()["whole"]["bits_per_weight"] < 8
+
+    before = project.metrics()
+    ran = project.stages_run("exp", "run", "-S", "recipes.int4.group_size=32")
+    assert ran == {"quantize@int4", "evaluate@int4", "benchmark@int4", "plot", "report"}
+    assert project.metrics()["int4"]["bits_per_weight"] > before["int4"]["bits_per_weight"]
+
+    stamps = {path.name: path.stat().st_mtime_ns for path in (project.folder / "reports" / "speed").iterdir()}
+    ran = project.stages_run("exp", "run", "-S", "recipes.int4.group_size=64")
+    assert not {"quantize@int4", "evaluate@int4"} & ran, "what was measured once comes from the cache"
+    assert "benchmark@int4" in ran, "a timing never does"
+    now = {path.name: path.stat().st_mtime_ns for path in (project.folder / "reports" / "speed").iterdir()}
+    assert {name for name in now if now[name] != stamps[name]} == {"int4.json"}
+
+    project.dvc("exp", "run", "-S", "+recipes.int3={bits: 3, group_size: 32}")
+    assert "int3.json" in project.dvc("metrics", "show") and "int3" in (project.folder / "reports" / "report.md").read_text()
+    assert "int3" in project.dvc("metrics", "diff")
+
+    refused = project.dvc("exp", "run", "-S", "quant.bitz=4", ok=False)
+    assert "bitz" in refused
+
+
+@pytest.mark.parametrize("stage", ["quantize@whole", "bnb@nf4", "gguf@q8_0", "evaluate@whole"])
+def test_killed_in_a_stage_it_ends_with_the_same_hashes(project, stage):
+    expected = project.hashes()
+    words = [sys.executable, "-m", "dvc", "repro", "--force", "--single-item", stage]
+    process = subprocess.Popen(words, cwd=project.folder, env=environment(), stdout=subprocess.PIPE, text=True,
+                               start_new_session=True)
+    for line in process.stdout:
+        if line.startswith("> python"):
+            break
+    time.sleep(1.5)  # into the stage's own work
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    project.dvc("repro")
+    assert project.hashes() == expected
+
+
+def test_the_default_pipeline(tmp_path_factory):
+    """What `make repro` makes, from nothing, and that it is what this repository says it is."""
+    project = Project(tmp_path_factory.mktemp("default"))
+    project.dvc("repro")
+    metrics = project.metrics()
+    assert set(metrics) == {path.stem for path in (ROOT / "reports" / "metrics").glob("*.json")}
+    corpus = json.loads((project.folder / "data" / "eval" / "corpus.json").read_text())
+    floor = 2.718281828459045 ** (corpus["floor_nats"] / corpus["words"])
+    assert floor < metrics["base"]["ppl_word"] < 1.05 * floor, "above the grammar's exact perplexity, and near it"
+    assert metrics["gguf-f16"]["ppl"] == pytest.approx(metrics["base"]["ppl"], rel=1e-3)
+    assert metrics["nf4"]["ppl"] == pytest.approx(metrics["bnb-nf4"]["ppl"], rel=1e-5), "the same format, twice"
+    for name, committed in ((path.stem, json.loads(path.read_text())) for path in (ROOT / "reports" / "metrics").glob("*.json")):
+        for key in ("ppl", "bits_per_weight", "weights_mib"):
+            assert metrics[name][key] == pytest.approx(committed[key], rel=1e-3), (name, key)
+    assert project.stages_run("repro") == set()
