@@ -1,6 +1,5 @@
 """A stage called with bad input says so in one line and leaves nothing half-written."""
 
-import os
 import shutil
 import signal
 import subprocess
@@ -100,8 +99,15 @@ def test_a_full_disk(workspace):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_interrupted_it_leaves_nothing_that_looks_whole(workspace, number):
-    process = subprocess.Popen([sys.executable, "stages/quantize.py", "whole"], cwd=workspace, stderr=subprocess.PIPE,
-                               env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    # Large enough that quantizing it takes far longer than noticing that it has begun.
+    large = GPT2Config(vocab_size=60_000, n_embd=256, n_layer=1, n_head=4, bos_token_id=0, eos_token_id=0)
+    GPT2LMHeadModel(large).save_pretrained(workspace / "models" / "base")
+    words = [sys.executable, "stages/quantize.py", "whole"]
+    # A shell starts its background jobs with SIGINT ignored, and these tests may run in one.
+    process = subprocess.Popen(words, cwd=workspace, stderr=subprocess.DEVNULL,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     partial = workspace / "models" / ".whole.partial"
     while process.poll() is None and not partial.exists():
         time.sleep(0.001)
