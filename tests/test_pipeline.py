@@ -186,7 +186,8 @@ def test_the_default_pipeline(tmp_path_factory):
     floor = 2.718281828459045 ** (corpus["floor_nats"] / corpus["words"])
     assert floor < metrics["base"]["ppl_word"] < 1.05 * floor, "above the grammar's exact perplexity, and near it"
     assert metrics["gguf-f16"]["ppl"] == pytest.approx(metrics["base"]["ppl"], rel=1e-3)
-    assert metrics["nf4"]["ppl"] == pytest.approx(metrics["bnb-nf4"]["ppl"], rel=1e-5), "the same format, twice"
+    assert metrics["nf4"]["ppl"] == pytest.approx(metrics["bnb-nf4"]["ppl"], rel=1e-3), "one format, twice"  # where a
+    # processor has bfloat16, bitsandbytes multiplies in it, and the two differ by that
     for name, committed in ((path.stem, json.loads(path.read_text())) for path in (ROOT / "reports" / "metrics").glob("*.json")):
         for key in ("ppl", "bits_per_weight", "weights_mib"):
             assert metrics[name][key] == pytest.approx(committed[key], rel=1e-3), (name, key)
