@@ -22,7 +22,7 @@ from quant.errors import InputError, first_line
 def parameters() -> dict:
     """The parameters that dvc.yaml declares for the running stage, and no others: reading another is a KeyError.
 
-    As dvc.api.params_show(stages=...) gives them, in a hundredth of the second and a half that it takes, fifty times a
+    As dvc.api.params_show(stages=...) gives them, in a small part of the second and a half that it takes, fifty times a
     run. Run by hand, outside DVC, a stage sees all of params.yaml.
     """
     params = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))

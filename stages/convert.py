@@ -1,14 +1,21 @@
-"""Convert the base model to GGUF, in the precision it is stored in, with llama.cpp's converter: python stages/convert.py"""
+"""Convert the base model to GGUF, in the precision it is stored in, with llama.cpp's converter: python stages/convert.py
+
+An empty section gguf leaves llama.cpp out: then there is nothing to convert for, and the folder stays empty.
+"""
 
 from pathlib import Path
 
-from common import run
+from common import parameters, run
 
 from quant.methods.gguf import convert
 
 
 def main() -> None:
-    convert(Path("models/base"), Path("models/converted"))
+    out = Path("models/converted")
+    if parameters()["gguf"]:
+        convert(Path("models/base"), out)
+    else:
+        out.mkdir(parents=True, exist_ok=True)
 
 
 run(main)

@@ -70,6 +70,19 @@ def test_a_damaged_checkpoint(workspace, stage, damage, words):
     assert not {p.name for p in (workspace / "models").iterdir()} - {"base"}
 
 
+def test_an_empty_gguf_section_leaves_llama_cpp_out(workspace, make_model):
+    """A model llama.cpp lacks stops the pipeline only while there is something to convert it for."""
+    shutil.rmtree(workspace / "models" / "base")
+    shutil.copytree(make_model("gpt_neo"), workspace / "models" / "base")
+    assert "llama.cpp has no architecture for GPTNeoForCausalLM" in complaint(run_stage("convert", cwd=workspace))
+    params = yaml.safe_load((workspace / "params.yaml").read_text())
+    (workspace / "params.yaml").write_text(yaml.safe_dump({**params, "gguf": {}}))
+    assert run_stage("convert", cwd=workspace).returncode == 0
+    listed = subprocess.run([sys.executable, "-m", "dvc", "stage", "list", "--name-only"], cwd=workspace, capture_output=True,
+                            text=True)
+    assert "bnb@nf4" in listed.stdout and "gguf" not in listed.stdout, listed.stderr
+
+
 @pytest.mark.parametrize(("source", "word"), [
     ({"source": "nowhere"}, "model 'nowhere' is no folder here and no Hub id"),
     ({"source": "some/model"}, "needs model.revision, a commit of 40 hexadecimal digits"),

@@ -10,10 +10,11 @@ from pathlib import Path
 import jinja2
 import yaml
 
+from quant.corpus import FEW_LINES
 from quant.files import read_json, whole_file, write_text
 from quant.report.figures import FIGURES
 from quant.report.findings import findings
-from quant.report.results import METRICS, Result
+from quant.report.results import Result
 
 HERE = Path(__file__).parent
 TABLE = {  # heading and format of each column
@@ -74,7 +75,7 @@ def render_markdown(results: Sequence[Result], params: Mapping) -> str:
         model=read_json(Path("models/base/manifest.json")),
         params=params,
         parameters=yaml.safe_dump(dict(params), sort_keys=False, allow_unicode=True, default_flow_style=None).strip(),
-        metrics=METRICS,
+        few_lines=FEW_LINES,
     )
 
 

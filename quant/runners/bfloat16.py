@@ -1,4 +1,4 @@
-"""bfloat16 models on processors without bfloat16 arithmetic, where torch multiplies many rows a hundred times slower.
+"""bfloat16 models on processors without bfloat16 arithmetic, where torch multiplies many rows several times slower.
 
 There the operands of such a product are widened to float32, exactly, and its result is rounded to bfloat16: what hardware
 with float32 accumulators does. Weights and activations are bfloat16 all the same, and so are the numbers.
