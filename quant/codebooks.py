@@ -2,6 +2,7 @@
 
 A grid knows three things: the value of each code, the code nearest to a value, and the largest magnitude
 it reaches, which the scale maps a group's largest weight onto. Linear grids and tables differ in nothing else.
+Rounding is to the nearest value; half way between two, linear steps take the even code (IEEE), tables the lower value.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ TABLES = {"nf4": NF4, "fp4": FP4}
 
 @dataclass(frozen=True)
 class LinearGrid:
-    """Equal steps. Code c stands for c - offset; the lowest codes below -limit stay unused."""
+    """Equal steps. Code c stands for c - offset; a symmetric grid leaves code 0 unused, so that it has as many steps
+    below zero as above."""
 
     lowest: int
     highest: int
@@ -40,7 +42,7 @@ class LinearGrid:
         return float(self.highest - self.offset)
 
     def encode(self, steps: torch.Tensor) -> torch.Tensor:
-        """Nearest code of `steps` (weight / scale); halves go to the even code (IEEE round-half-to-even)."""
+        """Nearest code of `steps` (weight / scale), float32 of any shape -> uint8 of that shape."""
         return steps.round().add_(self.offset).clamp_(self.lowest, self.highest).to(torch.uint8)
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
@@ -48,7 +50,7 @@ class LinearGrid:
 
 
 class TableGrid:
-    """Any table of values; a value half way between two goes to the lower one."""
+    """Any table of values, in any order."""
 
     def __init__(self, values: tuple[float, ...]):
         self.values = torch.tensor(values, dtype=torch.float32)
@@ -70,7 +72,7 @@ class TableGrid:
 def grid_of(scheme: Scheme) -> LinearGrid | TableGrid:
     """The grid of a scheme. Symmetric: codes 1 to 2^b - 1 around 2^(b-1); asymmetric: codes 0 to 2^b - 1 upwards."""
     if scheme.codebook != "linear":
-        return TableGrid(TABLES[scheme.codebook])
+        return TableGrid(TABLES.get(scheme.codebook, scheme.codebook))
     highest = 2**scheme.bits - 1
     if scheme.symmetric:
         return LinearGrid(lowest=1, highest=highest, offset=2 ** (scheme.bits - 1))

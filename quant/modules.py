@@ -7,12 +7,12 @@ from torch import nn
 
 from quant import kernels
 from quant.architectures import Range
-from quant.qtensor import QTensor, dequantize, dequantize_rows, layout
+from quant.qtensor import QTensor, dequantize, layout
 from quant.scheme import Scheme
 
 
 class QWeight(nn.Module):
-    """The stored tensors of a QTensor, named as in the artifact: codes, scales, zeros.
+    """The stored tensors of a QTensor, named as in the artifact (see quant.qtensor.layout).
 
     dtype: of the weight it stands for, as callers that ask a module for its weight's dtype expect.
     """
@@ -20,15 +20,13 @@ class QWeight(nn.Module):
     def __init__(self, shape: tuple[int, ...], scheme: Scheme, dtype: torch.dtype = torch.float32):
         super().__init__()
         self.shape, self.scheme, self.dtype = tuple(shape), scheme, dtype
-        for name in ("codes", "scales", "zeros"):
-            self.register_parameter(name, None)
         # Parameters, not buffers: transformers asks a model's first parameter for its device.
         for name, (kind, size) in layout(self.shape, scheme).items():
             setattr(self, name, nn.Parameter(torch.zeros(size, dtype=kind), requires_grad=False))
 
     @property
     def qtensor(self) -> QTensor:
-        return QTensor(self.codes, self.scales, self.zeros, self.shape, self.scheme)
+        return QTensor.from_tensors(self._parameters, self.shape, self.scheme)
 
     @property
     def device(self) -> torch.device:
@@ -117,13 +115,8 @@ class QEmbedding(nn.Embedding):
         embedding.weight = weight
 
     def forward(self, indices: torch.Tensor) -> torch.Tensor:
-        weight, flat = self.weight, indices.flatten()
-        rows, columns = weight.shape
-        shared = weight.scales.shape[0] == 1 and rows > 1
-        scales = weight.scales if shared else weight.scales[flat]
-        zeros = weight.zeros if shared or weight.zeros is None else weight.zeros[flat]
-        values = dequantize_rows(weight.codes[flat], scales, zeros, columns, weight.scheme)
-        return values.to(weight.dtype).view(*indices.shape, columns)
+        rows = self.weight.qtensor.dequantize_rows(indices.flatten())
+        return rows.to(self.weight.dtype).view(*indices.shape, -1)
 
 
 class QNorm(nn.Module):

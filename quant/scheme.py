@@ -1,13 +1,16 @@
-"""Scheme: how the numbers of one weight are stored."""
+"""Scheme: how the numbers of one weight are stored, and how the stored numbers are found."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields, replace
 
 from quant.errors import InputError
 
 CODEBOOKS = ("linear", "nf4", "fp4")
 SCALE_DTYPES = ("float32", "float16", "bfloat16")
+FITS = ("range", "mse", "hqq", "ggml")
+GGML_TYPES = ((4, True), (4, False), (5, True), (5, False), (8, True))  # Q4_0, Q4_1, Q5_0, Q5_1, Q8_0
 
 
 @dataclass(frozen=True)
@@ -15,32 +18,56 @@ class Scheme:
     """bits: width of a code, 2 to 8.
     group_size: which weights share a scale: "tensor", "row" (one output channel) or a number of weights of a row.
     symmetric: codes around zero; otherwise every group also stores the value of its code 0.
-    codebook: "linear" steps, or the 16 values of "nf4" (QLoRA) or "fp4" (E2M1 as bitsandbytes has it).
+    codebook: "linear" steps, the 16 values of "nf4" (QLoRA) or "fp4" (E2M1 as bitsandbytes has it), or any table of numbers.
     scale_dtype: "float32", "float16" or "bfloat16".
+    double_quant: the scales themselves are stored in 8 bits, 256 to a block (QLoRA).
+    fit: what a group's scale aims at: its "range" (no weight is clipped), the least squared error ("mse", a search over
+    clipped ranges), HQQ's half-quadratic solver ("hqq"), or the rule of llama.cpp's Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 ("ggml").
     """
 
     bits: int = 8
     group_size: int | str = "row"
     symmetric: bool = True
-    codebook: str = "linear"
+    codebook: str | tuple[float, ...] = "linear"
     scale_dtype: str = "float32"
+    double_quant: bool = False
+    fit: str = "range"
 
     def __post_init__(self) -> None:
+        if isinstance(self.codebook, list):  # as YAML and JSON give a table
+            object.__setattr__(self, "codebook", tuple(self.codebook))
         if isinstance(self.bits, bool) or not isinstance(self.bits, int) or not 2 <= self.bits <= 8:
             raise InputError(f"bits is {self.bits!r}; expected a whole number from 2 to 8")
         is_count = isinstance(self.group_size, int) and not isinstance(self.group_size, bool) and self.group_size > 0
         if not is_count and self.group_size not in ("row", "tensor"):
             raise InputError(f"group_size is {self.group_size!r}; expected row, tensor or a number of weights such as 64")
-        if not isinstance(self.symmetric, bool):
-            raise InputError(f"symmetric is {self.symmetric!r}; expected true or false")
-        if self.codebook not in CODEBOOKS:
-            raise InputError(f"codebook is {self.codebook!r}; expected one of {', '.join(CODEBOOKS)}")
-        if self.scale_dtype not in SCALE_DTYPES:
-            raise InputError(f"scale_dtype is {self.scale_dtype!r}; expected one of {', '.join(SCALE_DTYPES)}")
-        if self.codebook != "linear" and self.bits != 4:
+        for name in ("symmetric", "double_quant"):
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"{name} is {getattr(self, name)!r}; expected true or false")
+        _check_choice("scale_dtype", self.scale_dtype, SCALE_DTYPES)
+        _check_choice("fit", self.fit, FITS)
+        if isinstance(self.codebook, tuple):
+            _check_table(self.codebook, self.bits)
+        else:
+            _check_choice("codebook", self.codebook, CODEBOOKS, " or a table of numbers such as [-1, -0.4, 0, 0.4, 1]")
+        self._check_combination()
+
+    def _check_combination(self) -> None:
+        if self.codebook in ("nf4", "fp4") and self.bits != 4:
             raise InputError(f"codebook {self.codebook} has 16 values: bits must be 4, found {self.bits}")
         if self.codebook != "linear" and not self.symmetric:
-            raise InputError(f"codebook {self.codebook} has its own zero: symmetric must be true")
+            raise InputError(f"codebook {self._kind} has its own zero: symmetric must be true")
+        if self.double_quant and self.scale_dtype != "float32":
+            raise InputError(f"double_quant stores scales in 8 bits: scale_dtype must be float32, found {self.scale_dtype}")
+        if self.fit == "hqq" and (self.codebook != "linear" or self.symmetric):
+            raise InputError("fit hqq solves for the zero of linear steps: it needs codebook linear and symmetric false")
+        if self.fit == "ggml":
+            known = (self.bits, self.symmetric) in GGML_TYPES
+            if not known or (self.group_size, self.codebook, self.scale_dtype) != (32, "linear", "float16") or self.double_quant:
+                raise InputError(
+                    f"fit ggml is the rule of Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0, which {self.label} is not; expected bits 4 or 5 "
+                    "(8 if symmetric), group_size 32, codebook linear, scale_dtype float16, double_quant false"
+                )
 
     @classmethod
     def from_dict(cls, values: dict) -> Scheme:
@@ -51,15 +78,40 @@ class Scheme:
         return replace(self, **known_keys(type(self), values, "scheme"))
 
     def to_dict(self) -> dict:
-        return asdict(self)
+        """Plain values, as JSON gives them back."""
+        values = asdict(self)
+        return values | ({"codebook": list(self.codebook)} if isinstance(self.codebook, tuple) else {})
 
     @property
     def label(self) -> str:
-        """Short and complete: "int8 row", "nf4 g64", "int4 g32 asym fp16"."""
-        kind = f"int{self.bits}" if self.codebook == "linear" else self.codebook
+        """Short and complete: "int8 row", "nf4 g64 dq", "int4 g32 asym fp16 mse"."""
         span = self.group_size if isinstance(self.group_size, str) else f"g{self.group_size}"
-        scale = {"float32": "", "float16": " fp16", "bfloat16": " bf16"}[self.scale_dtype]
-        return f"{kind} {span}{'' if self.symmetric else ' asym'}{scale}"
+        words = [
+            self._kind, span, "" if self.symmetric else "asym",
+            {"float32": "", "float16": "fp16", "bfloat16": "bf16"}[self.scale_dtype],
+            "dq" if self.double_quant else "", "" if self.fit == "range" else self.fit,
+        ]  # fmt: skip
+        return " ".join(filter(None, words))
+
+    @property
+    def _kind(self) -> str:
+        if isinstance(self.codebook, tuple):
+            return f"table{len(self.codebook)}"
+        return f"int{self.bits}" if self.codebook == "linear" else self.codebook
+
+
+def _check_choice(name: str, value, choices: tuple[str, ...], others: str = "") -> None:
+    if value not in choices:
+        raise InputError(f"{name} is {value!r}; expected one of {', '.join(choices)}{others}")
+
+
+def _check_table(table: tuple, bits: int) -> None:
+    if not all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in table):
+        raise InputError(f"codebook is {list(table)}; expected finite numbers")
+    if len(set(table)) != len(table) or not any(table):
+        raise InputError(f"codebook is {list(table)}; expected different numbers, and not 0 alone")
+    if not 2 ** (bits - 1) < len(table) <= 2**bits:
+        raise InputError(f"codebook has {len(table)} values; with bits {bits} expected {2 ** (bits - 1) + 1} to {2**bits}")
 
 
 def known_keys(cls, values: dict, what: str) -> dict:

@@ -32,6 +32,8 @@ def _config(architecture: str):
         "gpt_neox": lambda: t.GPTNeoXConfig(**small),
         "opt": lambda: t.OPTConfig(ffn_dim=128, word_embed_proj_dim=64, **small),
         "llama": lambda: t.LlamaConfig(**grouped),
+        "smollm": lambda: t.LlamaConfig(tie_word_embeddings=True, **{
+            **small, "hidden_size": 576, "num_hidden_layers": 1, "num_attention_heads": 9, "num_key_value_heads": 3}),
         "llama-tied": lambda: t.LlamaConfig(tie_word_embeddings=True, **grouped),
         "phi3": lambda: t.Phi3Config(**grouped),
         "gemma": lambda: t.GemmaConfig(head_dim=16, **grouped),
@@ -39,7 +41,7 @@ def _config(architecture: str):
     }[architecture]()
 
 
-ARCHITECTURES = ("gpt2", "gpt_neo", "gpt_neox", "opt", "llama", "llama-tied", "phi3", "gemma", "qwen3")
+ARCHITECTURES = ("gpt2", "gpt_neo", "gpt_neox", "opt", "llama", "llama-tied", "smollm", "phi3", "gemma", "qwen3")
 
 
 @pytest.fixture(scope="session")

@@ -18,8 +18,11 @@ from quant.select import Recipe, plan
 RECIPES = {
     "whole": {"include": ["*"]},
     "blocks": {"bits": 4, "group_size": 16, "codebook": "nf4"},
+    "double": {"include": ["*"], "exclude": ["norm"], "bits": 4, "group_size": 16, "codebook": "nf4", "double_quant": True},
     "one role": {"include": ["k"], "bits": 3, "group_size": 32, "symmetric": False},
-    "mixed": {"include": ["*"], "exclude": ["norm"], "schemes": {"mlp": {"bits": 5, "group_size": "tensor"}}},
+    "mixed": {
+        "include": ["*"], "exclude": ["norm"], "group_size": 32, "schemes": {
+            "mlp": {"bits": 5, "group_size": "tensor", "fit": "mse"}, "o": {"bits": 2, "codebook": [-1, -0.3, 0.3, 1]}}},
 }
 
 

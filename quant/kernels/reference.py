@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from quant.qtensor import QTensor, dequantize_rows
+from quant.qtensor import QTensor
 
 TILE = 2**20  # weights dequantized at a time: the whole weight never exists in full precision
 
@@ -13,12 +13,9 @@ def linear(x: torch.Tensor, weight: QTensor, bias: torch.Tensor | None) -> torch
     """x [..., in] times weight [out, in] transposed, plus bias [out]; computed and returned in x's dtype."""
     out_features, in_features = weight.shape
     rows = max(1, TILE // in_features)
-    shared = weight.scales.shape[0] == 1  # one scale for the whole tensor
     tiles = []
     for start in range(0, out_features, rows):
         part = slice(start, start + rows)
-        scales = weight.scales if shared else weight.scales[part]
-        zeros = weight.zeros if shared or weight.zeros is None else weight.zeros[part]
-        tile = dequantize_rows(weight.codes[part], scales, zeros, in_features, weight.scheme)
-        tiles.append(torch.nn.functional.linear(x, tile.to(x.dtype), None if bias is None else bias[part]))
+        tile = weight.dequantize_rows(part).to(x.dtype)
+        tiles.append(torch.nn.functional.linear(x, tile, None if bias is None else bias[part]))
     return tiles[0] if len(tiles) == 1 else torch.cat(tiles, dim=-1)

@@ -1,0 +1,69 @@
+"""Double quantization: the scales of a weight, stored in 8 bits themselves.
+
+QLoRA (Dettmers et al. 2023), section 3: at 64 weights a group, 32-bit scales cost 0.5 bit per weight; in 8 bits with a
+32-bit scale for every 256 of them, 0.127. The mean is taken off first, as scales are all positive. The 8-bit values are
+those of "dynamic tree" quantization (Dettmers, 8-Bit Approximations, 2015): more bits for the exponent near zero.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+BLOCK = 256
+STEPS = 65535  # differences are first rounded to this many equal steps over [-1, 1], as bitsandbytes does on a CPU
+
+
+@dataclass(frozen=True)
+class DoubleQuantized:
+    """Scales [rows, groups] in 8 bits. scale_codes: uint8 [rows, groups]; scale_scales: float32, one for every BLOCK
+    codes in their order; scale_offset: float32 [1], the mean of the scales."""
+
+    scale_codes: torch.Tensor
+    scale_scales: torch.Tensor
+    scale_offset: torch.Tensor
+
+    def rows(self, index: slice | torch.Tensor) -> torch.Tensor:
+        """The scales of some rows, float32 [n, groups]."""
+        codes = self.scale_codes[index]
+        count, groups = self.scale_codes.shape
+        places = torch.arange(count, device=codes.device)[index].unsqueeze(1) * groups
+        blocks = (places + torch.arange(groups, device=codes.device)) // BLOCK
+        return dynamic_map().to(codes.device)[codes.int()] * self.scale_scales[blocks] + self.scale_offset
+
+
+def double_quantize(scales: torch.Tensor) -> DoubleQuantized:
+    """Scales float32 [rows, groups], finite -> their 8-bit form, equal to bitsandbytes' bit for bit on the same processor.
+
+    The mean is torch's float32 mean, as bitsandbytes takes it: with another vector width or number of threads its last
+    bit may differ, which is the one place where an artifact's bytes depend on the machine.
+    """
+    offset = scales.flatten().mean()
+    centred = scales.flatten() - offset
+    blocks = torch.nn.functional.pad(centred, (0, -len(centred) % BLOCK)).view(-1, BLOCK)
+    reach = blocks.abs().amax(-1)
+    parts = torch.where(reach.unsqueeze(-1) == 0, -1.0, blocks / reach.unsqueeze(-1))  # code 0 where all are the mean
+    steps = ((parts + 1) * (STEPS / 2) + 0.5).int()
+    codes = _nearest_codes()[steps].flatten()[: len(centred)]
+    return DoubleQuantized(codes.view(scales.shape), reach, offset.view(1))
+
+
+@cache
+def dynamic_map() -> torch.Tensor:
+    """The 256 values, rising: a sign, zeros that count powers of ten, a one, and the rest of the bits as a fraction."""
+    values = [0.0, 1.0]
+    for exponent in range(7):
+        edges = torch.linspace(0.1, 1, 2**exponent + 1, dtype=torch.float32)
+        middles = (edges[:-1] + edges[1:]) / 2
+        values += (10.0 ** (exponent - 6) * middles).tolist() + (-(10.0 ** (exponent - 6)) * middles).tolist()
+    return torch.tensor(sorted(values), dtype=torch.float32)
+
+
+@cache
+def _nearest_codes() -> torch.Tensor:
+    """uint8 [STEPS + 1]: the code nearest to each step."""
+    values = dynamic_map().double()
+    steps = torch.arange(STEPS + 1, dtype=torch.float64) / (STEPS / 2) - 1
+    return torch.bucketize(steps, (values[1:] + values[:-1]) / 2).to(torch.uint8)
