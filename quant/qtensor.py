@@ -19,9 +19,10 @@ from quant.double_quant import BLOCK, DoubleQuantized, double_quantize
 from quant.errors import InputError
 from quant.fits import choose_range, encode, extremes, stored
 from quant.packing import pack, row_bytes, unpack
+from quant.parallel import over_cores
 from quant.scheme import Scheme
 
-CHUNK = 2**18  # weights quantized at a time: their intermediates stay in the processor's cache
+CHUNK = 2**20  # weights quantized at a time, which bounds the memory of the intermediates
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def quantize(weight: torch.Tensor, scheme: Scheme) -> QTensor:
     if scheme.group_size == "tensor":
         codes, scales, zeros = _quantize_together(pieces, scheme)
     else:
-        parts = [_quantize_together([piece], scheme) for piece in pieces]
+        parts = over_cores(lambda piece: _quantize_together([piece], scheme), pieces)
         codes, scales, zeros = (None if part[0] is None else torch.cat(part) for part in zip(*parts, strict=True))
     if scheme.double_quant:
         scales = double_quantize(scales)
