@@ -33,6 +33,10 @@ def _config(architecture: str):
         "opt": lambda: t.OPTConfig(ffn_dim=128, word_embed_proj_dim=64, **small),
         "llama": lambda: t.LlamaConfig(**grouped),
         "llama-tied": lambda: t.LlamaConfig(tie_word_embeddings=True, **grouped),
+        "llama-576": lambda: t.LlamaConfig(**{**small, "hidden_size": 576, "intermediate_size": 192, "num_attention_heads": 9,
+                                              "num_key_value_heads": 3}),  # SmolLM's shape
+        "llama-odd": lambda: t.LlamaConfig(**{**small, "hidden_size": 36, "intermediate_size": 50, "num_attention_heads": 9,
+                                              "num_key_value_heads": 3}),
         "phi3": lambda: t.Phi3Config(**grouped),
         "gemma": lambda: t.GemmaConfig(head_dim=16, **grouped),
         "qwen3": lambda: t.Qwen3Config(head_dim=16, **grouped),
