@@ -1,0 +1,259 @@
+"""An exported artifact opens in plain transformers, and computes exactly what the artifact does; or it is refused by name."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
+from compressed_tensors.quantization import QuantizationConfig, apply_quantization_config
+from conftest import ROOT
+
+import quant.transformers_format  # noqa: F401  opens the artifact itself, to compare with
+from quant.artifact import write_artifact
+from quant.checkpoint import Checkpoint, TensorInfo, write_checkpoint
+from quant.errors import InputError
+from quant.export import export
+from quant.files import sha256_of
+from quant.packing import unpack
+from quant.qtensor import QTensor, dequantize
+from quant.scheme import Scheme
+from quant.select import Recipe
+
+FORM = "compressed-tensors"
+RECIPES = {
+    "int8 row": {},
+    "int8 tensor": {"group_size": "tensor"},
+    "int4 g32": {"bits": 4, "group_size": 32},
+    "int4 g64": {"bits": 4, "group_size": 64},
+    "int8 attention, int4 mlp": {"schemes": {"mlp": {"bits": 4, "group_size": 32}}},
+    "mlp only": {"include": ["mlp"]},
+}
+
+
+@pytest.fixture
+def exported(make_model, tmp_path):
+    """exported(architecture, recipe, dtype) -> the artifact's folder and the exported one."""
+
+    def make(architecture, recipe, dtype=torch.float32):
+        artifact, out = tmp_path / "artifact", tmp_path / "out"
+        write_artifact(make_model(architecture, dtype), Recipe.from_dict(recipe, Scheme()), artifact)
+        export(artifact, out, FORM)
+        return artifact, out
+
+    return make
+
+
+def opened(folder, dtype="auto"):
+    from transformers import AutoModelForCausalLM
+
+    model, report = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    return model
+
+
+def weights_of(artifact, dtype):
+    """What the stored codes stand for: module -> weight, the parts of a fused one put together."""
+    checkpoint = Checkpoint(artifact)
+    config = checkpoint.config["quantization_config"]
+    weights = {}
+    for module, parts in config["modules"].items():
+        rows = []
+        for role, part in parts.items():
+            name = module if len(parts) == 1 else f"{module}.{role}"
+            codes, scales = (checkpoint.read(f"{name}.weight.{key}") for key in ("codes", "scales"))
+            scheme = Scheme.from_dict(config["schemes"][part["scheme"]])
+            tensor = QTensor(codes, scales, None, (len(codes), codes.shape[1] * 8 // scheme.bits), scheme)
+            rows.append((part["ranges"], dequantize(tensor, dtype)))
+        rows.sort(key=lambda item: item[0])
+        weights[module] = torch.cat([weight for _, weight in rows])
+    return weights
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+@pytest.mark.parametrize("architecture", ["llama-576", "qwen3", "phi3"])
+def test_weights_and_logits_are_those_of_the_artifact(exported, ids, architecture, recipe, dtype):
+    # compressed-tensors holds scales in the model's dtype: they have to be numbers of it for the same weights
+    scale_dtype = str(dtype).removeprefix("torch.")
+    artifact, out = exported(architecture, {**recipe, "scale_dtype": scale_dtype}, dtype)
+    ours, theirs = opened(artifact), opened(out)
+    with torch.inference_mode():
+        expected, found = ours(ids).logits, theirs(ids).logits
+        assert theirs.generate(ids[:1, :4], min_new_tokens=3, max_new_tokens=3, do_sample=False).shape == (1, 7)
+    assert found.dtype == dtype
+    weights = weights_of(artifact, dtype)
+    assert {f"{name}.weight_packed" for name in weights} == {n for n in Checkpoint(out).tensors if n.endswith("_packed")}
+    for name, weight in weights.items():
+        assert torch.equal(theirs.get_submodule(name).weight, weight), name
+    if architecture == "phi3":  # ours multiplies with q, k and v apart, which may sum in another order
+        assert torch.allclose(found, expected, atol=2e-6 if dtype == torch.float32 else 1e-2)
+    else:
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("recipe", [{"bits": 4}, {}, {"group_size": "tensor"}], ids=["int4 row", "int8 row", "int8 tensor"])
+def test_rows_that_fill_no_whole_word(exported, ids, recipe):
+    artifact, out = exported("llama-odd", recipe)
+    with torch.inference_mode():
+        assert torch.equal(opened(artifact)(ids).logits, opened(out)(ids).logits)
+
+
+@pytest.mark.parametrize("architecture", ["gpt_neo", "gpt_neox", "opt", "gemma", "llama-tied"])
+def test_other_architectures_of_linear_layers(exported, ids, architecture):
+    artifact, out = exported(architecture, {"bits": 4, "group_size": 32})
+    with torch.inference_mode():
+        assert torch.allclose(opened(artifact)(ids).logits, opened(out)(ids).logits, atol=2e-6)
+
+
+def test_scales_of_a_wider_dtype_are_rounded_to_the_models(exported, ids):
+    """float32 scales opened in bfloat16: each weight is off by at most three roundings to 8 significant bits."""
+    artifact, out = exported("llama-576", {"bits": 4, "group_size": 32}, torch.bfloat16)
+    theirs = opened(out)
+    with torch.inference_mode():
+        theirs(ids)
+    for name, weight in weights_of(artifact, torch.bfloat16).items():
+        weight, found = weight.float(), theirs.get_submodule(name).weight.float()
+        assert ((found - weight).abs() <= 3 * 2**-8 * weight.abs()).all()
+    with torch.inference_mode():  # and nothing is lost in the file: in float32 it is the same model
+        assert torch.equal(opened(artifact, torch.float32)(ids).logits, opened(out, torch.float32)(ids).logits)
+
+
+@pytest.mark.parametrize(("architecture", "bits"), [("llama-odd", 4), ("llama-odd", 8), ("llama-576", 4)])
+def test_the_layout_is_that_of_the_librarys_own_packer(exported, architecture, bits):
+    artifact, out = (Checkpoint(folder) for folder in exported(architecture, {"bits": bits}))
+    columns = artifact.config["intermediate_size"]
+    name = "model.layers.1.mlp.down_proj"
+    codes = unpack(artifact.read(f"{name}.weight.codes"), bits, columns)
+    expected = pack_to_int32((codes.int() - 2 ** (bits - 1)).to(torch.int8), bits)
+    assert torch.equal(out.read(f"{name}.weight_packed"), expected)
+    assert torch.equal(out.read(f"{name}.weight_scale"), artifact.read(f"{name}.weight.scales"))
+    assert out.read(f"{name}.weight_shape").tolist() == [artifact.config["hidden_size"], columns]
+
+
+def test_the_config_names_every_linear_layer_once(exported):
+    _, out = exported("llama", {"exclude": ["o"], "schemes": {"mlp": {"bits": 4, "group_size": 32}}})
+    config = json.loads((out / "config.json").read_text())["quantization_config"]
+    weights = {name: group["weights"] for group in config["config_groups"].values() for name in group["targets"]}
+    assert set(weights) == {f"model.layers.{i}.{name}_proj" for i in range(2) for name in (
+        "self_attn.q", "self_attn.k", "self_attn.v", "mlp.gate", "mlp.up", "mlp.down")}
+    assert (weights["model.layers.0.self_attn.q_proj"]["num_bits"], weights["model.layers.1.mlp.up_proj"]["num_bits"]) == (8, 4)
+    assert config["ignore"] == ["model.layers.0.self_attn.o_proj", "model.layers.1.self_attn.o_proj", "lm_head"]
+    assert config["format"] == "pack-quantized" and config["quantization_status"] == "compressed"
+
+
+def test_equal_input_gives_equal_bytes_and_a_true_manifest(exported, tmp_path):
+    artifact, out = exported("llama", {"bits": 4, "group_size": 32})
+    export(artifact, tmp_path / "two", FORM)
+    files = json.loads((out / "manifest.json").read_text())["files"]
+    assert set(files) == {p.name for p in out.iterdir()} - {"manifest.json"}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "generation_config.json"} <= set(files)
+    for name, entry in files.items():
+        assert entry["sha256"] == sha256_of(out / name) == sha256_of(tmp_path / "two" / name)
+
+
+def test_shards_and_a_second_export_over_the_first(exported, ids, monkeypatch):
+    artifact, out = exported("llama", {})
+    before = opened(out)(ids).logits
+    monkeypatch.setattr("quant.checkpoint.SHARD_BYTES", 30_000)
+    export(artifact, out, FORM)
+    assert len(list(out.glob("*.safetensors"))) > 1 and not (out / "model.safetensors").exists()
+    assert torch.equal(opened(out)(ids).logits, before)
+
+
+def test_the_library_leaves_a_conv1d_alone(make_model):
+    """Why GPT-2 is refused: the library takes its targets and quantizes none of them."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(make_model("gpt2"))
+    group = {"targets": ["transformer.h.0.mlp.c_fc", "Conv1D"], "weights": {"num_bits": 8, "strategy": "channel"}}
+    apply_quantization_config(model, QuantizationConfig(config_groups={"group_0": group}))
+    assert not any(hasattr(module, "quantization_scheme") for module in model.modules())
+
+
+@pytest.mark.parametrize(("architecture", "recipe", "message"), [
+    ("llama", {"bits": 4, "codebook": "nf4", "group_size": 32}, r"down_proj is nf4 g32, a table of values.*codebook: linear"),
+    ("llama", {"bits": 4, "codebook": "fp4", "group_size": 32}, r"down_proj is fp4 g32, a table of values"),
+    ("llama", {"bits": 3, "group_size": 32}, r"down_proj is int3 g32; pack-quantized is served at 4 and 8 bits only"),
+    ("llama", {"symmetric": False}, r"down_proj is int8 row asym: the value of its code 0 is a real number.*symmetric: true"),
+    ("llama", {"include": ["embedding"]}, r"model\.embed_tokens is a quantized Embedding.*include: \[attention, mlp\]"),
+    ("llama-tied", {"include": ["head"]}, r"model\.embed_tokens is a quantized Embedding.*include: \[attention, mlp\]"),
+    ("llama", {"include": ["norm"]}, r"model\.layers\.0\.input_layernorm is a quantized LlamaRMSNorm"),
+    ("gpt2", {}, r"gpt2 keeps attn\.c_attn, .* in Conv1D modules, which compressed-tensors does not quantize"),
+    ("phi3", {"include": ["q"]}, r"layers\.0\.self_attn\.qkv_proj is one matrix of k, q, v, and k stays in float"),
+    ("phi3", {"schemes": {"up": {"bits": 4}}}, r"gate_up_proj is one matrix in several schemes \(gate int8 row, up int4 row\)"),
+])  # fmt: skip
+def test_what_the_format_cannot_say_is_refused_by_name(make_model, tmp_path, architecture, recipe, message):
+    write_artifact(make_model(architecture), Recipe.from_dict(recipe, Scheme()), tmp_path / "artifact")
+    with pytest.raises(InputError, match=message) as refused:
+        export(tmp_path / "artifact", tmp_path / "out", FORM)
+    assert "\n" not in str(refused.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["artifact"]
+
+
+def rewritten(folder, change):
+    """The artifact's tensors, put through `change`: a function on a dict of them."""
+    checkpoint = Checkpoint(folder)
+    tensors = {name: checkpoint.read(name) for name in checkpoint.tensors}
+    change(tensors)
+    layout = {name: TensorInfo(tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    write_checkpoint(folder, layout, tensors.items())
+
+
+UP = "model.layers.0.mlp.up_proj.weight"
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda t: t.update({f"{UP}.offsets": torch.zeros(3)}), rf"{UP}\.offsets float32 \[3\] is no tensor that"),
+    (lambda t: t.update({UP: torch.zeros(128, 64)}), rf"{UP} float32 \[128, 64\] is no tensor that"),
+    (lambda t: t.pop(f"{UP}.scales"), rf"{UP}\.scales is missing, expected float32 \[128, 1\]"),
+    (lambda t: t.update({f"{UP}.scales": t[f"{UP}.scales"].byte()}), rf"{UP}\.scales is uint8 \[128, 1\], expected float32"),
+    (lambda t: t.update({f"{UP}.codes": t[f"{UP}.codes"][1:]}), rf"{UP}\.codes is uint8 \[127, 64\], expected uint8 \[128, 64\]"),
+], ids=["unknown", "twice", "missing", "dtype", "shape"])  # fmt: skip
+def test_a_tensor_it_does_not_know_is_refused(make_model, tmp_path, change, message):
+    write_artifact(make_model("llama"), Recipe(Scheme()), tmp_path / "artifact")
+    rewritten(tmp_path / "artifact", change)
+    with pytest.raises(InputError, match=message):
+        export(tmp_path / "artifact", tmp_path / "out", FORM)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_artifact_of_another_model_is_refused(make_model, tmp_path):
+    write_artifact(make_model("llama"), Recipe(Scheme()), tmp_path / "artifact")
+    path = tmp_path / "artifact" / "config.json"
+    path.write_text(path.read_text().replace("model.layers.1.mlp.up_proj", "model.layers.5.mlp.up_proj"))
+    with pytest.raises(InputError, match=r"quantizes model\.layers\.5\.mlp\.up_proj, which LlamaForCausalLM does not have"):
+        export(tmp_path / "artifact", tmp_path / "out", FORM)
+
+
+def test_folders_that_are_no_artifact_or_no_place_to_write(make_model, tmp_path):
+    base = make_model("llama")
+    with pytest.raises(InputError, match="is no artifact of this pipeline: its quant_method is None"):
+        export(base, tmp_path / "out", FORM)
+    write_artifact(base, Recipe(Scheme()), tmp_path / "artifact")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("keep")
+    with pytest.raises(InputError, match="mine exists and is no earlier export"):
+        export(tmp_path / "artifact", tmp_path / "mine", FORM)
+    with pytest.raises(InputError, match="is the artifact itself"):
+        export(tmp_path / "artifact", tmp_path / "mine" / ".." / "artifact", FORM)
+    assert (tmp_path / "mine" / "notes.txt").read_text() == "keep" and (tmp_path / "artifact" / "config.json").is_file()
+
+
+def run(*words):
+    return subprocess.run([sys.executable, "-m", "quant.export", *map(str, words)], cwd=ROOT, capture_output=True, text=True)
+
+
+def test_the_command_writes_or_says_in_one_line_why_not(make_model, tmp_path):
+    write_artifact(make_model("llama"), Recipe(Scheme()), tmp_path / "artifact")
+    done = run(tmp_path / "artifact", tmp_path / "out", "--format", FORM)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "manifest.json").is_file()
+    for words, message in {
+        (tmp_path / "absent", tmp_path / "new", "--format", FORM): "absent has no config.json",
+        (tmp_path / "artifact", tmp_path / "new", "--format", "awq"): "invalid choice: 'awq'",
+    }.items():
+        done = run(*words)
+        assert done.returncode == 1 and done.stderr.startswith("error: ") and message in done.stderr
+        assert len(done.stderr.splitlines()) == 1
