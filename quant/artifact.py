@@ -7,7 +7,7 @@ model's modules: `h.0.attn.c_proj.weight.codes`, or `h.0.attn.c_attn.q.weight.co
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from quant.architectures import architecture_of
 from quant.checkpoint import Checkpoint, TensorInfo, write_checkpoint
 from quant.errors import InputError
 from quant.files import whole_folder, write_json, write_manifest
+from quant.needs import estimate
 from quant.progress import progress
 from quant.qtensor import layout as qtensor_layout
 from quant.qtensor import quantize
@@ -26,15 +27,20 @@ COMPANIONS = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "
               "generation_config.json", "chat_template*", "spiece.model")
 
 
-def write_artifact(base: Path, recipe: Recipe, out: Path) -> None:
+def write_artifact(base: Path, recipe: Recipe, out: Path, tell: Callable[[str], None] = lambda _: None) -> None:
     """Quantize the checkpoint in `base` by `recipe` into the folder `out`, which appears whole or not at all.
 
-    Raises InputError if the recipe does not fit the model; nothing has been written then.
+    tell: is given one line about the memory, disk and time it will take, before it starts.
+    Raises InputError if the recipe does not fit the model or the artifact the disk; nothing has been written then.
     """
     checkpoint = Checkpoint(base)
     weights = plan(checkpoint.tensors, checkpoint.config, recipe)
+    layout = artifact_layout(checkpoint, weights)
+    needs = estimate(checkpoint.tensors, layout, weights, out)
+    needs.check(out)
+    tell(str(needs))
     with whole_folder(out) as folder:
-        _write_weights(checkpoint, weights, folder)
+        write_checkpoint(folder, layout, _tensors(checkpoint, weights))
         config = {**checkpoint.config, "quantization_config": quantization_config(weights)}
         write_json(folder / "config.json", config)
         copy_companions(base, folder)
@@ -65,25 +71,32 @@ def quantization_config(weights: list[Weight]) -> dict:
     return {"quant_method": METHOD, "schemes": schemes, "modules": modules}
 
 
-def _write_weights(checkpoint: Checkpoint, weights: list[Weight], folder: Path) -> None:
+def artifact_layout(checkpoint: Checkpoint, weights: list[Weight]) -> dict[str, TensorInfo]:
+    """Every tensor of the artifact, in order, known before any is made."""
     quantized = {weight.tensor: weight for weight in weights if weight.is_quantized}
     architecture = architecture_of(checkpoint.config)
-    order = [tensor for tensor in checkpoint.tensors if architecture.counts(tensor, checkpoint.config)]
     layout: dict[str, TensorInfo] = {}
-    for tensor in order:
+    for tensor in _counted(checkpoint):
         info = checkpoint.tensors[tensor]
-        kept = {architecture.full_name(tensor): info}
-        layout |= _stored(quantized[tensor], info) if tensor in quantized else kept
+        layout |= _stored(quantized[tensor], info) if tensor in quantized else {architecture.full_name(tensor): info}
+    return layout
 
-    def produce() -> Iterator[tuple[str, torch.Tensor]]:
-        for tensor in progress(order, "quantize", size=lambda name: checkpoint.tensors[name].bytes):
-            value = checkpoint.read(tensor)
-            if tensor in quantized:
-                yield from _quantized(quantized[tensor], value)
-            else:
-                yield architecture.full_name(tensor), value
 
-    write_checkpoint(folder, layout, produce())
+def _tensors(checkpoint: Checkpoint, weights: list[Weight]) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of the layout, made one weight at a time."""
+    quantized = {weight.tensor: weight for weight in weights if weight.is_quantized}
+    architecture = architecture_of(checkpoint.config)
+    for tensor in progress(_counted(checkpoint), "quantize", size=lambda name: checkpoint.tensors[name].bytes):
+        value = checkpoint.read(tensor)
+        if tensor in quantized:
+            yield from _quantized(quantized[tensor], value)
+        else:
+            yield architecture.full_name(tensor), value
+
+
+def _counted(checkpoint: Checkpoint) -> list[str]:
+    architecture = architecture_of(checkpoint.config)
+    return [tensor for tensor in checkpoint.tensors if architecture.counts(tensor, checkpoint.config)]
 
 
 def _stored(weight: Weight, info: TensorInfo) -> Mapping[str, TensorInfo]:

@@ -12,7 +12,7 @@ from quant.select import Recipe
 def main(name: str) -> None:
     params = parameters()
     recipe = Recipe.from_dict(params["recipes"][name] or {}, Scheme.from_dict(params["quant"]))
-    write_artifact(Path("models/base"), recipe, Path("models") / name)
+    write_artifact(Path("models/base"), recipe, Path("models") / name, tell=print)
 
 
 run(main)

@@ -33,10 +33,8 @@ def _config(architecture: str):
         "opt": lambda: t.OPTConfig(ffn_dim=128, word_embed_proj_dim=64, **small),
         "llama": lambda: t.LlamaConfig(**grouped),
         "smollm": lambda: t.LlamaConfig(tie_word_embeddings=True, **{
-            **small, "hidden_size": 576, "num_hidden_layers": 1, "num_attention_heads": 9, "num_key_value_heads": 3}),
+            **small, "hidden_size": 576, "intermediate_size": 192, "num_attention_heads": 9, "num_key_value_heads": 3}),
         "llama-tied": lambda: t.LlamaConfig(tie_word_embeddings=True, **grouped),
-        "llama-576": lambda: t.LlamaConfig(**{**small, "hidden_size": 576, "intermediate_size": 192, "num_attention_heads": 9,
-                                              "num_key_value_heads": 3}),  # SmolLM's shape
         "llama-odd": lambda: t.LlamaConfig(**{**small, "hidden_size": 36, "intermediate_size": 50, "num_attention_heads": 9,
                                               "num_key_value_heads": 3}),
         "phi3": lambda: t.Phi3Config(**grouped),

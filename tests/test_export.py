@@ -73,7 +73,7 @@ def weights_of(artifact, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
-@pytest.mark.parametrize("architecture", ["llama-576", "qwen3", "phi3"])
+@pytest.mark.parametrize("architecture", ["smollm", "qwen3", "phi3"])
 def test_weights_and_logits_are_those_of_the_artifact(exported, ids, architecture, recipe, dtype):
     # compressed-tensors holds scales in the model's dtype: they have to be numbers of it for the same weights
     scale_dtype = str(dtype).removeprefix("torch.")
@@ -109,7 +109,7 @@ def test_other_architectures_of_linear_layers(exported, ids, architecture):
 
 def test_scales_of_a_wider_dtype_are_rounded_to_the_models(exported, ids):
     """float32 scales opened in bfloat16: each weight is off by at most three roundings to 8 significant bits."""
-    artifact, out = exported("llama-576", {"bits": 4, "group_size": 32}, torch.bfloat16)
+    artifact, out = exported("smollm", {"bits": 4, "group_size": 32}, torch.bfloat16)
     theirs = opened(out)
     with torch.inference_mode():
         theirs(ids)
@@ -120,7 +120,7 @@ def test_scales_of_a_wider_dtype_are_rounded_to_the_models(exported, ids):
         assert torch.equal(opened(artifact, torch.float32)(ids).logits, opened(out, torch.float32)(ids).logits)
 
 
-@pytest.mark.parametrize(("architecture", "bits"), [("llama-odd", 4), ("llama-odd", 8), ("llama-576", 4)])
+@pytest.mark.parametrize(("architecture", "bits"), [("llama-odd", 4), ("llama-odd", 8), ("smollm", 4)])
 def test_the_layout_is_that_of_the_librarys_own_packer(exported, architecture, bits):
     artifact, out = (Checkpoint(folder) for folder in exported(architecture, {"bits": bits}))
     columns = artifact.config["intermediate_size"]
