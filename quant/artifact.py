@@ -1,7 +1,8 @@
 """From a checkpoint and a recipe to an artifact: a folder that transformers opens.
 
 Streams: a tensor is read, quantized and written before the next is touched. Names in the artifact are those of the
-model's modules: `h.0.attn.c_proj.weight.codes`, or `h.0.attn.c_attn.q.weight.codes` for the q rows of a fused matrix.
+model's modules: `h.0.attn.c_proj.weight.codes`, or `h.0.attn.c_attn.q.weight.codes` where the q rows of a fused
+matrix are treated apart.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def copy_companions(base: Path, folder: Path) -> None:
 
 
 def quantization_config(weights: list[Weight]) -> dict:
-    """What transformers needs to build the modules: module -> parts -> scheme, each scheme written once."""
+    """What transformers needs to build the modules: module -> parts by name -> scheme, each scheme written once."""
     schemes: list[dict] = []
     modules = {}
     for weight in weights:
@@ -66,7 +67,7 @@ def quantization_config(weights: list[Weight]) -> dict:
             if part.scheme and part.scheme.to_dict() not in schemes:
                 schemes.append(part.scheme.to_dict())
             scheme = schemes.index(part.scheme.to_dict()) if part.scheme else None
-            parts[part.role] = {"scheme": scheme, "ranges": [list(r) for r in part.ranges]}
+            parts[part.name] = {"scheme": scheme, "ranges": [list(r) for r in part.ranges]}
         modules[weight.module] = parts
     return {"quant_method": METHOD, "schemes": schemes, "modules": modules}
 

@@ -56,11 +56,16 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Part:
-    """Rows of a weight that are stored alike; scheme None keeps them as they are."""
+    """Rows of a weight that are stored together; scheme None keeps them as they are."""
 
-    role: str
+    roles: tuple[str, ...]
     ranges: tuple[Range, ...]
     scheme: Scheme | None
+
+    @property
+    def name(self) -> str:
+        """Of its module in a fused matrix: "q", or "k_v" where those are stored together."""
+        return "_".join(self.roles)
 
     @property
     def rows(self) -> int:
@@ -69,7 +74,8 @@ class Part:
 
 @dataclass(frozen=True)
 class Weight:
-    """One weight of the model: its module, its tensor in the checkpoint, its shape [out, in], its parts by role."""
+    """One weight of the model: its module, its tensor in the checkpoint, its shape [out, in], and its parts: one, or
+    several where it is a fused matrix whose roles are treated differently."""
 
     module: str
     tensor: str
@@ -86,8 +92,8 @@ class Weight:
         return self.shape if len(self.parts) == 1 else (part.rows, *self.shape[1:])
 
     def name_of(self, part: Part) -> str:
-        """Name of a part's module: the weight's own, or with the role behind it where the matrix is fused."""
-        return self.module if len(self.parts) == 1 else f"{self.module}.{part.role}"
+        """Name of a part's module: the weight's own, or with the roles behind it where there are several parts."""
+        return self.module if len(self.parts) == 1 else f"{self.module}.{part.name}"
 
 
 def plan(tensors: Mapping[str, TensorInfo], config: Mapping, recipe: Recipe) -> list[Weight]:
@@ -115,16 +121,15 @@ def plan(tensors: Mapping[str, TensorInfo], config: Mapping, recipe: Recipe) -> 
         tied_head = tied and module == architecture.main_embedding
         block = architecture.block_of(module)
         present |= {block} - {None}
-        parts = []
+        schemes: dict[str, Scheme | None] = {}
         for role in roles:
             name = module if len(roles) == 1 else f"{module}.{role}"
             names = {role, "head"} if tied_head else {role}
             included = _matches(recipe.include, name, names, matched)
             excluded = _matches(recipe.exclude, name, names, matched)
             chosen = included and not excluded and (blocks is None or block in blocks)
-            scheme = _scheme_for(recipe, names) if chosen else None
-            parts.append(Part(role, tuple(ranges[role]), scheme))
-        weight = Weight(module, tensor, tuple(shape), transposed, tied_head, tuple(parts))
+            schemes[role] = _scheme_for(recipe, names) if chosen else None
+        weight = Weight(module, tensor, tuple(shape), transposed, tied_head, _parts(schemes, ranges))
         _check_groups(weight)
         weights.append(weight)
     if blocks and blocks - present:
@@ -132,6 +137,18 @@ def plan(tensors: Mapping[str, TensorInfo], config: Mapping, recipe: Recipe) -> 
                          f"{max(present, default=-1)}")
     _check_terms(recipe, matched, weights)
     return weights
+
+
+def _parts(schemes: Mapping[str, Scheme | None], ranges: Mapping[str, list[Range]]) -> tuple[Part, ...]:
+    """Roles of one scheme together: what is stored in one piece is multiplied in one go."""
+    together: dict[Scheme | None, list[str]] = {}
+    for role, scheme in schemes.items():
+        together.setdefault(scheme, []).append(role)
+    rows = {scheme: tuple(r for role in roles for r in ranges[role]) for scheme, roles in together.items()}
+    if len(rows) == 1:  # the whole matrix, in its own order
+        ((scheme, parts),) = rows.items()
+        rows = {scheme: ((0, max(stop for _, stop in parts)),)}
+    return tuple(Part(tuple(roles), rows[scheme], scheme) for scheme, roles in together.items())
 
 
 def _matches(terms: tuple[str, ...], name: str, roles: set[str], matched: set[str]) -> bool:
@@ -198,7 +215,7 @@ def rows_of_table(weights: list[Weight], tensors: Mapping[str, TensorInfo]) -> I
             before = after = math.prod(shape) * tensors[weight.tensor].dtype.itemsize
             if part.scheme:
                 after = sum(dtype.itemsize * math.prod(size) for dtype, size in layout(shape, part.scheme).values())
-            role = f"{part.role} + head" if weight.tied_head else part.role
+            role = "+".join((*part.roles, "head") if weight.tied_head else part.roles)
             yield weight.name_of(part), role, "x".join(map(str, shape)), part.scheme.label if part.scheme else "-", before, after
 
 

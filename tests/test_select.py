@@ -23,8 +23,8 @@ def chosen(folder, **values):
 
 def test_everything_is_every_weight_once(make_model):
     names = chosen(make_model("gpt2"), include=["*"])
-    assert len(names) == 2 * (3 + 1 + 2 + 2) + 3  # q k v, o, up and down, two norms a block; wte, wpe, ln_f
-    assert "transformer.h.1.attn.c_attn.v" in names and "lm_head" not in names  # the head is tied to wte
+    assert len(names) == 2 * (2 + 2 + 2) + 3  # q k v together, o, up and down, two norms a block; wte, wpe, ln_f
+    assert "transformer.h.1.attn.c_attn" in names and "lm_head" not in names  # the head is tied to wte
 
 
 def test_the_default_selection_is_the_decoder_blocks(make_model):
@@ -37,9 +37,14 @@ def test_a_role_reaches_its_rows_of_a_fused_matrix(make_model):
     }
 
 
+def test_roles_of_a_fused_matrix_that_share_a_scheme_are_stored_together(make_model):
+    names = chosen(make_model("gpt2"), blocks=[0], schemes={"q": {"bits": 4}}, exclude=["mlp", "o"])
+    assert names == {"transformer.h.0.attn.c_attn.q": "int4 row", "transformer.h.0.attn.c_attn.k_v": "int8 row"}
+
+
 def test_fused_rows_follow_the_heads(make_model):
     checkpoint = Checkpoint(make_model("gpt_neox"))
-    weights = plan(checkpoint.tensors, checkpoint.config, Recipe.from_dict({}, Scheme()))
+    weights = plan(checkpoint.tensors, checkpoint.config, Recipe.from_dict({"include": ["k"]}, Scheme()))
     (fused,) = [w for w in weights if w.module == "gpt_neox.layers.0.attention.query_key_value"]
     assert fused.parts[1].ranges == ((16, 32), (64, 80), (112, 128), (160, 176))  # k of 4 heads of 16
 
@@ -73,7 +78,7 @@ def test_a_tied_head_goes_with_the_embedding(make_model, architecture, tied):
     ({"blocks": ["a-b"]}, "blocks holds 'a-b'; expected a number or a range"),
     ({"include": "attention"}, "include is 'attention'; expected a list"),
     ({"bitz": 4}, "unknown recipe key 'bitz'; known: bits, blocks, codebook"),
-    ({"group_size": 48}, r"transformer\.h\.0\.attn\.c_attn\.q: group_size 48 does not divide the 64 columns"),
+    ({"group_size": 48}, r"transformer\.h\.0\.attn\.c_attn: group_size 48 does not divide the 64 columns"),
     ({"schemes": {"moe": {}}}, "schemes names 'moe'; expected a role"),
 ])  # fmt: skip
 def test_a_recipe_that_does_not_fit_is_refused(make_model, values, message):
@@ -94,7 +99,8 @@ def test_the_table_before_any_work_tells_the_bytes_that_come(make_model, tmp_pat
     assert done.returncode == 0, done.stderr
     rows = {line.split()[0]: line.split() for line in done.stdout.splitlines()}
     assert rows["model.layers.0.self_attn.qkv_proj.k"][1:4] == ["k", "32x64", "int4"]
-    assert rows["model.layers.0.self_attn.qkv_proj.q"][-1] == rows["model.layers.0.self_attn.qkv_proj.q"][-2]
+    kept = rows["model.layers.0.self_attn.qkv_proj.q_v"]
+    assert kept[1] == "q+v" and kept[-1] == kept[-2]
     write_artifact(folder, Recipe.from_dict(recipe, Scheme()), tmp_path / "out")
     stored = read_header(tmp_path / "out" / "model.safetensors").values()
     assert int(rows["total"][-1].replace(",", "")) == sum(info.bytes for info in stored)
