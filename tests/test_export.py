@@ -181,7 +181,7 @@ def test_the_library_leaves_a_conv1d_alone(make_model):
     ("llama-tied", {"include": ["head"]}, r"model\.embed_tokens is a quantized Embedding.*include: \[attention, mlp\]"),
     ("llama", {"include": ["norm"]}, r"model\.layers\.0\.input_layernorm is a quantized LlamaRMSNorm"),
     ("gpt2", {}, r"gpt2 keeps attn\.c_attn, .* in Conv1D modules, which compressed-tensors does not quantize"),
-    ("phi3", {"include": ["q"]}, r"layers\.0\.self_attn\.qkv_proj is one matrix of k, q, v, and k stays in float"),
+    ("phi3", {"include": ["q"]}, r"layers\.0\.self_attn\.qkv_proj is one matrix of k_v, q, and k_v stays in float"),
     ("phi3", {"schemes": {"up": {"bits": 4}}}, r"gate_up_proj is one matrix in several schemes \(gate int8 row, up int4 row\)"),
 ])  # fmt: skip
 def test_what_the_format_cannot_say_is_refused_by_name(make_model, tmp_path, architecture, recipe, message):
