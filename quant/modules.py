@@ -7,6 +7,7 @@ from torch import nn
 
 from quant import kernels
 from quant.architectures import Range
+from quant.kernels import reference
 from quant.qtensor import QTensor, dequantize, layout
 from quant.scheme import Scheme
 
@@ -20,6 +21,7 @@ class QWeight(nn.Module):
     def __init__(self, shape: tuple[int, ...], scheme: Scheme, dtype: torch.dtype = torch.float32):
         super().__init__()
         self.shape, self.scheme, self.dtype = tuple(shape), scheme, dtype
+        self._product: kernels.Product | None = None
         # Parameters, not buffers: transformers asks a model's first parameter for its device.
         for name, (kind, size) in layout(self.shape, scheme).items():
             setattr(self, name, nn.Parameter(torch.zeros(size, dtype=kind), requires_grad=False))
@@ -27,6 +29,22 @@ class QWeight(nn.Module):
     @property
     def qtensor(self) -> QTensor:
         return QTensor.from_tensors(self._parameters, self.shape, self.scheme)
+
+    def product(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """x W^T + bias by the fastest kernel there is; what it prepares is prepared at the first call."""
+        if torch.is_grad_enabled() and x.requires_grad:
+            return reference.Product(self.qtensor)(x, bias)
+        if self._product is None:
+            self._product = kernels.product_of(self.qtensor)
+        return self._product(x, bias)
+
+    def _apply(self, fn, recurse=True):
+        self._product = None  # the tensors move
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *arguments):
+        self._product = None  # the tensors change
+        super()._load_from_state_dict(*arguments)
 
     @property
     def device(self) -> torch.device:
@@ -53,7 +71,7 @@ class QLinear(nn.Module):
         return self.weight.shape[0]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return kernels.linear(x, self.weight.qtensor, self.bias)
+        return self.weight.product(x, self.bias)
 
 
 class QTiedHead(nn.Module):
@@ -71,7 +89,7 @@ class QTiedHead(nn.Module):
         return self._embedding[0].weight
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return kernels.linear(x, self.weight.qtensor, None)
+        return self.weight.product(x, None)
 
 
 class FusedLinear(nn.Module):

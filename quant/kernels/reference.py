@@ -9,13 +9,19 @@ from quant.qtensor import QTensor
 TILE = 2**20  # weights dequantized at a time: the whole weight never exists in full precision
 
 
-def linear(x: torch.Tensor, weight: QTensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """x [..., in] times weight [out, in] transposed, plus bias [out]; computed and returned in x's dtype."""
-    out_features, in_features = weight.shape
-    rows = max(1, TILE // in_features)
-    tiles = []
-    for start in range(0, out_features, rows):
-        part = slice(start, start + rows)
-        tile = weight.dequantize_rows(part).to(x.dtype)
-        tiles.append(torch.nn.functional.linear(x, tile, None if bias is None else bias[part]))
-    return tiles[0] if len(tiles) == 1 else torch.cat(tiles, dim=-1)
+class Product:
+    """x W^T + b for one weight."""
+
+    def __init__(self, weight: QTensor):
+        self.weight = weight
+
+    def __call__(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """x [..., in] -> [..., out]; computed and returned in x's dtype."""
+        out_features, in_features = self.weight.shape
+        rows = max(1, TILE // in_features)
+        tiles = []
+        for start in range(0, out_features, rows):
+            part = slice(start, start + rows)
+            tile = self.weight.dequantize_rows(part).to(x.dtype)
+            tiles.append(torch.nn.functional.linear(x, tile, None if bias is None else bias[part]))
+        return tiles[0] if len(tiles) == 1 else torch.cat(tiles, dim=-1)

@@ -1,0 +1,146 @@
+"""Every kernel computes what the codes stand for: the difference from float64 is float32 rounding and nothing else."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+from conftest import ROOT
+
+from quant.kernels import cpu, reference, simd
+from quant.modules import QLinear, QWeight
+from quant.qtensor import dequantize, quantize
+from quant.scheme import Scheme
+
+SCHEMES = [
+    *(Scheme(bits, size, symmetric) for bits in range(2, 9) for size in ("tensor", "row", 32) for symmetric in (True, False)),
+    *(Scheme(4, size, codebook=codebook) for codebook in ("nf4", "fp4") for size in ("row", 8, 64)),
+    Scheme(4, 64, codebook="nf4", double_quant=True), Scheme(8, 64, scale_dtype="bfloat16"), Scheme(4, 32, scale_dtype="float16"),
+    Scheme(3, 32, codebook=(-1.0, -0.4, -0.1, 0.0, 0.2, 1.0)), Scheme(5, 6, symmetric=False), Scheme(4, 3), Scheme(8, 1),
+    Scheme(4, 32, scale_dtype="float16", fit="ggml"),
+]  # fmt: skip
+EACH = pytest.mark.parametrize("scheme", SCHEMES, ids=lambda scheme: scheme.label)
+
+
+def normal(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def check(product, tensor, x, bias=None):
+    """|y - exact| is within what rounding of float32 sums can make of it."""
+    y, weight = product(x, bias), dequantize(tensor).double()
+    exact = x.double() @ weight.T + (0 if bias is None else bias.double())
+    rounding = (x.double().abs() @ weight.abs().T + (0 if bias is None else bias.double().abs())) * 2**-24
+    assert y.dtype == x.dtype and y.shape == exact.shape
+    # 16: sums are of a few hundred terms, whose errors add up like a random walk; 1 more for the rounding of the result
+    assert ((y.double() - exact).abs() <= 16 * rounding + 1e-30).all()
+
+
+@EACH
+@pytest.mark.parametrize("make", [cpu.Product, reference.Product], ids=["cpu", "reference"])
+def test_products_are_exact_but_for_rounding(scheme, make):
+    for rows, columns in ((1, 192), (37, 192), (64, 384)):
+        tensor = quantize(normal(rows, columns), scheme)
+        product = make(tensor)
+        for count in (1, 2, cpu.FEW, cpu.FEW + 1):
+            check(product, tensor, normal(count, columns, seed=count), normal(rows, seed=9))
+
+
+@pytest.mark.parametrize("columns", [1, 7, 31, 33, 101])
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_odd_sizes(columns, bits):
+    tensor = quantize(normal(5, columns), Scheme(bits))
+    for count in (1, 3, 40):
+        check(cpu.Product(tensor), tensor, normal(count, columns))
+
+
+@pytest.mark.parametrize("scheme", [Scheme(), Scheme(4, 64, codebook="nf4")], ids=lambda scheme: scheme.label)
+def test_any_number_of_rows(scheme):
+    tensor = quantize(normal(48, 128), scheme)
+    product = cpu.Product(tensor)
+    for count in (*range(1, 34), 64, 127, 300):
+        check(product, tensor, normal(count, 128, seed=count))
+    assert product(normal(0, 128), None).shape == (0, 48)
+    assert product(normal(2, 3, 128), None).shape == (2, 3, 48)
+
+
+def test_tiles_have_no_seam(monkeypatch):
+    monkeypatch.setattr(cpu, "TILE", 512)
+    tensor = quantize(normal(50, 128), Scheme(4, 64, symmetric=False))
+    check(cpu.Product(tensor), tensor, normal(40, 128))
+
+
+@pytest.mark.parametrize("count", [1, 5, 40])
+def test_activations_need_not_be_contiguous(count):
+    tensor = quantize(normal(32, 64), Scheme())
+    check(cpu.Product(tensor), tensor, normal(64, count).T)
+    check(cpu.Product(tensor), tensor, normal(count, 128)[:, ::2])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_activations_are_rounded_once_at_the_end(dtype):
+    tensor, x = quantize(normal(32, 64), Scheme(4, 32)), normal(3, 64).to(dtype)
+    product = cpu.Product(tensor)
+    assert torch.equal(product(x, None), product(x.float(), None).to(dtype))
+
+
+@pytest.mark.parametrize("group", [32, 64, 192])
+def test_the_plain_loop_equals_the_shuffled_one(group):
+    """What processors without AVX2 run, called from Python's own arrays."""
+    tensor = quantize(normal(9, 192), Scheme(4, group, codebook="nf4"))
+    product = cpu.Product(tensor)
+    x = normal(192).numpy()
+    ordered = numpy.ascontiguousarray(x.reshape(-1, 4, 2).transpose(0, 2, 1)).reshape(-1)
+    for row in range(9):
+        both = [dot(product.codes[row], ordered, product.values, product.planes, product.scales[row], group // simd.BLOCK)
+                for dot in (simd.row_dot, simd.row_dot_plain)]
+        assert both[0] == pytest.approx(both[1], rel=1e-4, abs=1e-5)
+
+
+def test_gradients_reach_the_activations():
+    tensor = quantize(normal(8, 16), Scheme())
+    weight = QWeight((8, 16), Scheme())
+    weight.load_state_dict(tensor.tensors())
+    x = normal(3, 16).requires_grad_()
+    QLinear(weight)(x).sum().backward()
+    assert torch.allclose(x.grad, dequantize(tensor).sum(0).expand(3, 16), atol=1e-5)
+
+
+def test_new_codes_are_seen():
+    linear = QLinear(QWeight((8, 16), Scheme()))
+    assert not linear(normal(2, 16)).any()
+    tensor = quantize(normal(8, 16), Scheme())
+    linear.weight.load_state_dict(tensor.tensors())
+    assert torch.allclose(linear(normal(2, 16)), normal(2, 16) @ dequantize(tensor).T, atol=1e-5)
+
+
+CHILD = """
+import re, sys, torch
+from pathlib import Path
+from quant.kernels.cpu import Product
+from quant.qtensor import QTensor, layout
+from quant.scheme import Scheme
+def peak():
+    return int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+def product(scheme, rows, columns):
+    stored = {name: torch.ones(shape, dtype=dtype) for name, (dtype, shape) in layout((rows, columns), scheme).items()}
+    return Product(QTensor.from_tensors(stored, (rows, columns), scheme))
+for scheme in (Scheme(), Scheme(4, 64), Scheme(3, 64), Scheme(4, 64, codebook="nf4", double_quant=True)):
+    small, large = product(scheme, 8, 4096), product(scheme, 4096, 4096)
+    for count in (1, 3):
+        x = torch.ones(count, 4096)
+        small(x, None)
+        before = peak()
+        large(x, None)
+        print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak memory of a process is read from /proc")
+def test_decoding_allocates_no_dequantized_weight():
+    done = subprocess.run([sys.executable, "-c", CHILD], cwd=ROOT, capture_output=True, text=True, check=True)
+    grown = [float(line) for line in re.findall(r"[\d.]+", done.stdout)]
+    assert len(grown) == 8 and max(grown) < 4  # MiB; the weight would be 64
