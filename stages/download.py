@@ -4,15 +4,15 @@ from pathlib import Path
 
 from common import parameters, run
 
-from quant.corpus import read_corpus, write_corpus
-from quant.hub import fetch_model
+from quant.corpus import TextSource, read_corpus, write_corpus
+from quant.fetch import ModelSource, fetch_model
 
 
 def main() -> None:
     params = parameters()
-    model, data = params["model"], params["data"]
-    fetch_model(model["source"], model["revision"], Path("models/base"))
-    write_corpus(read_corpus(data["source"], data["sentences"]), Path("data/eval"))
+    model, text = ModelSource.from_dict(params["model"]), TextSource.from_dict(params["data"])
+    fetch_model(model, Path("models/base"))
+    write_corpus(read_corpus(text), Path("data/eval"))
 
 
 run(main)
