@@ -77,6 +77,9 @@ def gguf_obstacle(model: Model, folder: Path) -> str | None:
         from tokenizers import Tokenizer
 
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        tokens, places = max(tokenizer.get_vocab().values(), default=-1) + 1, model.config.get("vocab_size")
+        if places is not None and tokens > places:
+            return f"the tokenizer has {tokens:,} tokens, the model places for {places:,}; llama.cpp's converter refuses that"
         is_byte_level = type(tokenizer.model).__name__ == "BPE" and not tokenizer.model.byte_fallback
         if is_byte_level and not llama_cpp.knows_pre_tokenizer(tokenizer) and not splits_like_gpt2(tokenizer):
             return "llama.cpp does not know this BPE tokenizer, and it splits text unlike GPT-2's"
@@ -127,7 +130,8 @@ def _demands(facts: Facts, found: list[Forecast]) -> list[str]:
     needs = [
         ("download", 0, "no weights in memory"),
         ("quantize", 12 * largest, "a weight at a time; the largest, three times in 32 bits"),
-        ("bnb", full + max((one.held_bytes for one in made if one.stage.startswith("bnb@")), default=0), "base in 32 bits, and its result"),
+        ("bnb", full + max((one.held_bytes for one in made if one.stage.startswith("bnb@")), default=0),
+         "base in 32 bits, and its result"),
         ("gguf", stored, "at most the file that is converted"),
         ("evaluate", full + max(one.held_bytes for one in made), "base in 32 bits, and the largest variant beside it"),
     ]
@@ -138,8 +142,8 @@ def _demands(facts: Facts, found: list[Forecast]) -> list[str]:
         verdict = f", and can't run here: {size(count - have)} too little" if count > have else ""
         lines.append(f"  {stage:10} {size(count):>10}  ({why}){verdict}")
     fetched = f"{size(facts.to_fetch)} to fetch, " if facts.to_fetch else ""
-    lines.append(f"disk: {fetched}{size(disk)} for models/, as much again in DVC's cache where the file system can't share blocks; "
-                 f"{size(free)} free{'' if 2 * disk + facts.to_fetch < free else ', which is too little'}")
+    lines.append(f"disk: {fetched}{size(disk)} for models/, as much again in DVC's cache where the file system can't share "
+                 f"blocks; {size(free)} free{'' if 2 * disk + facts.to_fetch < free else ', which is too little'}")
     return lines
 
 
@@ -177,7 +181,7 @@ def _remote_tensors(snapshot: hub.Snapshot, names: list[str]) -> dict[str, Tenso
             for found in pool.map(header, names):
                 tensors |= {name: TensorInfo(DTYPES[one.dtype], tuple(one.shape)) for name, one in found.tensors.items()}
         except (SafetensorsParsingError, KeyError) as error:
-            raise InputError(f"{snapshot.repo} has a safetensors file with a header that can't be read: {first_line(error)}") from None
+            raise InputError(f"{snapshot.repo} has a safetensors header that can't be read: {first_line(error)}") from None
     return tensors
 
 
@@ -199,7 +203,7 @@ def _available_memory() -> int:
 
 def main(words: list[str]) -> None:
     if not 1 <= len(words) <= 2:
-        raise InputError("expected MODEL [TEXT]: a folder or owner/name[@commit], and a text as data.source in params.yaml takes it")
+        raise InputError("expected MODEL [TEXT]: a folder or owner/name[@commit], and a text as data.source takes it")
     params = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
     name, _, revision = words[0].partition("@") if not Path(words[0]).is_dir() else (words[0], "", "")
     text = describe_text(TextSource(words[1])) if len(words) == 2 else None

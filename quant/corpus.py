@@ -129,7 +129,8 @@ def read_corpus(source: TextSource) -> Corpus:
     """The first `sentences` lines (None: all) of a source. Raises InputError if there is no line to score."""
     if source.source == "grammar":
         drawn = list(treebank_like().lines(source.sentences or GRAMMAR_LINES, "test"))
-        return Corpus("grammar", tuple(" ".join(line.words) for line in drawn), floor_nats=sum(line.nats for line in drawn))
+        lines = tuple(" ".join(line.words) for line in drawn)
+        return Corpus("grammar", lines, floor_nats=sum(line.nats for line in drawn), license="apache-2.0")
     if source.source == "ptb":
         with tempfile.TemporaryDirectory() as folder:
             path = hub.fetch_file(PTB_URL, PTB_SHA256, Path(folder) / "ptb.test.txt")
@@ -168,7 +169,8 @@ def write_corpus(corpus: Corpus, out: Path, private: Path = PRIVATE) -> None:
     print(f"text {corpus.source}: {counts['sentences']:,} lines, {counts['words']:,} words, {counts['bytes']:,} bytes, licence "
           f"{corpus.license or 'not stated'}", flush=True)
     if len(corpus.lines) < FEW_LINES:
-        print(f"text {corpus.source}: fewer than {FEW_LINES:,} lines; small differences between variants may be chance", flush=True)
+        print(f"text {corpus.source}: fewer than {FEW_LINES:,} lines; small differences between variants may be chance",
+              flush=True)
 
 
 def load_corpus(folder: Path, private: Path = PRIVATE) -> Corpus:
@@ -209,8 +211,8 @@ def _read_dataset(source: TextSource) -> Corpus:
     if snapshot.cached:
         raise InputError(f"{source.source} is out of reach, and no cache holds it, because it is streamed; give a text file")
     if not hub.is_commit(source.revision):
-        print(f"{source.source}: {source.revision or 'main'} is commit {snapshot.commit}; to get the same text every time, pin it: "
-              f"-S data.revision={snapshot.commit}, or in params.yaml", flush=True)
+        print(f"{source.source}: {source.revision or 'main'} is commit {snapshot.commit}; to get the same text every time, pin "
+              f"it: -S data.revision={snapshot.commit}, or in params.yaml", flush=True)
     split, column = source.split or "test", source.column or "text"
     with hub.in_one_line(source.dataset, snapshot.commit):
         try:

@@ -62,8 +62,8 @@ def fetch_model(model: ModelSource, out: Path) -> None:
         return
     snapshot = hub.resolve(model.source, model.revision)
     if not hub.is_commit(model.revision):
-        print(f"{model.source}: {model.revision or 'main'} is commit {snapshot.commit}; to get the same model every time, pin it: "
-              f"-S model.revision={snapshot.commit}, or in params.yaml", flush=True)
+        print(f"{model.source}: {model.revision or 'main'} is commit {snapshot.commit}; to get the same model every time, pin "
+              f"it: -S model.revision={snapshot.commit}, or in params.yaml", flush=True)
     names = needed_files(snapshot)
     hub.announce(snapshot, names, copy_to=out)
     folder = hub.fetch(snapshot, names)["config.json"].parent
@@ -104,9 +104,9 @@ def weight_files(snapshot: Snapshot) -> list[str]:
         return [SINGLE]
     pickles = sorted(name for name in held if any(fnmatchcase(name, pattern) for pattern in PICKLES))
     if pickles:
-        raise InputError(f"{snapshot.repo} has pickle weights only ({pickles[0]}), which can run code when opened; take a revision "
-                         "that has safetensors (the Hub often offers one as a pull request: model.revision=refs/pr/1), another "
-                         "copy of the model, or convert it where you trust it and give the folder")
+        raise InputError(f"{snapshot.repo} has pickle weights only ({pickles[0]}), which can run code when opened; take a "
+                         "revision that has safetensors (the Hub often offers one as a pull request: model.revision=refs/pr/1), "
+                         "another copy of the model, or convert it where you trust it and give the folder")
     raise InputError(f"{snapshot.repo} has no {SINGLE}; expected weights in safetensors")
 
 

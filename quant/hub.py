@@ -156,10 +156,12 @@ def in_one_line(repo: str, revision: str | None = None) -> Iterator[None]:
         yield
     except (httpx2.HTTPError, OfflineModeIsEnabled, EntryNotFoundError, HFValidationError, RevisionResolutionError) as error:
         raise InputError(_without_token(_explain(error, repo, revision))) from None
-    except OSError as error:
-        if error.errno is not None:  # the machine's own, such as a full disk
+    except (OSError, RuntimeError) as error:  # the client wraps in a RuntimeError what broke an upload
+        if isinstance(error.__cause__, httpx2.HTTPError):
+            raise InputError(_without_token(_explain(error.__cause__, repo, revision))) from None
+        if getattr(error, "errno", None) is not None:  # the machine's own, such as a full disk
             raise
-        raise InputError(_without_token(f"{repo} from {_host()}: {first_line(error)}; run the same command again")) from None
+        raise InputError(_without_token(f"{repo} on {_host()}: {first_line(error)}; run the same command again")) from None
 
 
 def patiently(call: Callable[[], Answer]) -> Answer:
@@ -237,7 +239,11 @@ def _check(path: Path, name: str, snapshot: Snapshot) -> None:
 def _explain(error: BaseException, repo: str, revision: str | None) -> str:
     from huggingface_hub import constants, get_token
     from huggingface_hub.errors import (
-        GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError,
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
         RevisionNotFoundError,
     )  # fmt: skip
 
@@ -246,9 +252,9 @@ def _explain(error: BaseException, repo: str, revision: str | None) -> str:
     where = f"{repo} at {revision[:12]}" if revision else repo
     login = "a token was sent: it may lack the right" if get_token() else "no token was sent: `hf auth login`, or set HF_TOKEN"
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
-    if constants.is_offline_mode() and not isinstance(error, HfHubHTTPError) or isinstance(error, OfflineModeIsEnabled):
-        return (f"{where} is not (whole) in the cache {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE forbids to fetch it; unset it, "
-                "or give a local folder")
+    if isinstance(error, OfflineModeIsEnabled) or (constants.is_offline_mode() and status is None):
+        return (f"{where} is not (whole) in the cache {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE forbids to fetch it; unset "
+                "it, or give a local folder")
     if isinstance(error, GatedRepoError):
         return f"{repo} is gated ({status}): accept its terms at {constants.ENDPOINT}/{repo}, then run this again ({login})"
     if isinstance(error, RevisionNotFoundError):

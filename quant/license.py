@@ -33,7 +33,8 @@ class License:
             return cls()
         found = values.get("license")
         found = ", ".join(map(str, found)) if isinstance(found, list) else found
-        return cls(*(None if one is None else str(one) for one in (found, values.get("license_name"), values.get("license_link"))))
+        fields = (found, values.get("license_name"), values.get("license_link"))
+        return cls(*(None if one is None else str(one) for one in fields))
 
     def to_dict(self) -> dict:
         return asdict(self)

@@ -43,16 +43,21 @@ class Asked:
     headers: dict
     body: bytes = b""
 
+    def header(self, name: str) -> str | None:
+        return next((value for key, value in self.headers.items() if key.lower() == name.lower()), None)
+
 
 @dataclass
 class Fault:
-    """What goes wrong at the next `times` requests "METHOD /path" that match: a status, or bytes after which the line is cut."""
+    """What goes wrong at the next `times` requests "METHOD /path" that match: a status, bytes after which the line is cut, or
+    another content."""
 
     match: str
     times: int = 1
     status: int | None = None
     headers: dict = field(default_factory=dict)
     cut_after: int | None = None
+    replace: bytes | None = None
 
 
 @dataclass
@@ -67,7 +72,7 @@ class Hub:
     def __init__(self):
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.large: dict[str, bytes] = {}  # by sha256, what the CDN gives
-        self.listed_sizes: dict[str, int] = {}  # by path, where the listing lies
+        self.listed_sizes: dict[tuple[str, str], int] = {}  # by repository and path, where the listing lies
         self.asked: list[Asked] = []
         self.faults: list[Fault] = []
         handler = type("Handler", (_Handler,), {"hub": self})
@@ -125,18 +130,22 @@ class _Handler(BaseHTTPRequestHandler):
         length = int(self.headers.get("Content-Length") or 0)
         fault = self.hub.fault_at(self.command, path)
         if fault and fault.cut_after is not None and self.command in ("PUT", "POST"):
-            self.rfile.read(min(length, fault.cut_after))
-            return self.cut()
+            received = self.rfile.read(min(length, fault.cut_after))
+            self.hub.asked.append(Asked(self.command, self.path, dict(self.headers), received))
+            self.cut()
+            return
         body = self.rfile.read(length)
         self.hub.asked.append(Asked(self.command, self.path, dict(self.headers), body))
         if fault and fault.status:
-            return self.reply(b'{"error": "as the test wants it"}', fault.status, fault.headers)
+            self.reply(b'{"error": "as the test wants it"}', fault.status, fault.headers)
+            return
         self.fault = fault
         for pattern, answer in ROUTES:
             match = re.fullmatch(pattern, f"{self.command.replace('HEAD', 'GET')} {path}")
             if match:
-                return answer(self, body, **match.groupdict())
-        return self.reply(b'{"error": "no such page"}', 404)
+                answer(self, body, **match.groupdict())
+                return
+        self.reply(b'{"error": "no such page"}', 404)
 
     do_HEAD = do_POST = do_PUT = do_GET
 
@@ -148,6 +157,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.connection.close()
 
     def reply(self, body: bytes = b"", status: int = 200, headers: dict | None = None, kind: str = "application/json"):
+        if self.fault is not None and self.fault.replace is not None:
+            body = self.fault.replace
         self.send_response(status)
         for key, value in {"Content-Type": kind, "Content-Length": str(len(body)), **(headers or {})}.items():
             self.send_header(key, value)
@@ -193,11 +204,11 @@ class _Handler(BaseHTTPRequestHandler):
         repository = self.repository(kind, name)
         commit = repository and self.commit(repository, revision or "main")
         if commit:
-            siblings = [self.sibling(path, data) for path, data in repository.commits[commit].items()]
+            siblings = [self.sibling(name, path, data) for path, data in repository.commits[commit].items()]
             self.json({"id": name, "sha": commit, "siblings": siblings, "private": False, "tags": [], "downloads": 0})
 
-    def sibling(self, path, data):
-        about = {"rfilename": path, "size": self.hub.listed_sizes.get(path, len(data)), "blobId": git_hash(data)}
+    def sibling(self, name, path, data):
+        about = {"rfilename": path, "size": self.hub.listed_sizes.get((name, path), len(data)), "blobId": git_hash(data)}
         if is_large(path, data):
             about["lfs"] = {"sha256": sha256(data), "size": len(data), "pointerSize": 134}
         return about
@@ -210,7 +221,8 @@ class _Handler(BaseHTTPRequestHandler):
             inside = {path: data for path, data in repository.commits[commit].items() if path.startswith(prefix)}
             folders = {prefix + path.removeprefix(prefix).split("/")[0] for path in inside if "/" in path.removeprefix(prefix)}
             if prefix and not inside:
-                return self.json({"error": "no such folder"}, 404, {"X-Error-Code": "EntryNotFound"})
+                self.json({"error": "no such folder"}, 404, {"X-Error-Code": "EntryNotFound"})
+                return
             deep = self.query.get("recursive", ["false"])[0].lower() == "true"
             entries = [self.entry(path, data) for path, data in inside.items() if deep or "/" not in path.removeprefix(prefix)]
             self.json([*entries, *({"type": "directory", "path": path, "oid": "0" * 40, "size": 0} for path in sorted(folders))])
@@ -238,42 +250,50 @@ class _Handler(BaseHTTPRequestHandler):
             return
         data = repository.commits[commit].get(path)
         if data is None:
-            return self.json({"error": "Entry not found"}, 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
+            self.json({"error": "Entry not found"}, 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
+            return
         if not is_large(path, data):
-            return self.content(data, {"X-Repo-Commit": commit, "ETag": f'"{git_hash(data)}"'})
+            self.content(data, {"X-Repo-Commit": commit, "ETag": f'"{git_hash(data)}"'})
+            return
         headers = {"X-Repo-Commit": commit, "X-Linked-Etag": f'"{sha256(data)}"', "X-Linked-Size": str(len(data)),
-                   "Location": f"http://localhost:{self.hub.port}/cdn/{sha256(data)}?signed"}
+                   "Location": f"http://localhost:{self.hub.port}/cdn/{sha256(data)}?signed&name={path}"}
         self.reply(b"", 302, headers)
 
     def cdn(self, _, digest):
-        self.content(self.hub.large[digest], {"ETag": f'"{hashlib.md5(digest.encode()).hexdigest()}"'})
+        name = self.query["name"][0]
+        headers = {"ETag": f'"{hashlib.md5(digest.encode()).hexdigest()}"', "Content-Disposition": f'inline; filename="{name}";'}
+        self.content(self.hub.large[digest], headers)
 
     def content(self, data: bytes, headers: dict):
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
         headers = {"Accept-Ranges": "bytes", **headers}
         if not asked:
-            return self.reply(data, 200, headers, "application/octet-stream")
+            self.reply(data, 200, headers, "application/octet-stream")
+            return
         first, last = int(asked[1]), min(int(asked[2] or len(data)), len(data) - 1)
         headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
-        return self.reply(data[first : last + 1], 206, headers, "application/octet-stream")
+        self.reply(data[first : last + 1], 206, headers, "application/octet-stream")
 
     def create(self, body):
         about = json.loads(body)
         name = f"{about['organization']}/{about['name']}"
         if not self.headers.get("Authorization"):
-            return self.json({"error": "Who are you?"}, 401)
+            self.json({"error": "Who are you?"}, 401)
+            return
         if ("model", name) in self.hub.repositories:
-            return self.json({"error": "You already created this model repo"}, 409)
+            self.json({"error": "You already created this model repo"}, 409)
+            return
         self.hub.add(name, {".gitattributes": b"*.safetensors filter=lfs\n"})
-        return self.json({"url": f"{self.hub.endpoint}/{name}", "name": name, "id": name})
+        self.json({"url": f"{self.hub.endpoint}/{name}", "name": name, "id": name})
 
     def branch(self, body, name, branch):
         repository = self.repository("model", name)
         start = (json.loads(body or b"{}") or {}).get("startingPoint", "main")
         if branch in repository.branches:
-            return self.json({"error": "Reference already exists"}, 409)
+            self.json({"error": "Reference already exists"}, 409)
+            return
         repository.branches[branch] = repository.branches.get(start, start)
-        return self.json({})
+        self.json({})
 
     def validate(self, _):
         self.json({"errors": [], "warnings": []})
@@ -289,6 +309,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.json({"files": files})
 
     def batch(self, body, name):
+        if self.repository("model", name) is None:
+            return
         objects = []
         for one in json.loads(body)["objects"]:
             answer = {"oid": one["oid"], "size": one["size"]}
@@ -300,9 +322,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def store(self, body, digest):
         if sha256(body) != digest:
-            return self.json({"error": "not what was announced"}, 400)
+            self.json({"error": "not what was announced"}, 400)
+            return
         self.hub.large[digest] = body
-        return self.reply()
+        self.reply()
 
     def verify(self, body):
         one = json.loads(body)
@@ -316,7 +339,8 @@ class _Handler(BaseHTTPRequestHandler):
         lines = [json.loads(line) for line in body.splitlines()]
         header = lines[0]["value"]
         if header.get("parentCommit", parent) != parent:
-            return self.json({"error": "the branch has moved on"}, 412)
+            self.json({"error": "the branch has moved on"}, 412)
+            return
         files = dict(repository.commits[parent])
         for line in lines[1:]:
             value = line["value"]

@@ -85,8 +85,10 @@ def test_an_empty_gguf_section_leaves_llama_cpp_out(workspace, make_model):
 
 @pytest.mark.parametrize(("source", "word"), [
     ({"source": "nowhere"}, "model 'nowhere' is no folder here and no Hub id"),
-    ({"source": "some/model"}, "needs model.revision, a commit of 40 hexadecimal digits"),
-    ({"source": "some/model", "revision": "0" * 40}, "can't fetch some/model at 000000000000 from the Hub"),
+    ({"source": "some/model"}, "some/model is not (whole) in the cache"),
+    ({"source": "some/model", "revision": "0" * 40}, "some/model at 000000000000 is not (whole) in the cache"),
+    ({"source": "models/base", "token": "hf_x"}, "unknown model key 'token'; known: source, revision"),
+    ({"source": "models/base", "revision": "main"}, "model.revision is 'main', but models/base is a folder"),
 ])  # fmt: skip
 def test_a_model_that_can_not_be_had(workspace, source, word):
     change(workspace, model=source)

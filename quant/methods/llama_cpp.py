@@ -65,8 +65,8 @@ def knows_pre_tokenizer(tokenizer) -> bool:
     probe = re.search(r"^ +chktxt = ('.*')$", source, re.MULTILINE)
     known = set(re.findall(r'if chkhsh == "([0-9a-f]{64})"', source))
     if probe is None or not known:
-        raise InputError(f"{home()}/conversion/base.py has no list of tokenizers; expected llama.cpp of llama-cpp-python 0.3.36 or "
-                         "close to it")
+        raise InputError(f"{home()}/conversion/base.py has no list of tokenizers; expected llama.cpp of llama-cpp-python 0.3.36 "
+                         "or close to it")
     ids = tokenizer.encode(ast.literal_eval(probe[1])).ids
     return hashlib.sha256(str(ids).encode()).hexdigest() in known
 
