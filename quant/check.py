@@ -88,8 +88,8 @@ def gguf_obstacle(model: Model, folder: Path) -> str | None:
     return None
 
 
-def describe(facts: Facts, found: list[Forecast], text: str | None) -> str:
-    """The facts, a table of the variants, and what the machine has for them."""
+def describe(facts: Facts, found: list[Forecast], text: str | None, memory: int) -> str:
+    """The facts, a table of the variants, and what they need of the disk and of `memory`, the bytes that are available."""
     model = facts.model
     architecture = model.architecture
     names = ", ".join(model.config.get("architectures") or [])
@@ -104,7 +104,7 @@ def describe(facts: Facts, found: list[Forecast], text: str | None) -> str:
         *([("text", text)] if text else []),
     ]
     report = [f"{key:13} {value}" for key, value in lines]
-    report += ["", *_table(found), "", *_demands(facts, found)]
+    report += ["", *_table(found), "", *_demands(facts, found, memory)]
     return "\n".join(report)
 
 
@@ -119,7 +119,7 @@ def _table(found: list[Forecast]) -> list[str]:
             for name, stage, disk, memory, verdict in rows]
 
 
-def _demands(facts: Facts, found: list[Forecast]) -> list[str]:
+def _demands(facts: Facts, found: list[Forecast], have: int) -> list[str]:
     model = facts.model
     made = [one for one in found if not one.obstacle]
     full = 4 * model.parameters
@@ -135,7 +135,6 @@ def _demands(facts: Facts, found: list[Forecast]) -> list[str]:
         ("gguf", stored, "at most the file that is converted"),
         ("evaluate", full + max(one.held_bytes for one in made), "base in 32 bits, and the largest variant beside it"),
     ]
-    have = _available_memory()
     free = shutil.disk_usage(Path()).free
     lines = [f"memory: {size(have)} available here; Python and its libraries take some 0.5 GB of it, and the weights of a stage"]
     for stage, count, why in needs:
@@ -192,7 +191,7 @@ def _main_dtype(tensors: Iterable[TensorInfo]) -> str:
     return str(max(sizes, key=sizes.get)).removeprefix("torch.")
 
 
-def _available_memory() -> int:
+def available_memory() -> int:
     """Bytes that programs can take without swapping, as the kernel estimates them."""
     meminfo = Path("/proc/meminfo")
     for line in meminfo.read_text().splitlines() if meminfo.is_file() else []:
@@ -209,7 +208,8 @@ def main(words: list[str]) -> None:
     text = describe_text(TextSource(words[1])) if len(words) == 2 else None
     facts = facts_of(ModelSource(name, revision or None))
     architecture_of(facts.model.config)
-    print(describe(facts, forecasts(facts.model, params, gguf_obstacle(facts.model, facts.folder)), text))
+    found = forecasts(facts.model, params, gguf_obstacle(facts.model, facts.folder))
+    print(describe(facts, found, text, available_memory()))
 
 
 if __name__ == "__main__":
