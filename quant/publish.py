@@ -162,9 +162,9 @@ def _front_matter(base: Mapping, license: License, method: str) -> str:
 
 
 def _scheme(manifest: Mapping) -> str:
-    """As the artifact's manifest has it: all that is not its files, its method or its format."""
-    told = {key: value for key, value in manifest.items() if key not in ("files", "method")}
-    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in told.items())
+    """As the artifact's manifest has it: its scheme or type, and the options that are on."""
+    options = [key.replace("_", " ") for key, value in manifest.items() if value is True]
+    return ", ".join([manifest.get("scheme") or manifest["type"], *options])
 
 
 def _measured(path: Path) -> dict:

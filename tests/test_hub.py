@@ -15,9 +15,14 @@ import yaml
 from conftest import ROOT
 from hub_server import Fault, Hub, sha256
 
+from quant.artifact import write_artifact
+from quant.checkpoint import Checkpoint
 from quant.errors import InputError
-from quant.fetch import ModelSource
+from quant.fetch import ModelSource, fetch_model
 from quant.license import License
+from quant.qtensor import quantize
+from quant.scheme import Scheme
+from quant.select import Recipe
 
 MIB = 2**20
 TOKEN = "hf_thisIsNobodysToken"
@@ -201,6 +206,22 @@ def test_a_dead_host(hub, files, tmp_path):
                        fetch("tiny/other", out, commit))
     assert answers[:2] == [{"value": None}] * 2 and (out / "manifest.json").is_file()
     assert f"can't reach 127.0.0.1:{hub.port} for tiny/other at {commit[:12]}" in answers[2]["error"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_checkpoint_is_quantized_from_the_numbers_it_holds(make_model, tmp_path, capsys, dtype):
+    source = make_model("llama", dtype)
+    fetch_model(ModelSource(str(source)), tmp_path / "base")
+    assert f"stored as {dtype}".replace("torch.", "") in capsys.readouterr().out
+    assert json.loads((tmp_path / "base" / "manifest.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
+    write_artifact(tmp_path / "base", Recipe.from_dict({"include": ["q"]}, Scheme()), tmp_path / "out")
+    held, written = Checkpoint(source), Checkpoint(tmp_path / "out")
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert held.tensors[name].dtype == dtype
+    for key, tensor in quantize(held.read(name), Scheme()).tensors().items():
+        assert torch.equal(written.read(f"{name}.{key}"), tensor)
+    kept = "model.layers.0.mlp.up_proj.weight"
+    assert torch.equal(written.read(kept), held.read(kept)) and written.tensors[kept].dtype == dtype
 
 
 @pytest.mark.parametrize(("values", "message"), [

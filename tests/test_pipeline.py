@@ -41,6 +41,14 @@ class Project:
         self.git("init", "-q")
         self.commit()
 
+    @classmethod
+    def cloned(cls, source: "Project", folder: Path) -> "Project":
+        """Another checkout of a project, as another person has it."""
+        clone = cls.__new__(cls)
+        clone.folder = folder
+        source.git("clone", "-q", str(source.folder), str(folder))
+        return clone
+
     def git(self, *words):
         subprocess.run(["git", *words], cwd=self.folder, env=environment(), check=True, capture_output=True)
 
@@ -128,6 +136,19 @@ def test_evaluating_twice_gives_the_same_bytes(project):
     for name in ("evaluate@int4", "evaluate-gguf@q8_0", "evaluate-bnb@nf4"):
         project.dvc("repro", "--force", "--single-item", name)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_through_a_dvc_remote_another_checkout_has_everything(project, tmp_path):
+    """Push, clone elsewhere, pull: there is nothing left to run, and the metrics are the same."""
+    project.dvc("remote", "add", "-d", "shared", str(tmp_path / "remote"))
+    project.commit()
+    project.dvc("push")
+    clone = Project.cloned(project, tmp_path / "clone")
+    clone.dvc("pull")
+    assert clone.stages_run("repro") == set()
+    assert clone.metrics() == project.metrics()
+    for name in ("models/int4/model.safetensors", "models/gguf-q8_0/model.gguf", "reports/report.html"):
+        assert (clone.folder / name).read_bytes() == (project.folder / name).read_bytes()
 
 
 def test_the_boundaries_of_caching(project):

@@ -166,7 +166,7 @@ def test_a_gguf_goes_out_with_its_metadata_and_a_card_that_says_what_was_measure
     front = yaml.safe_load(card.split("---")[1])
     assert front["base_model"] == "tiny/model" and front["base_model_relation"] == "quantized"
     assert front["license"] == "cc-by-nd-4.0" and front["library_name"] == "gguf"
-    for words in ("a" * 40, "llama.cpp's quantizer", "type Q8_0", "| bits per weight | 5.43 ", "| 20.0000 | 21.5000 |",
+    for words in ("a" * 40, "llama.cpp's quantizer", "| scheme | Q8_0 |", "| bits per weight | 5.43 ", "| 20.0000 | 21.5000 |",
                   "+1.250", "20 lines of `grammar`", "1234 tokens", "llama-cli --hf-repo me/tiny-gguf --hf-file model-Q8_0.gguf",
                   "forbids to pass on changed copies"):
         assert words in card, words
@@ -187,5 +187,6 @@ def test_what_can_not_be_pushed_is_one_line(hub, run, tmp_path):
 
 
 def test_a_card_is_not_made_without_measurements(run):
-    with chdir(run), pytest.raises(InputError, match=r"nowhere/quality/nf4\.json is missing, and a card is made from measurements"):
+    missing = r"nowhere/quality/nf4\.json is missing, and a card is made from measurements"
+    with chdir(run), pytest.raises(InputError, match=missing):
         publication(Variant("nf4", "scratch", Path("models/nf4")), "me/x", Path("nowhere"))
