@@ -14,6 +14,7 @@ import torch
 import yaml
 from conftest import ROOT
 from hub_server import Fault, Hub, sha256
+from test_pipeline import Project
 
 from quant.artifact import write_artifact
 from quant.checkpoint import Checkpoint
@@ -25,7 +26,7 @@ from quant.scheme import Scheme
 from quant.select import Recipe
 
 MIB = 2**20
-TOKEN = "hf_thisIsNobodysToken"
+TOKEN = "_".join(("hf", "nobodys", "token"))  # not as one word, which a search of a copy of this project would find
 CARD = b"---\nlicense: llama3\ntags:\n- tiny\n---\n# A tiny model\n"
 NOT_NEEDED = {"pytorch_model.bin": b"pickle", "model.onnx": b"onnx", "tf_model.h5": b"tf", "model-Q4_0.gguf": b"gguf",
               "picture.png": b"png", "modeling_tiny.py": b"raise SystemExit", "consolidated.safetensors": b"a second copy",
@@ -173,6 +174,26 @@ def test_each_failure_is_one_line_that_says_what_to_do(hub, files, tmp_path):
     for asked in hub.asked:
         assert not asked.path.startswith("/cdn") or TOKEN not in str(asked.headers), "the token stays with the Hub"
     for path in [*out.rglob("*"), *(tmp_path / "home").rglob("*")]:
+        assert not path.is_file() or TOKEN.encode() not in path.read_bytes(), path
+
+
+def test_dvc_runs_it_and_the_token_stays_out_of_everything(hub, files, tmp_path):
+    """dvc exp run with a private model at a commit: the token is in no lock, manifest, log or parameter."""
+    commit = hub.add("tiny/private", files, token=TOKEN)
+    (tmp_path / "project").mkdir()
+    project = Project(tmp_path / "project")
+    choice = ["-S", "model.source=tiny/private", "-S", f"model.revision={commit}", "-S", "data.source=hub:tiny/none"]
+    environment = {key: value for key, value in hub.environment(tmp_path / "home").items() if key.startswith("HF_")}
+    environment |= {"HF_HUB_OFFLINE": "0"}
+    shown = project.dvc("exp", "run", "download", *choice, ok=False, HF_TOKEN=TOKEN, **environment)
+    assert "error: download: tiny/none is not on 127.0.0.1" in shown, "before the model comes"
+    assert not any("resolve" in path for path in hub.paths())
+    choice[-1] = "data.source=grammar"
+    shown += project.dvc("exp", "run", "download", *choice, HF_TOKEN=TOKEN, **environment)
+    manifest = json.loads((project.folder / "models" / "base" / "manifest.json").read_text())
+    assert manifest["revision"] == commit and commit in (project.folder / "dvc.lock").read_text()
+    assert TOKEN not in shown
+    for path in project.folder.rglob("*"):
         assert not path.is_file() or TOKEN.encode() not in path.read_bytes(), path
 
 

@@ -56,9 +56,10 @@ class Project:
         self.git("add", "-A")
         self.git("commit", "-q", "--allow-empty", "-m", "state")
 
-    def dvc(self, *words, ok=True) -> str:
-        done = subprocess.run([sys.executable, "-m", "dvc", *words], cwd=self.folder, env=environment(), capture_output=True,
-                              text=True)
+    def dvc(self, *words, ok=True, **more: str) -> str:
+        """What a dvc command prints; more: environment variables."""
+        done = subprocess.run([sys.executable, "-m", "dvc", *words], cwd=self.folder, env={**environment(), **more},
+                              capture_output=True, text=True)
         assert not ok or done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         assert ok or done.returncode != 0
         return done.stdout + done.stderr
