@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 import yaml
 
 from quant import hub
@@ -30,6 +31,8 @@ from quant.forecast import Forecast, Model, forecasts
 from quant.license import License
 from quant.methods import llama_cpp
 from quant.methods.gguf_converter import splits_like_gpt2
+from quant.needs import INTERMEDIATES
+from quant.qtensor import CHUNK
 from quant.units import size
 
 HEADERS_AT_ONCE = 8
@@ -123,13 +126,14 @@ def _demands(facts: Facts, found: list[Forecast], have: int) -> list[str]:
     model = facts.model
     made = [one for one in found if not one.obstacle]
     full = 4 * model.parameters
-    largest = max(info.count for info in model.tensors.values())
+    largest = max(info.bytes for info in model.tensors.values())
+    pieces = 4 * CHUNK * INTERMEDIATES * torch.get_num_threads()
     converts = any(one.stage.startswith("gguf@") for one in made)
     stored = sum(info.bytes for info in model.tensors.values())
     disk = stored * (1 + converts) + sum(one.file_bytes for one in made if one.stage != "-")
     needs = [
         ("download", 0, "no weights in memory"),
-        ("quantize", 12 * largest, "a weight at a time; the largest, three times in 32 bits"),
+        ("quantize", 3 * largest + pieces, "a weight at a time, and pieces of it in 32 bits on every core"),
         ("bnb", full + max((one.held_bytes for one in made if one.stage.startswith("bnb@")), default=0),
          "base in 32 bits, and its result"),
         ("gguf", stored, "at most the file that is converted"),

@@ -21,7 +21,9 @@ from quant.checkpoint import Checkpoint
 from quant.errors import InputError
 from quant.fetch import ModelSource, fetch_model
 from quant.license import License
+from quant.methods import bitsandbytes
 from quant.qtensor import quantize
+from quant.runners import open_runner
 from quant.scheme import Scheme
 from quant.select import Recipe
 
@@ -243,6 +245,23 @@ def test_a_checkpoint_is_quantized_from_the_numbers_it_holds(make_model, tmp_pat
         assert torch.equal(written.read(f"{name}.{key}"), tensor)
     kept = "model.layers.0.mlp.up_proj.weight"
     assert torch.equal(written.read(kept), held.read(kept)) and written.tensors[kept].dtype == dtype
+
+
+def test_code_that_a_model_brings_never_runs(make_model, tmp_path):
+    """A config that names code for transformers to run: the file is not taken along, and the known class opens the model."""
+    source = tmp_path / "source"
+    shutil.copytree(make_model("llama"), source)
+    config = json.loads((source / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForCausalLM": "modeling_theirs.Theirs", "AutoConfig": "modeling_theirs.TheirConfig"}
+    (source / "config.json").write_text(json.dumps(config))
+    (source / "modeling_theirs.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    base = tmp_path / "base"
+    fetch_model(ModelSource(str(source)), base)
+    assert not list(base.glob("*.py"))
+    shutil.copyfile(source / "modeling_theirs.py", base / "modeling_theirs.py")  # and even if it were there
+    assert type(open_runner(base).model).__name__ == "LlamaForCausalLM"
+    bitsandbytes.build(base, bitsandbytes.Spec("nf4"), tmp_path / "bnb")
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize(("values", "message"), [
