@@ -52,6 +52,15 @@ class ModelSource:
             return False
         raise InputError(f"model {self.source!r} is no folder here and no Hub id (owner/name); give model.source one of the two")
 
+    def obstacle(self) -> str | None:
+        """Why the model can't be had, as far as asking for it tells; None: it can."""
+        try:
+            if not self.is_local:
+                hub.resolve(self.source, self.revision)
+        except InputError as error:
+            return str(error)
+        return None
+
 
 def fetch_model(model: ModelSource, out: Path) -> None:
     """Bring config, tokenizer and safetensors of a model into `out`, checked, and say what came."""

@@ -6,6 +6,7 @@ user confirms. An upload that was cut is repeated by the same call: the Hub keep
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,7 +120,10 @@ def push(what: Publication, revision: str | None, public: bool, confirm: Callabl
     """
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.errors import RepositoryNotFoundError
+    from huggingface_hub.utils import disable_progress_bars
 
+    if not sys.stderr.isatty():  # in a file a bar is noise
+        disable_progress_bars()
     api = HfApi()
     with hub.in_one_line(what.repo, revision):
         try:

@@ -274,6 +274,11 @@ def test_a_section_that_does_not_fit_is_refused(values, message):
         ModelSource.from_dict(values)
 
 
+def test_a_folder_has_no_revision(tmp_path):
+    with pytest.raises(InputError, match="model.revision is 'main', but .* is a folder; set it to null"):
+        fetch_model(ModelSource(str(tmp_path), "main"), tmp_path / "base")
+
+
 @pytest.mark.parametrize(("front", "label", "warning"), [
     ("license: mit", "mit", None),
     ("license: cc-by-nc-4.0", "cc-by-nc-4.0", "non-commercial"),
