@@ -4,6 +4,7 @@ import json
 import resource
 import subprocess
 import sys
+from contextlib import chdir
 
 import pytest
 import torch
@@ -12,8 +13,9 @@ from conftest import EMBEDDED, ROOT
 from hub_server import Hub
 from test_hub import CARD
 
-from quant.check import available_memory, describe, describe_text, facts_of, gguf_obstacle
+from quant.check import available_memory, describe, describe_text, facts_of, gguf_obstacle, main
 from quant.corpus import TextSource
+from quant.errors import InputError
 from quant.fetch import ModelSource
 from quant.forecast import forecasts
 from quant.methods import gguf_sizes
@@ -130,6 +132,11 @@ def test_a_text_is_described(tmp_path):
     assert "LDC material" in describe_text(TextSource("ptb"))
 
 
-def test_what_is_no_model_is_one_line():
-    done = subprocess.run([sys.executable, "-m", "quant.check", "nowhere"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr.startswith("error: check: model 'nowhere' is no folder here") and not done.stdout
+@pytest.mark.parametrize(("words", "message"), [
+    (["nowhere"], "model 'nowhere' is no folder here and no Hub id"),
+    ([], "expected MODEL \\[TEXT\\]"),
+    (["models/embedded", "no/such/text"], "corpus 'no/such/text' is no text file"),
+])  # fmt: skip
+def test_what_can_not_be_checked_is_one_line(words, message):
+    with chdir(ROOT), pytest.raises(InputError, match=message):
+        main(words)

@@ -275,7 +275,7 @@ def test_a_section_that_does_not_fit_is_refused(values, message):
 
 
 def test_a_folder_has_no_revision(tmp_path):
-    with pytest.raises(InputError, match="model.revision is 'main', but .* is a folder; set it to null"):
+    with pytest.raises(InputError, match=r"model\.revision is 'main', but .* is a folder; set it to null"):
         fetch_model(ModelSource(str(tmp_path), "main"), tmp_path / "base")
 
 
