@@ -11,7 +11,7 @@ from pathlib import Path
 
 from quant import hub
 from quant.architectures import architecture_of
-from quant.artifact import COMPANIONS, copy_companions
+from quant.artifact import COMPANION_KINDS, COMPANIONS, copy_companions
 from quant.checkpoint import Checkpoint, shard_paths
 from quant.errors import InputError, first_line
 from quant.files import whole_folder, write_manifest
@@ -20,7 +20,6 @@ from quant.license import License
 from quant.scheme import known_keys
 from quant.units import size
 
-TEXT = (".json", ".txt", ".model", ".jinja")  # what a tokenizer consists of
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -86,11 +85,12 @@ def needed_files(snapshot: Snapshot) -> list[str]:
     """
     held = snapshot.files
     if "config.json" not in held:
-        raise InputError(f"{snapshot.repo} has no config.json; expected a model in the format of transformers. It holds "
-                         f"{', '.join(sorted(held)[:6]) or 'nothing'}")
-    companions = [name for name in sorted(held) if name.endswith(TEXT) and any(fnmatchcase(name, one) for one in COMPANIONS)]
+        raise InputError(f"{snapshot.repo}{_as_cached(snapshot)} has no config.json; expected a model in the format of "
+                         f"transformers. It holds {', '.join(sorted(held)[:6]) or 'nothing'}")
+    companions = [name for name in sorted(held) if "/" not in name and name.endswith(COMPANION_KINDS)
+                  and any(fnmatchcase(name, pattern) for pattern in COMPANIONS)]
     if not any(name in companions for name in TOKENIZERS):
-        raise InputError(f"{snapshot.repo} has no tokenizer; expected {' or '.join(TOKENIZERS)}")
+        raise InputError(f"{snapshot.repo}{_as_cached(snapshot)} has no tokenizer; expected {' or '.join(TOKENIZERS)}")
     return ["config.json", *companions, *([CARD] if CARD in held else []), *([INDEX] if INDEX in held else []),
             *weight_files(snapshot)]
 
@@ -106,8 +106,7 @@ def weight_files(snapshot: Snapshot) -> list[str]:
             raise InputError(f"{snapshot.repo}: {INDEX} is not an index of weights ({first_line(error)})") from None
         missing = [name for name in shards if name not in held]
         if missing:
-            raise InputError(f"{snapshot.repo} lacks {', '.join(missing)}, which its index names"
-                             + ("; the cache holds only a part of it" if snapshot.cached else ""))
+            raise InputError(f"{snapshot.repo}{_as_cached(snapshot)} lacks {', '.join(missing)}, which its index names")
         return shards
     if SINGLE in held:
         return [SINGLE]
@@ -116,7 +115,11 @@ def weight_files(snapshot: Snapshot) -> list[str]:
         raise InputError(f"{snapshot.repo} has pickle weights only ({pickles[0]}), which can run code when opened; take a "
                          "revision that has safetensors (the Hub often offers one as a pull request: model.revision=refs/pr/1), "
                          "another copy of the model, or convert it where you trust it and give the folder")
-    raise InputError(f"{snapshot.repo} has no {SINGLE}; expected weights in safetensors")
+    raise InputError(f"{snapshot.repo}{_as_cached(snapshot)} has no {SINGLE}; expected weights in safetensors")
+
+
+def _as_cached(snapshot: Snapshot) -> str:
+    return " (as far as it is in the cache; the Hub is out of reach)" if snapshot.cached else ""
 
 
 def _copy(source: Path, out: Path, name: str, commit: str | None) -> None:

@@ -175,13 +175,15 @@ class _Handler(BaseHTTPRequestHandler):
     def json(self, value, status: int = 200, headers: dict | None = None):
         self.reply(json.dumps(value).encode(), status, headers)
 
-    def repository(self, kind: str, name: str) -> Repository | None:
-        """The repository, or None when a refusal has been sent."""
+    def repository(self, kind: str, name: str, listing: bool = False) -> Repository | None:
+        """The repository, or None when a refusal has been sent. A gated one shows its listing to all, its files to few."""
         found = self.hub.repositories.get((kind, name))
         sent = self.headers.get("Authorization")
         if found is None:
             code, status = ("RepoNotFound", 404 if sent else 401)
             self.json({"error": "Repository not found"}, status, {"X-Error-Code": code})
+        elif found.gated and listing:
+            return found
         elif found.gated and sent != f"Bearer {found.token}":
             self.json({"error": "Access to it is restricted"}, 403 if sent else 401, {"X-Error-Code": "GatedRepo"})
         elif found.token and sent != f"Bearer {found.token}":
@@ -201,7 +203,7 @@ class _Handler(BaseHTTPRequestHandler):
     # What the client asks for, in the order of ROUTES
 
     def info(self, _, kind, name, revision="main"):
-        repository = self.repository(kind, name)
+        repository = self.repository(kind, name, listing=True)
         commit = repository and self.commit(repository, revision or "main")
         if commit:
             siblings = [self.sibling(name, path, data) for path, data in repository.commits[commit].items()]

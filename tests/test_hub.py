@@ -254,7 +254,8 @@ def test_code_that_a_model_brings_never_runs(make_model, tmp_path):
     config = json.loads((source / "config.json").read_text())
     config["auto_map"] = {"AutoModelForCausalLM": "modeling_theirs.Theirs", "AutoConfig": "modeling_theirs.TheirConfig"}
     (source / "config.json").write_text(json.dumps(config))
-    (source / "modeling_theirs.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    for name in ("modeling_theirs.py", "tokenizer_theirs.py"):
+        (source / name).write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     base = tmp_path / "base"
     fetch_model(ModelSource(str(source)), base)
     assert not list(base.glob("*.py"))
