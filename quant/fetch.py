@@ -12,7 +12,7 @@ from pathlib import Path
 from quant import hub
 from quant.architectures import architecture_of
 from quant.artifact import COMPANION_KINDS, COMPANIONS, copy_companions
-from quant.checkpoint import Checkpoint, shard_paths
+from quant.checkpoint import Checkpoint, read_config, shard_paths
 from quant.errors import InputError, first_line
 from quant.files import whole_folder, write_manifest
 from quant.hub import RemoteFile, Snapshot
@@ -73,8 +73,10 @@ def fetch_model(model: ModelSource, out: Path) -> None:
         print(f"{model.source}: {model.revision or 'main'} is commit {snapshot.commit}; to get the same model every time, pin "
               f"it: -S model.revision={snapshot.commit}, or in params.yaml", flush=True)
     names = needed_files(snapshot)
+    folder = hub.fetch(snapshot, ["config.json"])["config.json"].parent
+    architecture_of(read_config(folder))  # before the weights come
     hub.announce(snapshot, names, copy_to=out)
-    folder = hub.fetch(snapshot, names)["config.json"].parent
+    hub.fetch(snapshot, names)
     _copy(folder, out, model.source, snapshot.commit)
 
 

@@ -134,6 +134,7 @@ def test_each_failure_is_one_line_that_says_what_to_do(hub, files, tmp_path):
     hub.add("tiny/pickled", {**{key: files[key] for key in ("config.json", "tokenizer.json")}, "pytorch_model.bin": b"pickle"})
     hub.add("tiny/mute", {key: files[key] for key in ("config.json", "model.safetensors")})
     hub.add("tiny/cut", {**files, "model.safetensors": files["model.safetensors"][:-9]})
+    hub.add("tiny/strange", {**files, "config.json": b'{"model_type": "strange"}'})
     for name in ("busy", "waits", "down", "shaky"):
         hub.add(f"tiny/{name}", files)
     hub.faults += [
@@ -156,6 +157,7 @@ def test_each_failure_is_one_line_that_says_what_to_do(hub, files, tmp_path):
         (fetch("tiny/pickled", out), "pickle weights only (pytorch_model.bin)", "refs/pr/1"),
         (fetch("tiny/mute", out), "has no tokenizer; expected tokenizer.json"),
         (fetch("tiny/cut", out), "cut off"),
+        (fetch("tiny/strange", out), "architecture 'strange' has no table of roles"),
         (fetch("tiny/waits", out), None),
         (fetch("tiny/shaky", out, "main"), None),
         (fetch("tiny/private", out, HF_TOKEN=TOKEN), None),
@@ -170,6 +172,8 @@ def test_each_failure_is_one_line_that_says_what_to_do(hub, files, tmp_path):
     assert "answers 429; trying again in 1 s" in printed and "answers 502; trying again in 1 s" in printed
     assert sum("tiny/down" in path for path in hub.paths()) == 4, "tried again, and then given up"
     assert sum("tiny/busy" in path for path in hub.paths()) == 1, "an hour is not waited for"
+
+    assert not any("tiny/strange" in path and "safetensors" in path for path in hub.paths())
 
     assert TOKEN not in printed and "hf_another" not in printed, "not even where the server repeats it"
     assert any(asked.header("Authorization") == f"Bearer {TOKEN}" for asked in hub.asked)
