@@ -127,11 +127,14 @@ def test_cut_in_the_middle_it_is_repeated_and_reads_back_the_same(hub, run, tmp_
     assert done_again.returncode == 0, done_again.stderr
     assert TOKEN not in done.stdout + done.stderr and not any(TOKEN.encode() in data for data in files.values())
 
-    read = subprocess.run([sys.executable, "-c", READ, json.dumps(TEXT.tolist()), "me/tiny-nf4", "me/tiny-bnb"], text=True,
+    places = ["me/tiny-nf4", "models/nf4", "me/tiny-bnb", "models/bnb-nf4"]
+    read = subprocess.run([sys.executable, "-c", READ, json.dumps(TEXT.tolist()), *places], text=True, cwd=run,
                           env=hub.environment(tmp_path / "other", HF_TOKEN=TOKEN), capture_output=True)
     assert read.returncode == 0, read.stderr[-2000:]
-    for line, name in zip(read.stdout.splitlines(), ("nf4", "bnb-nf4"), strict=True):
-        assert torch.equal(torch.tensor(json.loads(line)), open_runner(run / "models" / name).logits(TEXT))
+    logits = dict(zip(places, (torch.tensor(json.loads(line)) for line in read.stdout.splitlines()), strict=True))
+    for there, here in (places[:2], places[2:]):
+        assert torch.equal(logits[there], logits[here]), "the same numbers from the Hub as from the folder"
+        assert torch.allclose(logits[here], open_runner(run / here).logits(TEXT), atol=1e-5), "and those that were measured"
 
 
 def test_what_exists_is_not_overwritten_unasked(hub, run, tmp_path):
