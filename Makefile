@@ -6,6 +6,10 @@ VENV := .venv
 ACTIVE := . $(VENV)/bin/activate &&
 export DVC_NO_ANALYTICS := true
 
+# What `make clean` removes: these folders, and what git ignores in models, data and reports
+IGNORED := git ls-files --others --ignored --exclude-standard --directory models data reports
+MADE := ls -d $(VENV) .dvc/cache .dvc/tmp 2>/dev/null; $(IGNORED)
+
 .PHONY: repro test setup clean lint readme
 
 repro: setup
@@ -31,8 +35,8 @@ $(VENV)/ready: requirements.txt quant/methods/llama_cpp_setup.py
 	@touch $@
 
 clean:
-	@echo "This removes the virtual environment, DVC's cache and everything dvc repro makes:"
-	@echo "  $(VENV) .dvc/cache .dvc/tmp and what git ignores in models, data and reports"
-	@printf "Go on? [y/N] " && read answer && [ "$$answer" = y ]
-	rm -rf $(VENV) .dvc/cache .dvc/tmp
-	git clean -Xdfq models data reports
+	@made=$$($(MADE)); test -n "$$made" || { echo "nothing to remove"; exit 0; }; \
+	  echo "This removes the virtual environment, DVC's cache with all it holds of earlier runs, and what dvc repro makes:"; \
+	  du -shc $$made; printf "Go on? [y/N] "; read answer; \
+	  test "$$answer" = y || { echo "nothing was removed"; exit 1; }; \
+	  rm -rf $$made

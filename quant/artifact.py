@@ -26,6 +26,7 @@ from quant.select import Part, Recipe, Weight, plan
 METHOD = "qtensor"
 COMPANIONS = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json",
               "generation_config.json", "chat_template*", "spiece.model")
+COMPANION_KINDS = (".json", ".txt", ".model", ".jinja")  # never code, never pickle
 
 
 def write_artifact(base: Path, recipe: Recipe, out: Path, tell: Callable[[str], None] = lambda _: None) -> None:
@@ -52,7 +53,8 @@ def copy_companions(base: Path, folder: Path) -> None:
     """The tokenizer and what else belongs to a model besides its weights and config."""
     for pattern in COMPANIONS:
         for path in sorted(Path(base).glob(pattern)):
-            shutil.copyfile(path, folder / path.name)
+            if path.suffix in COMPANION_KINDS:
+                shutil.copyfile(path, folder / path.name)
 
 
 def quantization_config(weights: list[Weight]) -> dict:

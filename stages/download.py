@@ -4,15 +4,20 @@ from pathlib import Path
 
 from common import parameters, run
 
-from quant.corpus import read_corpus, write_corpus
-from quant.hub import fetch_model
+from quant.corpus import TextSource, read_corpus, write_corpus
+from quant.errors import InputError
+from quant.fetch import ModelSource, fetch_model
 
 
 def main() -> None:
     params = parameters()
-    model, data = params["model"], params["data"]
-    fetch_model(model["source"], model["revision"], Path("models/base"))
-    write_corpus(read_corpus(data["source"], data["sentences"]), Path("data/eval"))
+    model, text = ModelSource.from_dict(params["model"]), TextSource.from_dict(params["data"])
+    try:
+        corpus = read_corpus(text)  # first: a text that can't be had is told before a model of many gigabytes comes
+    except InputError as error:
+        raise InputError(" And ".join(filter(None, (f"{error}.", model.obstacle())))) from None
+    fetch_model(model, Path("models/base"))
+    write_corpus(corpus, Path("data/eval"))
 
 
 run(main)

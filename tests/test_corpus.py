@@ -1,32 +1,57 @@
 """Text comes in as lines, whatever its source, or with one clear sentence not at all."""
 
+import hashlib
+import io
+import json
+
+import pyarrow
+import pyarrow.parquet
 import pytest
 from conftest import ROOT
+from hub_server import Hub
+from test_hub import steps
 
-from quant.corpus import as_text, load_corpus, read_corpus, write_corpus
+from quant.corpus import WIKITEXT2, Corpus, TextSource, as_text, load_corpus, read_corpus, write_corpus
 from quant.errors import InputError
 
 PTB = ROOT.parent / "shared" / "data" / "ptb" / "ptb.test.txt"
 
 
+def read(source, sentences=None):
+    return read_corpus(TextSource(str(source), sentences=sentences))
+
+
+def parquet(**columns) -> bytes:
+    file = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table(columns), file)
+    return file.getvalue()
+
+
 def test_a_file_is_its_lines(tmp_path):
     (tmp_path / "text.txt").write_text(" one two \n\n  \nthree <unk> é\n")
-    corpus = read_corpus(str(tmp_path / "text.txt"), None)
+    corpus = read(tmp_path / "text.txt")
     assert corpus.lines == ("one two", "three <unk> é") and corpus.words == 5 + 2
-    assert read_corpus(str(tmp_path / "text.txt"), 1).lines == ("one two",)
+    assert read(tmp_path / "text.txt", 1).lines == ("one two",)
 
 
 def test_a_folder_is_its_text_files_in_order(tmp_path):
     for name in ("b.txt", "a.txt", "c.md"):
         (tmp_path / name).write_text(f"{name}\n")
-    assert read_corpus(str(tmp_path), None).lines == ("a.txt", "b.txt")
+    assert read(tmp_path).lines == ("a.txt", "b.txt")
 
 
-def test_written_and_loaded_it_is_the_same(tmp_path):
-    corpus = read_corpus("grammar", 40)
+def test_written_and_loaded_it_is_the_same(tmp_path, capsys):
+    corpus = read("grammar", 40)
     write_corpus(corpus, tmp_path / "eval")
     assert load_corpus(tmp_path / "eval") == corpus
     assert corpus.floor_nats > 0
+    about, manifest = (json.loads((tmp_path / "eval" / name).read_text()) for name in ("corpus.json", "manifest.json"))
+    text = (tmp_path / "eval" / "lines.txt").read_bytes()
+    assert (about["sentences"], about["words"], about["bytes"]) == (40, len(text.split()) + 40, len(text))
+    assert {key: manifest[key] for key in ("sentences", "words", "bytes")} == {key: about[key] for key in
+                                                                               ("sentences", "words", "bytes")}
+    shown = capsys.readouterr().out
+    assert f"40 lines, {about['words']} words, {len(text):,} bytes" in shown and "fewer than 3,000 lines" in shown
 
 
 @pytest.mark.parametrize(("content", "message"), [
@@ -37,7 +62,7 @@ def test_written_and_loaded_it_is_the_same(tmp_path):
 def test_a_file_without_text_is_refused(tmp_path, content, message):
     (tmp_path / "text.txt").write_bytes(content)
     with pytest.raises(InputError, match=message):
-        read_corpus(str(tmp_path / "text.txt"), None)
+        read(tmp_path / "text.txt")
 
 
 @pytest.mark.parametrize(("source", "sentences", "message"), [
@@ -47,11 +72,90 @@ def test_a_file_without_text_is_refused(tmp_path, content, message):
 ])  # fmt: skip
 def test_a_source_that_is_none_is_refused(source, sentences, message):
     with pytest.raises(InputError, match=message):
-        read_corpus(source, sentences)
+        read(source, sentences)
+
+
+@pytest.mark.parametrize(("values", "message"), [
+    ({"source": "grammar", "tokn": "x"}, "unknown data key 'tokn'"),
+    ({"source": "grammar", "split": "test"}, "data.split is 'test', but data.source is grammar; it is for hub:owner/name only"),
+    ({"source": "hub:wikitext"}, "expected hub:owner/name"),
+    ({"source": "hub:a/b", "revision": 1234}, "data.revision is 1234; expected text, in quotes"),
+    ({"source": None}, "data.source is None"),
+])  # fmt: skip
+def test_a_section_that_does_not_fit_is_refused(values, message):
+    with pytest.raises(InputError, match=message):
+        TextSource.from_dict(values)
+
+
+def test_text_that_may_not_be_passed_on_is_kept_out_of_what_dvc_has(tmp_path):
+    corpus = Corpus("elsewhere.txt", ("one two", "three"), license="LDC", private=True)
+    out, private = tmp_path / "eval", tmp_path / "private"
+    write_corpus(corpus, out, private)
+    assert load_corpus(out, private) == corpus
+    assert not any(b"three" in path.read_bytes() for path in out.iterdir()), "neither git nor DVC gets it"
+    (kept,) = private.iterdir()
+    kept.write_text("one two\nthree\nmore\n")
+    with pytest.raises(InputError, match="has sha256"):
+        load_corpus(out, private)
+    kept.unlink()
+    with pytest.raises(InputError, match=r"the text of elsewhere.txt is not here, as it may not be passed on"):
+        load_corpus(out, private)
+
+
+@pytest.mark.skipif(not PTB.is_file(), reason="the Penn Treebank is not at hand")
+def test_the_penn_treebank_is_recognized_whatever_its_path(tmp_path):
+    (tmp_path / "mine.txt").write_bytes(PTB.read_bytes())
+    corpus = read(tmp_path / "mine.txt", 3)
+    assert corpus.private and "LDC" in corpus.license
+
+
+def test_a_dataset_of_the_hub_through_datasets(tmp_path):
+    """Config, split, column and revision reach the real library; what does not fit is one line."""
+    hub = Hub()
+    card = ("---\nlicense: cc-by-4.0\nconfigs:\n- config_name: raw\n  data_files:\n  - split: test\n    path: raw/test-*\n"
+            "  - split: train\n    path: raw/train-*\n---\n")
+    rows = {"sentence": [" one two \n", "", "three\nfour"], "label": [1, 2, 3]}
+    files = {"README.md": card.encode(), "raw/test-00000-of-00001.parquet": parquet(**rows)}
+    train = "raw/train-00000-of-00001.parquet"
+    old, new = (hub.add("tiny/text", {**files, train: parquet(sentence=[word], label=[0])}, kind="dataset")
+                for word in ("old", "new"))
+    name = WIKITEXT2.name
+    hub.add(WIKITEXT2.repo, {name: parquet(text=["not it"])}, kind="dataset")
+    repository = hub.repositories["dataset", WIKITEXT2.repo]
+    repository.commits[WIKITEXT2.commit] = hub.files(WIKITEXT2.repo, kind="dataset")
+    pinned = parquet(text=[" = Title = \n", ""])
+    commit = hub.add("tiny/pinned", {"test.parquet": pinned}, kind="dataset")
+
+    def corpus(source, **values):
+        return {"call": "corpus", "with": {"source": source, **values}}
+
+    raw = {"config": "raw", "column": "sentence"}
+    expected = [
+        (corpus("hub:tiny/text", **raw), {"lines": ["one two", "three", "four"], "revision": new, "license": "cc-by-4.0"}),
+        (corpus("hub:tiny/text", split="train", revision=old, **raw), {"lines": ["old"], "revision": old}),
+        (corpus("hub:tiny/text", sentences=2, **raw), {"lines": ["one two", "three"]}),
+        (corpus("hub:tiny/text", config="raw"), "no column of text called 'text'; set data.column to one of sentence"),
+        (corpus("hub:tiny/text", config="row", column="sentence"), "config row, split test: BuilderConfig 'row' not found"),
+        (corpus("hub:tiny/text", split="tost", **raw), "Bad split: tost. Available splits: ['test', 'train']"),
+        (corpus("hub:tiny/none"), "asks who you are (401)"),
+        (corpus("wikitext2"), f"expected {WIKITEXT2.sha256}; refused"),
+        ({"call": "rows", "with": {"repo": "tiny/pinned", "commit": commit, "name": "test.parquet",
+                                   "sha256": hashlib.sha256(pinned).hexdigest()}}, [" = Title = \n", ""]),
+    ]
+    answers, printed = steps(hub, tmp_path / "home", *(step for step, _ in expected))
+    hub.close()
+    for (_, wanted), answer in zip(expected, answers, strict=True):
+        if isinstance(wanted, str):
+            assert wanted in answer["error"] and "\n" not in answer["error"]
+        elif isinstance(wanted, dict):
+            assert {key: answer["value"][key] for key in wanted} == wanted
+        else:
+            assert answer["value"] == wanted
+    assert f"main is commit {new}; to get the same text every time, pin it: -S data.revision={new}" in printed
 
 
 @pytest.mark.skipif(not PTB.is_file(), reason="the Penn Treebank is not at hand")
 def test_the_penn_treebank_has_its_known_counts():
-    corpus = read_corpus(str(PTB), None)
+    corpus = read(PTB)
     assert (len(corpus.lines), corpus.words) == (3761, 82_430)
     assert as_text(corpus.lines).encode() == PTB.read_bytes()

@@ -1,87 +1,300 @@
 """The Hub's real client against a server of our own on the loopback: what is asked for, what comes, what is refused."""
 
-import hashlib
 import json
 import os
+import pty
+import shutil
 import subprocess
 import sys
+import termios
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+import torch
+import yaml
 from conftest import ROOT
+from hub_server import Fault, Hub, sha256
+from test_pipeline import Project
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-FETCH = """
-import sys
-from pathlib import Path
-from quant.hub import fetch_model
-fetch_model(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
-"""
+from quant.artifact import write_artifact
+from quant.checkpoint import Checkpoint
+from quant.errors import InputError
+from quant.fetch import ModelSource, fetch_model
+from quant.license import License
+from quant.methods import bitsandbytes
+from quant.qtensor import quantize
+from quant.runners import open_runner
+from quant.scheme import Scheme
+from quant.select import Recipe
+
+MIB = 2**20
+TOKEN = "_".join(("hf", "nobodys", "token"))  # not as one word, which a search of a copy of this project would find
+CARD = b"---\nlicense: llama3\ntags:\n- tiny\n---\n# A tiny model\n"
+NOT_NEEDED = {"pytorch_model.bin": b"pickle", "model.onnx": b"onnx", "tf_model.h5": b"tf", "model-Q4_0.gguf": b"gguf",
+              "picture.png": b"png", "modeling_tiny.py": b"raise SystemExit", "consolidated.safetensors": b"a second copy",
+              "onnx/model.onnx": b"onnx", "original/params.json": b"{}"}
 
 
 @pytest.fixture
-def hub(make_model, tmp_path):
-    """A Hub that holds one model, tiny/model, with a pickle and an ONNX file beside its safetensors; .asked: paths."""
-    files = {path.name: path.read_bytes() for path in make_model("llama").iterdir()}
-    files |= {"pytorch_model.bin": b"pickle", "model.onnx": b"onnx"}
-    asked: list[str] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            asked.append(self.path)
-            path = self.path.partition("?")[0]
-            if path.startswith(f"/api/models/tiny/model/tree/{COMMIT}"):
-                entries = [{"type": "file", "path": name, "size": len(data), "oid": "0" * 40} for name, data in files.items()]
-                return self.reply(json.dumps(entries).encode(), "application/json")
-            if path == f"/api/models/tiny/model/revision/{COMMIT}":
-                about = {"id": "tiny/model", "sha": COMMIT, "siblings": [{"rfilename": name} for name in files]}
-                return self.reply(json.dumps(about).encode(), "application/json")
-            name = path.removeprefix(f"/tiny/model/resolve/{COMMIT}/")
-            if name in files:
-                return self.reply(files[name], "application/octet-stream")
-            return self.reply(b"{}", "application/json", 404)
-
-        do_HEAD = do_GET
-
-        def reply(self, body, kind, status=200):
-            self.send_response(status)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(body)))
-            self.send_header("ETag", f'"{hashlib.sha1(body).hexdigest()}"')
-            self.send_header("X-Repo-Commit", COMMIT)
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(body)
-
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    server.asked = asked
-    server.environment = {**os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_OFFLINE": "0",
-                          "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+def hub():
+    server = Hub()
     yield server
-    server.shutdown()
+    server.close()
 
 
-def fetch(hub, source, revision, out):
-    words = [sys.executable, "-c", FETCH, source, revision, str(out)]
-    return subprocess.run(words, env=hub.environment, capture_output=True, text=True)
+@pytest.fixture
+def files(make_model):
+    """A model as a repository holds it: name -> content."""
+    return {path.name: path.read_bytes() for path in make_model("llama").iterdir()} | {"README.md": CARD}
 
 
-def test_a_model_comes_with_what_is_needed_and_nothing_else(hub, make_model, tmp_path):
-    done = fetch(hub, "tiny/model", COMMIT, tmp_path / "base")
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert (tmp_path / "base" / "model.safetensors").read_bytes() == (make_model("llama") / "model.safetensors").read_bytes()
-    manifest = json.loads((tmp_path / "base" / "manifest.json").read_text())
-    assert (manifest["source"], manifest["revision"]) == ("tiny/model", COMMIT)
-    assert not any(name in path for path in hub.asked for name in ("pytorch_model.bin", "model.onnx"))
-    assert not list(tmp_path.glob(".*")), "no half download is left"
+def steps(hub, home, *todo, **environment):
+    """The answers of the calls, made one after another in one child process, and all that it printed."""
+    done = subprocess.run([sys.executable, str(ROOT / "tests" / "hub_client.py"), json.dumps(todo)], capture_output=True,
+                          text=True, env=hub.environment(home, **environment))
+    assert done.returncode == 0, done.stderr[-3000:]
+    answers = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"')]
+    assert len(answers) == len(todo)
+    return answers, done.stdout + done.stderr
 
 
-def test_a_model_that_is_not_there_is_one_clear_line(hub, tmp_path):
-    done = fetch(hub, "tiny/other", COMMIT, tmp_path / "base")
-    assert "can't fetch tiny/other at 0123456789ab from the Hub" in done.stderr
-    assert not (tmp_path / "base").exists()
+def fetch(source, out, revision=None, **environment):
+    return {"call": "model", "with": {"source": source, "revision": revision, "out": str(out)}, "environment": environment}
+
+
+def test_a_sharded_model_comes_through_the_stage_with_what_is_needed_and_resumes(hub, make_model, tmp_path):
+    """python stages/download.py on a terminal, with the line cut twice in a shard, and then without the Hub."""
+    from safetensors.torch import load, save
+
+    files = {path.name: path.read_bytes() for path in make_model("llama", torch.bfloat16).iterdir()}
+    first, second = (f"model-0000{number}-of-00002.safetensors" for number in (1, 2))
+    large = save({"model.extra.weight": torch.arange(12 * MIB, dtype=torch.int32).to(torch.bfloat16)})
+    names = dict.fromkeys(load(files["model.safetensors"]), first) | {"model.extra.weight": second}
+    shards = {first: files.pop("model.safetensors"), second: large,
+              "model.safetensors.index.json": json.dumps({"metadata": {}, "weight_map": names}).encode()}
+    commit = hub.add("tiny/model", {**files, **shards, **NOT_NEEDED, "README.md": CARD})
+    hub.faults.append(Fault(f"GET /cdn/{sha256(large)}", times=2, cut_after=11 * MIB))  # the client writes 10 MiB at a time
+
+    shown = download_stage(tmp_path, hub.environment(tmp_path / "home"))
+    base = tmp_path / "models" / "base"
+    assert {path.name: path.read_bytes() for path in base.glob("*safetensors*")} == shards
+    manifest = json.loads((base / "manifest.json").read_text())
+    assert (manifest["source"], manifest["revision"], manifest["dtype"]) == ("tiny/model", commit, "bfloat16")
+    assert manifest["license"]["id"] == "llama3"
+    assert not any(name in path for path in hub.paths() for name in NOT_NEEDED)
+    ranges = [asked.header("Range") for asked in hub.asked if sha256(large) in asked.path]
+    assert ranges == [None, f"bytes={10 * MIB}-", f"bytes={20 * MIB}-"], "each time on from where the line broke"
+    assert f"tiny/model: main is commit {commit}; to get the same model every time, pin it: -S model.revision={commit}" in shown
+    assert "files to fetch" in shown and "about 3 s at 10 MB/s" in shown and "free there" in shown
+    assert "stored as bfloat16" in shown and "licence llama3" in shown
+    assert all(name in shown for name in shards), "a progress bar per file"
+    assert not list((tmp_path / "models").glob(".*")) and not list((tmp_path / "home").rglob("*.incomplete"))
+
+    shutil.rmtree(base)
+    count = len(hub.asked)
+    shown = download_stage(tmp_path, hub.environment(tmp_path / "home", HF_HUB_OFFLINE="1"))
+    assert json.loads((base / "manifest.json").read_text()) == manifest and len(hub.asked) == count
+    assert f"taking commit {commit[:12]} from the cache" in shown
+
+
+def download_stage(folder, environment) -> str:
+    """All that the stage prints, its errors on a terminal."""
+    for name in ("stages", "quant"):
+        if not (folder / name).exists():
+            (folder / name).symlink_to(ROOT / name)
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params |= {"model": {"source": "tiny/model", "revision": None}, "data": {"source": "grammar", "sentences": 20}}
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    shown, terminal, inside = [], *pty.openpty()
+    termios.tcsetwinsize(inside, (40, 160))
+
+    def listen():
+        while True:
+            try:
+                shown.append(os.read(terminal, 4096))
+            except OSError:  # closed at the other end
+                return
+
+    listener = threading.Thread(target=listen)
+    listener.start()
+    done = subprocess.run([sys.executable, "stages/download.py"], cwd=folder, env=environment, stdout=subprocess.PIPE,
+                          stderr=inside)
+    os.close(inside)
+    listener.join()
+    os.close(terminal)
+    text = done.stdout.decode() + b"".join(shown).decode()
+    assert done.returncode == 0, text
+    return text
+
+
+def test_each_failure_is_one_line_that_says_what_to_do(hub, files, tmp_path):
+    hub.add("tiny/model", files)
+    hub.add("tiny/private", files, token=TOKEN)
+    hub.add("tiny/gated", files, token=TOKEN, gated=True)
+    hub.add("tiny/pickled", {**{key: files[key] for key in ("config.json", "tokenizer.json")}, "pytorch_model.bin": b"pickle"})
+    hub.add("tiny/mute", {key: files[key] for key in ("config.json", "model.safetensors")})
+    hub.add("tiny/cut", {**files, "model.safetensors": files["model.safetensors"][:-9]})
+    hub.add("tiny/strange", {**files, "config.json": b'{"model_type": "strange"}'})
+    for name in ("busy", "waits", "down", "shaky"):
+        hub.add(f"tiny/{name}", files)
+    hub.faults += [
+        Fault("GET /api/models/tiny/busy*", times=99, status=429, headers={"Retry-After": "3600"}),
+        Fault("GET /api/models/tiny/waits*", times=1, status=429, headers={"Retry-After": "1"}),
+        Fault("GET /api/models/tiny/down*", times=99, status=503),
+        Fault("GET /api/models/tiny/shaky*", times=1, status=502),
+    ]
+    out = tmp_path / "base"
+    expected = [
+        (fetch("tiny/private", out), "asks who you are (401)", "no token was sent: `hf auth login`, or set HF_TOKEN"),
+        (fetch("tiny/gated", out), f"is gated (401): accept its terms at {hub.endpoint}/tiny/gated", "hf auth login"),
+        (fetch("tiny/private", out, HF_TOKEN="hf_another"), "forbids it (403", "a token was sent"),
+        (fetch("tiny/gated", out), "is gated (403)", "a token was sent"),
+        (fetch("tiny/nothing", out), "tiny/nothing is not on 127.0.0.1", "check the spelling"),
+        (fetch("tiny/model", out, "no-such-branch"), "has no revision 'no-such-branch'"),
+        (fetch("tiny/model", out, "1" * 40), f"has no revision '{'1' * 40}'"),
+        (fetch("tiny/busy", out), "too many requests (429); wait 3600 s"),
+        (fetch("tiny/down", out), "fails (503); try again later"),
+        (fetch("tiny/pickled", out), "pickle weights only (pytorch_model.bin)", "refs/pr/1"),
+        (fetch("tiny/mute", out), "has no tokenizer; expected tokenizer.json"),
+        (fetch("tiny/cut", out), "cut off"),
+        (fetch("tiny/strange", out), "architecture 'strange' has no table of roles"),
+        (fetch("tiny/waits", out), None),
+        (fetch("tiny/shaky", out, "main"), None),
+        (fetch("tiny/private", out, HF_TOKEN=TOKEN), None),
+        (fetch("tiny/gated", out), None),
+    ]
+    answers, printed = steps(hub, tmp_path / "home", *(step for step, *_ in expected))
+    for (step, *words), answer in zip(expected, answers, strict=True):
+        if words == [None]:
+            assert answer == {"value": None}, step
+        else:
+            assert "\n" not in answer["error"] and all(word in answer["error"] for word in words), answer
+    assert "answers 429; trying again in 1 s" in printed and "answers 502; trying again in 1 s" in printed
+    assert sum("tiny/down" in path for path in hub.paths()) == 4, "tried again, and then given up"
+    assert sum("tiny/busy" in path for path in hub.paths()) == 1, "an hour is not waited for"
+
+    assert not any("tiny/strange" in path and "safetensors" in path for path in hub.paths())
+
+    assert TOKEN not in printed and "hf_another" not in printed, "not even where the server repeats it"
+    assert any(asked.header("Authorization") == f"Bearer {TOKEN}" for asked in hub.asked)
+    for asked in hub.asked:
+        assert not asked.path.startswith("/cdn") or TOKEN not in str(asked.headers), "the token stays with the Hub"
+    for path in [*out.rglob("*"), *(tmp_path / "home").rglob("*")]:
+        assert not path.is_file() or TOKEN.encode() not in path.read_bytes(), path
+
+
+def test_dvc_runs_it_and_the_token_stays_out_of_everything(hub, files, tmp_path):
+    """dvc exp run with a private model at a commit: the token is in no lock, manifest, log or parameter."""
+    commit = hub.add("tiny/private", files, token=TOKEN)
+    (tmp_path / "project").mkdir()
+    project = Project(tmp_path / "project")
+    choice = ["-S", "model.source=tiny/private", "-S", f"model.revision={commit}", "-S", "data.source=hub:tiny/none"]
+    environment = {key: value for key, value in hub.environment(tmp_path / "home").items() if key.startswith("HF_")}
+    environment |= {"HF_HUB_OFFLINE": "0"}
+    shown = project.dvc("exp", "run", "download", *choice, ok=False, HF_TOKEN=TOKEN, **environment)
+    assert "error: download: tiny/none is not on 127.0.0.1" in shown, "before the model comes"
+    assert not any("resolve" in path for path in hub.paths())
+    choice[-1] = "data.source=grammar"
+    shown += project.dvc("exp", "run", "download", *choice, HF_TOKEN=TOKEN, **environment)
+    manifest = json.loads((project.folder / "models" / "base" / "manifest.json").read_text())
+    assert manifest["revision"] == commit and commit in (project.folder / "dvc.lock").read_text()
+    assert TOKEN not in shown
+    for path in project.folder.rglob("*"):
+        assert not path.is_file() or TOKEN.encode() not in path.read_bytes(), path
+
+
+def test_what_is_not_what_the_hub_lists_is_refused_and_deleted(hub, files, tmp_path):
+    hub.add("tiny/model", files)
+    weights = files["model.safetensors"]
+    wrong = weights[:-1] + bytes([weights[-1] ^ 1])
+    hub.faults += [Fault(f"GET /cdn/{sha256(weights)}", replace=wrong),
+                   Fault("GET /tiny/model/resolve/*/tokenizer_config.json", replace=files["tokenizer_config.json"][::-1])]
+    hub.add("big/model", files)
+    hub.listed_sizes["big/model", "model.safetensors"] = 10**18
+    out = tmp_path / "base"
+    answers, _ = steps(hub, tmp_path / "home", fetch("tiny/model", out), fetch("tiny/model", out), fetch("big/model", out),
+                       fetch("tiny/model", out))
+    assert "tokenizer_config.json has git hash" in answers[0]["error"] and "deleted" in answers[0]["error"]
+    assert f"model.safetensors has sha256 {sha256(wrong)}, the Hub lists {sha256(weights)}; deleted" in answers[1]["error"]
+    assert "needs 2e+09 GB on the disk of" in answers[2]["error"] and "HF_HOME" in answers[2]["error"]
+    assert not any("big/model/resolve" in path and "safetensors" in path for path in hub.paths()), "refused before it is asked"
+    assert answers[3] == {"value": None} and (out / "model.safetensors").read_bytes() == weights
+    assert all(path.read_bytes() != wrong for path in (tmp_path / "home").rglob("*") if path.is_file())
+
+
+def test_a_dead_host(hub, files, tmp_path):
+    """With a warm cache the model comes from there; without, one line says that nobody answers."""
+    commit = hub.add("tiny/model", files)
+    out = tmp_path / "base"
+    steps(hub, tmp_path / "home", fetch("tiny/model", out))
+    hub.close()
+    shutil.rmtree(out)
+    answers, _ = steps(hub, tmp_path / "home", fetch("tiny/model", out, commit), fetch("tiny/model", tmp_path / "two"),
+                       fetch("tiny/other", out, commit))
+    assert answers[:2] == [{"value": None}] * 2 and (out / "manifest.json").is_file()
+    assert f"can't reach 127.0.0.1:{hub.port} for tiny/other at {commit[:12]}" in answers[2]["error"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_checkpoint_is_quantized_from_the_numbers_it_holds(make_model, tmp_path, capsys, dtype):
+    source = make_model("llama", dtype)
+    fetch_model(ModelSource(str(source)), tmp_path / "base")
+    assert f"stored as {dtype}".replace("torch.", "") in capsys.readouterr().out
+    assert json.loads((tmp_path / "base" / "manifest.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
+    write_artifact(tmp_path / "base", Recipe.from_dict({"include": ["q"]}, Scheme()), tmp_path / "out")
+    held, written = Checkpoint(source), Checkpoint(tmp_path / "out")
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert held.tensors[name].dtype == dtype
+    for key, tensor in quantize(held.read(name), Scheme()).tensors().items():
+        assert torch.equal(written.read(f"{name}.{key}"), tensor)
+    kept = "model.layers.0.mlp.up_proj.weight"
+    assert torch.equal(written.read(kept), held.read(kept)) and written.tensors[kept].dtype == dtype
+
+
+def test_code_that_a_model_brings_never_runs(make_model, tmp_path):
+    """A config that names code for transformers to run: the file is not taken along, and the known class opens the model."""
+    source = tmp_path / "source"
+    shutil.copytree(make_model("llama"), source)
+    config = json.loads((source / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForCausalLM": "modeling_theirs.Theirs", "AutoConfig": "modeling_theirs.TheirConfig"}
+    (source / "config.json").write_text(json.dumps(config))
+    for name in ("modeling_theirs.py", "tokenizer_theirs.py"):
+        (source / name).write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    base = tmp_path / "base"
+    fetch_model(ModelSource(str(source)), base)
+    assert not list(base.glob("*.py"))
+    shutil.copyfile(source / "modeling_theirs.py", base / "modeling_theirs.py")  # and even if it were there
+    assert type(open_runner(base).model).__name__ == "LlamaForCausalLM"
+    bitsandbytes.build(base, bitsandbytes.Spec("nf4"), tmp_path / "bnb")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(("values", "message"), [
+    ({"source": "a/b", "token": "x"}, "unknown model key 'token'; known: source, revision"),
+    ({"source": "a/b", "revision": 12345678}, "model.revision is 12345678; expected text, in quotes"),
+    ({"source": 7}, "model.source is 7"),
+])  # fmt: skip
+def test_a_section_that_does_not_fit_is_refused(values, message):
+    with pytest.raises(InputError, match=message):
+        ModelSource.from_dict(values)
+
+
+def test_a_folder_has_no_revision(tmp_path):
+    with pytest.raises(InputError, match=r"model\.revision is 'main', but .* is a folder; set it to null"):
+        fetch_model(ModelSource(str(tmp_path), "main"), tmp_path / "base")
+
+
+@pytest.mark.parametrize(("front", "label", "warning"), [
+    ("license: mit", "mit", None),
+    ("license: cc-by-nc-4.0", "cc-by-nc-4.0", "non-commercial"),
+    ("license: cc-by-nd-4.0", "cc-by-nd-4.0", "forbids to pass on changed copies"),
+    ("license: other\nlicense_name: my-terms\nlicense_link: LICENSE", "my-terms", "terms of its own"),
+    ("license: llama3", "llama3", "terms of its own"),
+    ("license: [unclosed", "not stated", "states no licence"),
+    ("tags: [a]", "not stated", "states no licence"),
+])  # fmt: skip
+def test_a_licence_is_read_from_the_card(tmp_path, front, label, warning):
+    (tmp_path / "README.md").write_text(f"---\n{front}\n---\n# Model\n")
+    license = License.from_card(tmp_path / "README.md")
+    assert license.label == label and (license.warning is None) == (warning is None)
+    assert warning is None or warning in license.warning

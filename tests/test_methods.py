@@ -84,6 +84,24 @@ def test_llama_cpp_computes_what_transformers_computes(models):
     assert torch.allclose(ours, theirs, atol=2e-2)
 
 
+def test_a_llama_converts_and_computes_the_same(tmp_path):
+    """With a byte-level BPE, as SmolLM's; llama.cpp's converter looks for SentencePiece first."""
+    from conftest import EMBEDDED
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    shape |= {"num_key_value_heads": 2, "max_position_embeddings": 64}
+    config = LlamaConfig(vocab_size=2048, bos_token_id=0, eos_token_id=0, **shape)
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "base")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(EMBEDDED / name, tmp_path / "base" / name)
+    gguf.convert(tmp_path / "base", tmp_path / "converted")
+    text = torch.randint(0, 2048, (1, 40), generator=torch.Generator().manual_seed(6))
+    ours, theirs = (open_runner(tmp_path / name).logits(text) for name in ("base", "converted"))
+    assert torch.allclose(ours, theirs, atol=2e-2)
+
+
 def test_bytes_held_count_scales_and_tied_weights_once(models):
     parameters = 2048 * 256 + 64 * 256 + 12 * 256 * 256 + 13 * 256 + 2 * 256
     assert sum(held_bytes(open_runner(models["base"])).values()) == 4 * parameters

@@ -85,12 +85,18 @@ def test_an_empty_gguf_section_leaves_llama_cpp_out(workspace, make_model):
 
 @pytest.mark.parametrize(("source", "word"), [
     ({"source": "nowhere"}, "model 'nowhere' is no folder here and no Hub id"),
-    ({"source": "some/model"}, "needs model.revision, a commit of 40 hexadecimal digits"),
-    ({"source": "some/model", "revision": "0" * 40}, "can't fetch some/model at 000000000000 from the Hub"),
+    ({"source": "some/model", "revision": "0" * 40}, "some/model at 000000000000 is not (whole) in the cache"),
+    ({"source": "models/base", "token": "hf_x"}, "unknown model key 'token'; known: source, revision"),
 ])  # fmt: skip
 def test_a_model_that_can_not_be_had(workspace, source, word):
     change(workspace, model=source)
     assert word in complaint(run_stage("download", cwd=workspace))
+
+
+def test_text_and_model_that_can_not_be_had_are_told_together(workspace):
+    change(workspace, model={"source": "some/model"}, data={"source": "no/such/text"})
+    line = complaint(run_stage("download", cwd=workspace))
+    assert "corpus 'no/such/text' is no file or folder here" in line and ". And some/model is not (whole) in the cache" in line
 
 
 @pytest.mark.parametrize(("content", "word"), [(b"", "is empty"), (b"caf\xe9\n", "not UTF-8: line 1")])

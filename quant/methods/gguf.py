@@ -10,12 +10,13 @@ import os
 import struct
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from quant.checkpoint import Checkpoint
 from quant.errors import InputError
-from quant.files import whole_folder, write_manifest
+from quant.files import read_json, whole_folder, write_json, write_manifest
 from quant.methods import llama_cpp
 from quant.scheme import known_keys
 
@@ -46,9 +47,11 @@ def convert(base: Path, out: Path) -> None:
         raise InputError(f"llama.cpp has no architecture for {', '.join(names) or checkpoint.config['model_type']}; "
                          "leave the gguf stages out: empty the gguf section of params.yaml (gguf: {})")
     outtype = OUTTYPES.get(checkpoint.dtype, "f32")
-    with whole_folder(out) as folder:
+    with whole_folder(out) as folder, tempfile.TemporaryDirectory() as beside:
+        about = Path(beside) / "metadata.json"
+        write_json(about, metadata(base))
         command = [sys.executable, "-m", "quant.methods.gguf_converter", str(base), "--outfile",
-                   str(folder / "model.gguf"), "--outtype", outtype]
+                   str(folder / "model.gguf"), "--outtype", outtype, "--metadata", str(about)]
         done = subprocess.run(command, env=_child_environment(), capture_output=True, text=True)
         if done.returncode:
             lines = (done.stderr or done.stdout).strip().splitlines()
@@ -75,6 +78,27 @@ def quantize(source: Path, spec: Spec, out: Path) -> None:
             raise InputError(f"llama.cpp could not quantize {source} to {spec.type} (status {status}); some types need "
                              "an importance matrix, which this pipeline does not make")
         write_manifest(folder, {"method": "llama.cpp", "type": spec.type})
+
+
+def metadata(base: Path) -> dict[str, str | list]:
+    """What a GGUF file says of itself, in GGUF's keys: the model's name and where it came from, as its manifest has it.
+
+    The type is not here: the quantizer writes it itself (general.file_type).
+    """
+    path = Path(base) / "manifest.json"
+    manifest = read_json(path) if path.is_file() else {"source": Path(base).name, "revision": None}
+    source, commit = manifest["source"], manifest["revision"]
+    name = Path(source).name
+    about: dict[str, str | list] = {
+        "general.name": name,
+        "general.description": f"{source}{f' at commit {commit}' if commit else ''}, converted by llama.cpp",
+    }
+    if commit:
+        url = f"https://huggingface.co/{source}"
+        about["general.source.url"] = f"{url}/tree/{commit}"
+        about["general.source.repo_url"] = url
+        about["general.base_models"] = [{"name": name, "organization": source.split("/")[0], "repo_url": url}]
+    return about
 
 
 def check_gguf(path: Path) -> None:

@@ -15,11 +15,10 @@ from quant.methods import llama_cpp
 PROBE = "Hello  world's 3 cats,\tand\n\n2026 don't -- naïve ✅ 我想 x=1;  end "
 
 
-def splits_like_gpt2(tokenizer) -> bool:
-    """Whether a transformers tokenizer cuts text into words exactly as GPT-2's byte-level BPE does."""
+def splits_like_gpt2(backend) -> bool:
+    """Whether a tokenizer of the library tokenizers cuts text into words exactly as GPT-2's byte-level BPE does."""
     from tokenizers import pre_tokenizers
 
-    backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or backend.pre_tokenizer is None or backend.normalizer is not None:
         return False
     gpt2 = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
@@ -38,7 +37,7 @@ def main() -> None:
         try:
             return recognized(self, tokenizer)
         except NotImplementedError:
-            if splits_like_gpt2(tokenizer):
+            if splits_like_gpt2(getattr(tokenizer, "backend_tokenizer", None)):
                 return "gpt-2"
             raise NotImplementedError(
                 "the tokenizer is a BPE that llama.cpp does not know and that splits text unlike GPT-2's"

@@ -7,7 +7,9 @@ variable LLAMA_CPP names a llama.cpp checkout of the user's own, with a shared l
 from __future__ import annotations
 
 import ast
+import hashlib
 import os
+import re
 import sys
 from functools import cache
 from pathlib import Path
@@ -55,6 +57,18 @@ def supported_architectures() -> set[str]:
         if isinstance(node, ast.AnnAssign) and getattr(node.target, "id", "") == "TEXT_MODEL_MAP":
             return set(ast.literal_eval(node.value))
     raise InputError(f"{home()}/conversion has no TEXT_MODEL_MAP; expected llama.cpp of llama-cpp-python 0.3.36 or close to it")
+
+
+def knows_pre_tokenizer(tokenizer) -> bool:
+    """Whether the converter recognizes how a BPE of the library tokenizers splits text: by a hash of what it makes of a text."""
+    source = (home() / "conversion" / "base.py").read_text(encoding="utf-8")
+    probe = re.search(r"^ +chktxt = ('.*')$", source, re.MULTILINE)
+    known = set(re.findall(r'if chkhsh == "([0-9a-f]{64})"', source))
+    if probe is None or not known:
+        raise InputError(f"{home()}/conversion/base.py has no list of tokenizers; expected llama.cpp of llama-cpp-python 0.3.36 "
+                         "or close to it")
+    ids = tokenizer.encode(ast.literal_eval(probe[1])).ids
+    return hashlib.sha256(str(ids).encode()).hexdigest() in known
 
 
 @cache

@@ -1,0 +1,59 @@
+"""The licence of a model, from the head of its card, and what it says about passing on a quantized copy."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import yaml
+
+OPEN = {"apache-2.0", "mit", "bsd", "bsd-2-clause", "bsd-3-clause", "isc", "cc0-1.0", "cc-by-4.0", "cc-by-3.0", "cc-by-sa-4.0",
+        "cc-by-sa-3.0", "unlicense", "wtfpl", "zlib", "gpl-2.0", "gpl-3.0", "lgpl-3.0", "agpl-3.0", "mpl-2.0", "odc-by"}
+
+
+@dataclass(frozen=True)
+class License:
+    """id: as the Hub writes it ("mit", "llama3", "other"); name and link: of an "other" one. None: the card doesn't say."""
+
+    id: str | None = None
+    name: str | None = None
+    link: str | None = None
+
+    @classmethod
+    def from_card(cls, card: Path) -> License:
+        """From the front matter of a README.md; a file that is missing or has none gives a licence that is not known."""
+        text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+        head = re.match(r"\ufeff?---\s*\n(.*?)\n---\s*(\n|$)", text, re.DOTALL)
+        try:
+            values = yaml.safe_load(head[1]) if head else {}
+        except yaml.YAMLError:
+            values = {}
+        if not isinstance(values, dict):
+            return cls()
+        found = values.get("license")
+        found = ", ".join(map(str, found)) if isinstance(found, list) else found
+        fields = (found, values.get("license_name"), values.get("license_link"))
+        return cls(*(None if one is None else str(one) for one in fields))
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+    @property
+    def label(self) -> str:
+        return (self.name or self.id) if self.id == "other" else self.id or "not stated"
+
+    @property
+    def warning(self) -> str | None:
+        """What forbids or restricts passing on a changed copy, such as a quantized one; None for the usual open licences."""
+        if self.id is None:
+            return ("the base model's card states no licence; without one its author keeps all rights, and passing on a "
+                    "quantized copy needs their permission")
+        if re.search(r"-nd\b", self.id):
+            return f"the base model's licence, {self.label}, forbids to pass on changed copies, and a quantized model is one"
+        if re.search(r"-nc\b", self.id):
+            return f"the base model's licence, {self.label}, allows non-commercial use only; that holds for this copy as well"
+        if self.id not in OPEN:
+            return (f"the base model's licence, {self.label}, has terms of its own on passing it on (such as a notice, a copy of "
+                    "the licence or a name); read them first")
+        return None

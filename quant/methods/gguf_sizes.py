@@ -1,0 +1,54 @@
+"""What llama.cpp's quantizer will make of a weight, foretold from its shape: the types it takes, and their bytes.
+
+Follows llama.cpp's src/llama-quant.cpp for the usual types. In the mixed ones (the _S, _M and _L of K-quants) which layers get
+the larger type depends on the layer; here they share it evenly, so sizes are right to a few per cent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from quant.errors import InputError
+
+BLOCK = 256  # weights of a row that a K-quant packs together
+PLAIN = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
+K_QUANTS = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
+INSTEAD = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}  # where rows don't fit the block
+MORE = {"Q3_K_M": "Q4_K", "Q3_K_L": "Q5_K", "Q4_K_M": "Q6_K", "Q5_K_M": "Q6_K"}  # for half of v and down
+
+
+def main_type(file_type: str) -> str:
+    """The type of most matrices in a file of a type: Q4_K_M -> Q4_K."""
+    name = file_type.removesuffix("_S").removesuffix("_M").removesuffix("_L") if "_K_" in file_type else file_type
+    if name not in PLAIN + K_QUANTS:
+        raise InputError(f"gguf type {file_type} is not one whose size is known here ({', '.join(PLAIN + K_QUANTS)}); it may not "
+                         "exist, or need an importance matrix, which this pipeline does not make")
+    return name
+
+
+def fitting(kind: str, row: int) -> str:
+    """The type a matrix gets whose rows are `row` weights long: `kind`, or what llama.cpp takes instead."""
+    if kind in K_QUANTS and row % BLOCK:
+        kind = INSTEAD[kind]
+    return "F16" if kind.startswith("Q") and row % 32 else kind
+
+
+def types_of(file_type: str, roles: Sequence[str], shape: Sequence[int], is_output: bool) -> list[str]:
+    """The types a weight may get, each as likely: one, or two where layers differ. shape: [out, in]; is_output: gives logits."""
+    if len(shape) < 2:
+        return ["F32"]
+    kind, row = main_type(file_type), shape[-1]
+    if kind.startswith("Q") and kind != "Q8_0" and is_output:
+        return [fitting("Q6_K", row)]
+    if file_type in MORE and {"v", "down"} & set(roles):
+        return [fitting(kind, row), fitting(MORE[file_type], row)]
+    return [fitting(kind, row)]
+
+
+def stored_bytes(kind: str, shape: Sequence[int]) -> float:
+    """Bytes of a weight in a type of GGML."""
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    block, size = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
+    return math.prod(shape) / block * size

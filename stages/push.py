@@ -1,0 +1,49 @@
+"""Share a variant on the Hugging Face Hub: python stages/push.py VARIANT --repo owner/name [--yes]
+
+Lists files and sizes; sends them only with --yes. Not a stage of the pipeline: `dvc repro` never runs it.
+"""
+
+import argparse
+
+from common import parameters, run
+
+from quant.errors import InputError
+from quant.publish import publication, push
+from quant.variants import variants
+
+
+def main(*words: str) -> None:
+    parser = argparse.ArgumentParser(prog="push.py", description=__doc__.partition("\n")[0])
+    parser.add_argument("variant", nargs="?", help="a name in the report's table, such as nf4 or gguf-q4_0")
+    parser.add_argument("--all", action="store_true", help="every quantized variant, each to owner/name-VARIANT")
+    parser.add_argument("--repo", required=True, metavar="owner/name")
+    parser.add_argument("--revision", metavar="BRANCH", help="push to this branch, made if need be, of a repository that exists")
+    parser.add_argument("--public", action="store_true", help="a new repository can be seen by all; otherwise by you alone")
+    parser.add_argument("--code", metavar="URL", help="where a reader of the card finds this pipeline")
+    parser.add_argument("--yes", action="store_true", help="send it; without this nothing is sent")
+    asked = parser.parse_args(words)
+    known = [variant for variant in variants(parameters()) if variant.family != "float" or variant.name == asked.variant]
+    chosen = known if asked.all else [variant for variant in known if variant.name == asked.variant]
+    if asked.all == bool(asked.variant) or not chosen:
+        raise InputError(f"variant {asked.variant!r}; expected one of {', '.join(v.name for v in known)}, or --all alone")
+    found = [publication(variant, f"{asked.repo}-{variant.name}" if asked.all else asked.repo, code=asked.code)
+             for variant in chosen]
+    for one in found:
+        print(one.listing(), flush=True)
+        if asked.yes:
+            print(f"pushed: {push(one, asked.revision, asked.public, confirm(one.repo))}", flush=True)
+    if not asked.yes:
+        print("nothing was sent; add --yes to send it", flush=True)
+
+
+def confirm(repo: str):
+    def answered(question: str) -> bool:
+        try:
+            return input(question).strip() == repo
+        except EOFError:  # nobody there to ask
+            return False
+
+    return answered
+
+
+run(main)

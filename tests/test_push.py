@@ -1,0 +1,195 @@
+"""A variant goes out to the Hub, and what plain from_pretrained reads back from there computes the same."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from contextlib import chdir
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import ROOT, VOCABULARY
+from hub_server import Fault, Hub
+from test_hub import TOKEN
+
+from quant.artifact import write_artifact
+from quant.corpus import TextSource, read_corpus, write_corpus
+from quant.errors import InputError
+from quant.fetch import ModelSource, fetch_model
+from quant.files import read_json, write_json
+from quant.methods import bitsandbytes, gguf
+from quant.publish import publication
+from quant.runners import open_runner
+from quant.scheme import Scheme
+from quant.select import Recipe
+from quant.variants import Variant
+
+TEXT = torch.randint(0, VOCABULARY, (1, 30), generator=torch.Generator().manual_seed(5))
+READ = """
+import json, sys, torch
+import quant.transformers_format
+from transformers import AutoModelForCausalLM
+tokens = torch.tensor(json.loads(sys.argv[1]))
+for repo in sys.argv[2:]:
+    model = AutoModelForCausalLM.from_pretrained(repo, dtype=torch.float32)
+    print(json.dumps(model(tokens).logits.tolist()))
+"""
+MEASURED = {"ppl": 21.5, "ppl_change_pct": 1.25, "kld_mnats": 7.5, "top1_agree_pct": 95.0, "bits_per_weight": 5.4321,
+            "weights_mib": 1.5, "disk_mib": 1.2}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, make_model):
+    """A project folder after a run: a base that came from the Hub, three variants, and their metrics."""
+    folder = tmp_path_factory.mktemp("run")
+    with chdir(folder):
+        make_run(folder, make_model("gpt2"), tmp_path_factory.mktemp("gguf"))
+    return folder
+
+
+def make_run(folder, source, elsewhere):
+    for name in ("stages", "quant"):
+        Path(name).symlink_to(ROOT / name)
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params |= {"recipes": {"nf4": {"bits": 4, "codebook": "nf4", "group_size": 64}}, "bnb": {"nf4": {"type": "nf4"}},
+               "gguf": {"q8_0": {"type": "Q8_0"}}}
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+    shutil.copytree(source, folder / "source")
+    (folder / "source" / "README.md").write_text("---\nlicense: cc-by-nd-4.0\n---\n")
+    base = Path("models/base")
+    fetch_model(ModelSource("source"), base)
+    write_json(base / "manifest.json", read_json(base / "manifest.json") | {"source": "tiny/model", "revision": "a" * 40})
+    write_artifact(base, Recipe.from_dict(params["recipes"]["nf4"], Scheme()), Path("models/nf4"))
+    bitsandbytes.build(base, bitsandbytes.Spec("nf4"), Path("models/bnb-nf4"))
+    shutil.copytree(ROOT / "models" / "embedded", elsewhere / "tiny")
+    write_json(elsewhere / "tiny" / "manifest.json", {"source": "tiny/model", "revision": "a" * 40})
+    gguf.convert(elsewhere / "tiny", elsewhere / "converted")
+    gguf.quantize(elsewhere / "converted" / "model.gguf", gguf.Spec("Q8_0"), Path("models/gguf-q8_0"))
+    write_corpus(read_corpus(TextSource("grammar", sentences=20)), Path("data/eval"))
+    protocol = {"name": "joined", "version": 1, "context": 64, "stride": 64, "tokens": 1234}
+    for name in ("nf4", "bnb-nf4", "gguf-q8_0"):
+        write_json(Path("reports/quality") / f"{name}.json", {"protocol": protocol})
+        write_json(Path("reports/metrics") / f"{name}.json", MEASURED)
+    write_json(Path("reports/metrics/base.json"), MEASURED | {"ppl": 20.0, "ppl_change_pct": 0.0, "kld_mnats": 0.0})
+
+
+@pytest.fixture
+def hub():
+    server = Hub()
+    yield server
+    server.close()
+
+
+def command(*words):
+    return [sys.executable, "stages/push.py", *words]
+
+
+def push(hub, run, home, *words, answer="", token=TOKEN):
+    environment = hub.environment(home, **({"HF_TOKEN": token} if token else {}))
+    return subprocess.run(command(*words), cwd=run, env=environment, input=answer, capture_output=True, text=True)
+
+
+def test_a_dry_run_lists_files_and_sizes_and_sends_nothing(hub, run, tmp_path):
+    done = push(hub, run, tmp_path, "nf4", "--repo", "me/tiny-nf4")
+    assert done.returncode == 0, done.stderr
+    for path in (run / "models" / "nf4").iterdir():
+        assert (f"{path.stat().st_size:,} bytes" in done.stdout) == (path.name != "manifest.json"), path
+    assert "README.md" in done.stdout and "nothing was sent; add --yes" in done.stdout
+    assert "warning: the base model's licence, cc-by-nd-4.0, forbids to pass on changed copies" in done.stdout
+    done = push(hub, run, tmp_path, "--all", "--repo", "me/tiny")
+    assert all(f"{name} -> me/tiny-{name}: " in done.stdout for name in ("nf4", "bnb-nf4", "gguf-q8_0"))
+    assert hub.asked == []
+
+
+def test_cut_in_the_middle_it_is_repeated_and_reads_back_the_same(hub, run, tmp_path):
+    """The first upload is killed while the weights go out, the second meets one cut line and completes."""
+    hub.faults.append(Fault("PUT /storage/*", times=99, cut_after=10_000))
+    killed = subprocess.Popen(command("nf4", "--repo", "me/tiny-nf4", "--yes"), cwd=run, stdout=subprocess.PIPE,
+                              stderr=subprocess.DEVNULL, env=hub.environment(tmp_path / "home", HF_TOKEN=TOKEN))
+    while not any(asked.method == "PUT" for asked in hub.asked):
+        assert killed.poll() is None
+        time.sleep(0.05)
+    killed.kill()
+    killed.communicate()
+    assert set(hub.files("me/tiny-nf4")) == {".gitattributes"}, "all or nothing"
+    assert json.loads(next(asked for asked in hub.asked if asked.path == "/api/repos/create").body)["visibility"] == "private"
+
+    hub.faults[:] = [Fault("PUT /storage/*", times=1, cut_after=10_000)]
+    done = push(hub, run, tmp_path / "home", "nf4", "--repo", "me/tiny-nf4", "--yes")
+    assert done.returncode == 0, done.stderr
+    files = hub.files("me/tiny-nf4")
+    local = {path.name: path.read_bytes() for path in (run / "models" / "nf4").iterdir() if path.name != "manifest.json"}
+    assert {name: data for name, data in files.items() if name not in ("README.md", ".gitattributes")} == local
+    done_again = push(hub, run, tmp_path / "home", "bnb-nf4", "--repo", "me/tiny-bnb", "--yes")
+    assert done_again.returncode == 0, done_again.stderr
+    assert TOKEN not in done.stdout + done.stderr and not any(TOKEN.encode() in data for data in files.values())
+
+    places = ["me/tiny-nf4", "models/nf4", "me/tiny-bnb", "models/bnb-nf4"]
+    read = subprocess.run([sys.executable, "-c", READ, json.dumps(TEXT.tolist()), *places], text=True, cwd=run,
+                          env=hub.environment(tmp_path / "other", HF_TOKEN=TOKEN), capture_output=True)
+    assert read.returncode == 0, read.stderr[-2000:]
+    logits = dict(zip(places, (torch.tensor(json.loads(line)) for line in read.stdout.splitlines()), strict=True))
+    for there, here in (places[:2], places[2:]):
+        assert torch.equal(logits[there], logits[here]), "the same numbers from the Hub as from the folder"
+        assert torch.allclose(logits[here], open_runner(run / here).logits(TEXT), atol=1e-5), "and those that were measured"
+
+
+def test_what_exists_is_not_overwritten_unasked(hub, run, tmp_path):
+    theirs = {"README.md": b"theirs", "model.safetensors": b"their weights"}
+    hub.add("me/tiny", theirs)
+    done = push(hub, run, tmp_path, "nf4", "--repo", "me/tiny", "--yes")
+    assert done.returncode == 1 and "me/tiny exists and holds 2 files; nothing was sent" in done.stderr
+    assert "--revision BRANCH" in done.stderr and hub.files("me/tiny") == theirs
+    done = push(hub, run, tmp_path, "nf4", "--repo", "me/tiny", "--yes", answer="y\n")
+    assert done.returncode == 1 and hub.files("me/tiny") == theirs
+    done = push(hub, run, tmp_path, "nf4", "--repo", "me/tiny", "--yes", "--revision", "nf4")
+    assert done.returncode == 0, done.stderr
+    assert hub.files("me/tiny") == theirs and "quantized copy" in hub.files("me/tiny", "nf4")["README.md"].decode()
+    done = push(hub, run, tmp_path, "nf4", "--repo", "me/tiny", "--yes", answer="me/tiny\n")
+    assert done.returncode == 0 and "Type me/tiny to go on" in done.stdout
+    assert "quantized copy" in hub.files("me/tiny")["README.md"].decode()
+
+
+def test_a_gguf_goes_out_with_its_metadata_and_a_card_that_says_what_was_measured(hub, run, tmp_path):
+    from gguf import GGUFReader
+
+    done = push(hub, run, tmp_path, "gguf-q8_0", "--repo", "me/tiny-gguf", "--yes", "--public")
+    assert done.returncode == 0, done.stderr
+    files = hub.files("me/tiny-gguf")
+    assert set(files) == {".gitattributes", "README.md", "model-Q8_0.gguf"}
+    assert files["model-Q8_0.gguf"] == (run / "models" / "gguf-q8_0" / "model.gguf").read_bytes()
+    fields = {name: field.contents() for name, field in GGUFReader(run / "models" / "gguf-q8_0" / "model.gguf").fields.items()
+              if name.startswith("general.")}
+    assert fields["general.name"] == "model" and fields["general.file_type"] == 7  # MOSTLY_Q8_0
+    assert fields["general.source.url"] == f"https://huggingface.co/tiny/model/tree/{'a' * 40}"
+    card = files["README.md"].decode()
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["base_model"] == "tiny/model" and front["base_model_relation"] == "quantized"
+    assert front["license"] == "cc-by-nd-4.0" and front["library_name"] == "gguf"
+    for words in ("a" * 40, "llama.cpp's quantizer", "| scheme | Q8_0 |", "| bits per weight | 5.43 ", "| 20.0000 | 21.5000 |",
+                  "+1.250", "20 lines of `grammar`", "1234 tokens", "llama-cli --hf-repo me/tiny-gguf --hf-file model-Q8_0.gguf",
+                  "forbids to pass on changed copies"):
+        assert words in card, words
+    created = json.loads(next(asked for asked in hub.asked if asked.path == "/api/repos/create").body)
+    assert created["visibility"] == "public"
+
+
+def test_what_can_not_be_pushed_is_one_line(hub, run, tmp_path):
+    for words, answer in [
+        (("base", "--repo", "me/x"), "base is the base model as it was given"),
+        (("nope", "--repo", "me/x"), "expected one of nf4, bnb-nf4, gguf-q8_0"),
+        (("nf4", "--repo", "x"), "--repo is 'x'; expected owner/name"),
+        (("nf4", "--repo", "me/x", "--yes"), "asks who you are (401)"),
+    ]:
+        done = push(hub, run, tmp_path, *words, token=None)
+        assert done.returncode == 1 and answer in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert ("model", "me/x") not in hub.repositories
+
+
+def test_a_card_is_not_made_without_measurements(run):
+    missing = r"nowhere/quality/nf4\.json is missing, and a card is made from measurements"
+    with chdir(run), pytest.raises(InputError, match=missing):
+        publication(Variant("nf4", "scratch", Path("models/nf4")), "me/x", Path("nowhere"))
