@@ -13,7 +13,8 @@ from quant.variants import variant_named
 
 def main(name: str) -> None:
     params = parameters()
-    result = benchmark(variant_named(name), load_corpus(Path("data/eval")), Clock.from_dict(params["benchmark"]), params["device"])
+    clock = Clock.from_dict(params["benchmark"])
+    result = benchmark(variant_named(name), load_corpus(Path("data/eval")), clock, params["device"])
     write_json(Path("reports/speed") / f"{name}.json", result)
 
 

@@ -41,9 +41,11 @@ class Clock:
         if not isinstance(self.prompts, list | tuple) or not 1 <= len(self.prompts) <= 2:
             raise InputError(f"benchmark.prompts is {self.prompts!r}; expected one or two lengths such as [128, 512]")
         object.__setattr__(self, "prompts", tuple(self.prompts))
-        for key, values in (("prompts", self.prompts), *((key, (getattr(self, key),)) for key in ("tokens", "rounds", "threads"))):
+        for key in ("prompts", "tokens", "rounds", "threads"):
+            found = getattr(self, key)
+            values = found if key == "prompts" else (found,)
             if any(isinstance(value, bool) or not isinstance(value, int) or value < 1 for value in values):
-                raise InputError(f"benchmark.{key} is {getattr(self, key)!r}; expected whole numbers from 1")
+                raise InputError(f"benchmark.{key} is {found!r}; expected whole numbers from 1")
 
     @classmethod
     def from_dict(cls, values: dict) -> Clock:
@@ -88,22 +90,22 @@ def compare(variant: Runner, base: Runner, text: torch.Tensor, clock: Clock) -> 
 
     Times in ms, of decode per token; speedups are base's time over the variant's.
     """
-    room = min(variant.context, base.context, len(text))
-    if clock.prompts[0] + clock.tokens > min(variant.context, base.context) or clock.prompts[0] > len(text):
-        raise InputError(f"the first of benchmark.prompts, {clock.prompts[0]}, and benchmark.tokens, {clock.tokens}, don't fit the "
-                         f"model's context of {min(variant.context, base.context)} and the corpus of {len(text)} tokens; "
-                         "make them smaller")
-    lengths = {"prefill_long": clock.long_prompt(room), "prefill": clock.prompts[0]}
+    room = min(variant.context, base.context)
+    if clock.prompts[0] + clock.tokens > room or clock.prompts[0] > len(text):
+        raise InputError(f"the first of benchmark.prompts, {clock.prompts[0]}, and benchmark.tokens, {clock.tokens}, don't fit "
+                         f"the model's context of {room} and the corpus of {len(text)} tokens; make them smaller")
+    lengths = {"prefill_long": clock.long_prompt(min(room, len(text))), "prefill": clock.prompts[0]}
     prompts = {phase: text[:length] for phase, length in lengths.items() if length}
     attempts = [measure({"variant": variant, "base": base}, prompts, clock)]
     if attempts[0].widest > TOO_WIDE:
         attempts.append(measure({"variant": variant, "base": base}, prompts, clock))
     kept = min(attempts, key=lambda samples: samples.widest)
-    others = [samples for samples in attempts if samples is not kept]
+    aside = [{phase: {"ms": ms["variant"], "base_ms": ms["base"]} for phase, ms in samples.ms.items()}
+             for samples in attempts if samples is not kept]
     result = {
         "timing": {"prefill_long": None} | {phase: _phase(kept, phase, prompts, clock) for phase in kept.ms},
         "attempts": len(attempts),
-        "set_aside": {phase: {"ms": ms["variant"], "base_ms": ms["base"]} for phase, ms in others[0].ms.items()} if others else None,
+        "set_aside": aside[0] if aside else None,
         "is_noisy": kept.widest > TOO_WIDE,
     }
     return result, kept.generated
@@ -118,7 +120,9 @@ def measure(models: dict[str, Runner], prompts: dict[str, torch.Tensor], clock: 
     return samples
 
 
-def _round(models: dict[str, Runner], prompts: dict[str, torch.Tensor], tokens: int, variant_first: bool, samples: Samples) -> None:
+def _round(
+    models: dict[str, Runner], prompts: dict[str, torch.Tensor], tokens: int, variant_first: bool, samples: Samples
+) -> None:
     """Both models through every phase, in turn."""
     whole = dict.fromkeys(WHO, 0.0)
     for phase, prompt in prompts.items():
@@ -129,8 +133,8 @@ def _round(models: dict[str, Runner], prompts: dict[str, torch.Tensor], tokens: 
             whole[who] = _ms_since(start)
             samples.generated[who] = [token]
             samples.add(phase, who, whole[who])
-    for piece, start_token in enumerate(range(0, tokens, SLICE)):
-        count = min(SLICE, tokens - start_token)
+    for piece, done in enumerate(range(0, tokens, SLICE)):
+        count = min(SLICE, tokens - done)
         for who in _turn(variant_first == (piece % 2 == 0)):
             model, generated = models[who], samples.generated[who]
             time.sleep(PAUSE)

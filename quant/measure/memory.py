@@ -58,7 +58,7 @@ class PeakMemory:
         self._reset()
 
     def phase(self) -> dict[str, int]:
-        """Bytes since the last call, or the start: resident and its peak, above the start's; allocated and its peak on the GPU."""
+        """Bytes since the last call: resident and its peak, above the start's; allocated on the GPU and its peak."""
         found = {"resident": max(0, _status("VmRSS") - self.interpreter), "peak": max(0, _status("VmHWM") - self.interpreter)}
         if self._on_gpu:
             found |= {"gpu": torch.cuda.memory_allocated(), "gpu_peak": torch.cuda.max_memory_allocated()}

@@ -104,7 +104,7 @@ def score(variant: Predictions, base: Predictions | None, tokens: Tokens, protoc
 
 
 def batches(items: Iterable[Window], vocabulary: int) -> Iterator[Batch]:
-    """Windows that are alike together, as many as BATCH_LOGITS allows; the longest first, which shows early if one is too long."""
+    """Windows that are alike together, as many as BATCH_LOGITS allows; the longest first, to fail early where memory is short."""
     def shape(window: Window) -> tuple[int, int]:
         return window.length, window.scored
 

@@ -41,8 +41,8 @@ class Recorder:
         if self._works and self._states is None:
             self._begin(logits, states)
         if self._works:
-            for window, rows in zip(batch.windows, states.cpu().numpy().reshape(len(batch.windows), batch.scored, -1), strict=True):
-                self._states[window.scored_tokens] = rows
+            for window, rows in zip(batch.windows, states.cpu().split(batch.scored), strict=True):
+                self._states[window.scored_tokens] = rows.numpy()
         return logits
 
     def finish(self) -> None:
@@ -67,7 +67,8 @@ class Reference:
         about = read_json(folder / ABOUT)
         self.vocabulary, self.context = about["vocabulary"], about["model_context"]
         if {key: about[key] for key in about if key not in ("width", "vocabulary")} != _about(tokens, protocol, self.context):
-            raise InputError(f"{folder} holds the base's predictions for another text or protocol; run dvc repro to make it again")
+            raise InputError(f"{folder} holds what base predicted of another text or by another protocol; run dvc repro to "
+                             "make it again")
         self._states = numpy.memmap(folder / STATES, dtype="<f4", mode="r", shape=(len(tokens.ids), about["width"]))
         self._head = _head(model).to(device)
 

@@ -52,7 +52,7 @@ class Protocol:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise InputError(f"evaluate.{key} is {value!r}; expected a number of tokens from 1")
         if self.name == "llama.cpp" and self.context < 4:
-            raise InputError(f"evaluate.context is {self.context}; {self.protocol} scores the second half of a chunk of at least 4")
+            raise InputError(f"evaluate.context is {self.context}; {self.protocol} takes chunks of at least 4 tokens")
         if self.stride > self.context:
             raise InputError(f"evaluate.stride {self.stride} exceeds evaluate.context {self.context}: tokens would be skipped")
         if not isinstance(self.line, str) or self.line.count("{}") != 1:

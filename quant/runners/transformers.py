@@ -87,7 +87,7 @@ def import_libraries(folder: Path) -> None:
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     if getattr(config, "quantization_config", {}).get("quant_method") == "bitsandbytes":
-        import accelerate
+        import accelerate  # noqa: F401
         import bitsandbytes  # noqa: F401
 
 
