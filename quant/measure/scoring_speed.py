@@ -1,6 +1,6 @@
 """How much slower scoring is than running the model and nothing else: python -m quant.measure.scoring_speed [MODEL] [ROUNDS]
 
-The scorer and a bare forward pass go over the same tokens of data/eval in turn, so that the drift of a shared
+The scorer and a bare forward pass go over the same lines of data/eval in turn, so that the drift of a shared
 machine hits both alike; each is counted by its fastest round. Prints tokens per second of both and their ratio.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,10 +22,13 @@ from quant.measure.windows import Protocol, tokenize, windows
 from quant.runners.transformers import TransformersRunner
 from quant.variants import BASE
 
+LINES = 600
 
-def main(folder: Path = BASE, rounds: int = 5) -> None:
+
+def main(folder: Path = BASE, rounds: int = 10) -> None:
     protocol = Protocol.from_dict(yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))["evaluate"])
-    tokens = tokenize(load_corpus(Path("data/eval")), BASE, protocol)
+    corpus = load_corpus(Path("data/eval"))
+    tokens = tokenize(replace(corpus, lines=corpus.lines[:LINES]), BASE, protocol)
     runner = TransformersRunner(folder, "float32", "cpu")
     every_window = windows(tokens, protocol, runner.context)
     inputs = [batch.inputs for batch in batches(every_window, runner.vocabulary)]
@@ -49,6 +53,6 @@ def main(folder: Path = BASE, rounds: int = 5) -> None:
 
 if __name__ == "__main__":
     try:
-        main(Path(sys.argv[1]) if len(sys.argv) > 1 else BASE, int(sys.argv[2]) if len(sys.argv) > 2 else 5)
+        main(Path(sys.argv[1]) if len(sys.argv) > 1 else BASE, int(sys.argv[2]) if len(sys.argv) > 2 else 10)
     except InputError as error:
         sys.exit(f"error: {error}")
