@@ -40,6 +40,11 @@ class Corpus:
         """Words, the end of each line counted as one."""
         return sum(len(line.split()) + 1 for line in self.lines)
 
+    @property
+    def split(self) -> str:
+        """Of grammar and ptb the test text is taken; a text of one's own is taken as it is."""
+        return "test" if self.source in ("grammar", "ptb") else "all"
+
 
 def as_text(lines: Iterable[str], template: str = " {} \n") -> str:
     """Lines as running text; the default is the form of the Penn Treebank's files."""

@@ -71,6 +71,32 @@ def make_model(tmp_path_factory):
     return make
 
 
+@pytest.fixture(scope="session")
+def runtimes(tmp_path_factory):
+    """One tiny model (width 256, so that K-quants apply) for every runtime: name -> folder."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from quant.artifact import write_artifact
+    from quant.methods import bitsandbytes, gguf
+    from quant.scheme import Scheme
+    from quant.select import Recipe
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("runtimes")
+    shape = {"n_positions": 64, "n_ctx": 64, "n_embd": 256, "n_layer": 1, "n_head": 4}
+    GPT2LMHeadModel(GPT2Config(vocab_size=2048, bos_token_id=0, eos_token_id=0, **shape)).save_pretrained(folder / "base")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / "base" / name).write_bytes((EMBEDDED / name).read_bytes())
+    recipe = {"include": ["*"], "bits": 4, "group_size": 64, "symmetric": False}
+    write_artifact(folder / "base", Recipe.from_dict(recipe, Scheme()), folder / "int4")
+    for name, values in {"int8": {}, "nf4": {}, "nf4-dq": {"double_quant": True}}.items():
+        bitsandbytes.build(folder / "base", bitsandbytes.Spec(name[:4].rstrip("-"), **values), folder / f"bnb-{name}")
+    gguf.convert(folder / "base", folder / "converted")
+    for kind in ("F16", "Q8_0", "Q4_K_M"):
+        gguf.quantize(folder / "converted" / "model.gguf", gguf.Spec(kind), folder / f"gguf-{kind.lower()}")
+    return {path.name: path for path in folder.iterdir()}
+
+
 @pytest.fixture
 def ids():
     return torch.randint(3, VOCABULARY, (2, 24), generator=torch.Generator().manual_seed(1))

@@ -18,8 +18,8 @@ TINY = {
     "recipes": {"whole": {"include": ["*"]}, "int4": {"bits": 4, "group_size": 64}},
     "bnb": {"nf4": {"type": "nf4"}},
     "gguf": {"q8_0": {"type": "Q8_0"}},
-    "evaluate": {"name": "joined", "context": 64, "stride": 64, "line": " {} \n"},
-    "benchmark": {"prompt": 16, "tokens": 4, "rounds": 2, "threads": 2},
+    "evaluate": {"protocol": "joined/1", "context": 64, "stride": 64, "line": " {} \n", "unk": "text"},
+    "benchmark": {"prompts": [16, 32], "tokens": 4, "rounds": 2, "threads": 2},
 }
 
 
@@ -133,7 +133,7 @@ def test_evaluating_twice_gives_the_same_bytes(project):
 def test_the_boundaries_of_caching(project):
     """One parameter after another, there and back; each line is one promise."""
     ran = project.stages_run("exp", "run", "-S", "evaluate.stride=32")
-    assert families(ran) == {"evaluate", "evaluate-float", "evaluate-bnb", "evaluate-gguf", "plot", "report"}
+    assert families(ran) == {"evaluate", "evaluate-base", "evaluate-float", "evaluate-bnb", "evaluate-gguf", "plot", "report"}
 
     ran = project.stages_run("exp", "run", "-S", "evaluate.stride=64", "-S", "quant.bits=6")
     assert families(ran) <= {"quantize", "evaluate", "benchmark", "plot", "report"}, "quant.bits touches no bnb or gguf stage"
