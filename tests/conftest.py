@@ -105,3 +105,21 @@ def ids():
 def run_stage(stage: str, *words: str, cwd: Path) -> subprocess.CompletedProcess:
     """A stage's script, as DVC calls it."""
     return subprocess.run([sys.executable, f"stages/{stage}.py", *words], cwd=cwd, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="session")
+def made_up_report(tmp_path_factory):
+    """A folder with the figures and the three forms of a report, and the made-up run it shows."""
+    from made_up import CORPUS, MODEL, made_up
+
+    from quant.report.document import write_report
+    from quant.report.figures import draw_all
+
+    folder = tmp_path_factory.mktemp("report")
+    run = made_up(whole={"weights_mib": 30.0, "ppl_change_pct": 400.0, "decode_speedup": 9.0},
+                  int4={"weights_mib": 9.0}, nf4={"weights_mib": 9.0, "noisy": True}, fp4={"weights_mib": 9.0},
+                  gguf_q4_0={"text": "<script>throw 1</script> " + 40 * "other words "})
+    (folder / "figures").mkdir()
+    draw_all(run, folder / "figures")
+    write_report(run, folder, CORPUS, MODEL)
+    return folder, run

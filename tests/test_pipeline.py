@@ -92,7 +92,7 @@ def project(tmp_path_factory):
         shutil.copyfile(ROOT / "models" / "embedded" / name, folder / "tiny" / name)
     project = Project(folder, {**TINY, "model": {"source": "tiny", "revision": None}})
     ran = project.stages_run("repro")
-    assert {"download", "quantize@whole", "quantize@int4", "bnb@nf4", "convert", "gguf@q8_0", "plot", "report"} < ran
+    assert {"download", "quantize@whole", "quantize@int4", "bnb@nf4", "convert", "gguf@q8_0", "compare", "plot", "report"} < ran
     project.commit()
     return project
 
@@ -117,7 +117,9 @@ def test_every_variant_has_the_same_metrics(project):
 def test_the_report_is_there_and_whole(project):
     reports = project.folder / "reports"
     html = (reports / "report.html").read_text()
-    assert html.count("data:image/svg+xml") == 6 and "figures/" not in html and "http" not in html.split("<body>")[0]
+    drawn = {path.stem for path in (reports / "figures").glob("*.svg")}
+    assert {"size-quality", "divergence", "latency", "bytes", "error-map"} < drawn
+    assert html.count("data:image/svg+xml") == len(drawn) and "figures/" not in html and "http" not in html.split("<body>")[0]
     assert (reports / "report.pdf").read_bytes().startswith(b"%PDF")
     assert all(name in (reports / "report.md").read_text() for name in project.metrics())
 
