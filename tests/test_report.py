@@ -6,7 +6,7 @@ import pytest
 from made_up import CORPUS, MODEL, PARAMS, made_up
 
 from quant.report.document import render_markdown
-from quant.report.figures import draw_all, figures_of
+from quant.report.figures import figures_of
 from quant.report.findings import findings, order_by
 from quant.report.kinship import equal_but_for_the_grid, equal_but_for_the_selection, nominal_bits, same_format
 from quant.report.results import METRICS, rounded
@@ -134,13 +134,13 @@ def test_which_variants_compare_comes_from_the_parameters():
     assert same_format(double) == [("nf4", "bnb-nf4")]
 
 
-def test_a_grid_that_a_recipe_spells_out_takes_part(tmp_path):
+def test_a_grid_that_a_recipe_spells_out_takes_part():
     params = copy.deepcopy(PARAMS)
     params["recipes"]["own"] = {**params["recipes"]["nf4"], "codebook": [value / 7 for value in range(-7, 8)]}
     run = made_up(params, own={"kld_mnats": 0.1})
     assert "`own` is better than `int4`" in "".join(findings(run))
-    draw_all(run, tmp_path)
-    assert (tmp_path / "grids.svg").stat().st_size > 1000
+    (figure,) = [figure for figure in figures_of(run) if figure.name == "grids"]
+    assert [label.get_text() for label in figure.draw(run).axes[0].get_xticklabels()] == ["int4", "nf4", "fp4", "own"]
 
 
 def test_few_lines_are_warned_of():
