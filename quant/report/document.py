@@ -40,7 +40,7 @@ def render_markdown(run: Run, corpus: Mapping, model: Mapping) -> str:
         loader=jinja2.FileSystemLoader(HERE), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         keep_trailing_newline=True, autoescape=False,
     )
-    environment.filters |= {"plain": plain, "signed": signed}
+    environment.filters |= {"plain": plain, "signed": signed, "ending": ending}
     return environment.get_template("report.md.jinja").render(
         run=run,
         base=run.base,
@@ -74,6 +74,11 @@ def render_markdown(run: Run, corpus: Mapping, model: Mapping) -> str:
 def plain(text: str) -> str:
     """Text that Markdown shows as it is, on one line; what a model wrote is never markup."""
     return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", " ".join(text.split()))
+
+
+def ending(text: str, most: int = 300) -> str:
+    """The last words of a text."""
+    return text if len(text) <= most else "… " + text[-most:].partition(" ")[2]
 
 
 def _write_html(text: str, reports: Path) -> None:
