@@ -13,6 +13,8 @@ import pytest
 import yaml
 from conftest import ROOT
 
+from quant.measure.bootstrap import Blocks, difference
+
 TINY = {
     "data": {"source": "grammar", "sentences": 40},
     "recipes": {"whole": {"include": ["*"]}, "int4": {"bits": 4, "group_size": 64}},
@@ -124,10 +126,33 @@ def test_the_report_is_there_and_whole(project):
     assert all(name in (reports / "report.md").read_text() for name in project.metrics())
 
 
+def test_what_was_measured_is_whole(project):
+    reports = project.folder / "reports"
+    quality, speed = ({path.stem: json.loads(path.read_text()) for path in (reports / kind).glob("*.json")}
+                      for kind in ("quality", "speed"))
+    assert set(quality) == set(speed) == set(project.metrics())
+    blocks = {name: Blocks.from_dict(found["blocks"]) for name, found in quality.items()}
+    for name, found in quality.items():
+        assert found["protocol"] == quality["base"]["protocol"] and found["protocol"]["name"] == "joined"
+        assert blocks[name].tokens.sum() == found["protocol"]["tokens"]
+        assert sum(row["bytes"] for row in found["ledger"]) == sum(found["held_bytes"].values())
+        low, high = found["intervals"]["ppl_change_pct"]
+        again = difference(blocks[name], blocks["base"])  # from what is stored alone, as the report does it
+        assert [again.low, again.high, again.value] == pytest.approx([low, high, found["metrics"]["ppl_change_pct"]], abs=1e-3)
+        assert (low < 0 < high) or found["intervals"]["is_real"] or name == "base"
+        assert found["divergence"]["kld_mnats"]["mean"] == pytest.approx(found["metrics"]["kld_mnats"], rel=1e-3, abs=1e-9)
+    for found in speed.values():
+        assert set(found["timing"]) == {"prefill", "prefill_long", "decode", "generate"} and found["attempts"] in (1, 2)
+        assert found["timing"]["decode"]["gb_per_s"] > 0 and found["environment"]["memory_read_gb_per_s"] > 0
+        assert found["memory"]["generate_peak_mib"] > 0 and found["generation"]["text"]
+    assert speed["base"]["generation"]["is_same"]
+    assert json.loads((reports / "environment.json").read_text()) == speed["base"]["environment"]
+
+
 def test_evaluating_twice_gives_the_same_bytes(project):
     folder = project.folder / "reports" / "quality"
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    for name in ("evaluate@int4", "evaluate-gguf@q8_0", "evaluate-bnb@nf4"):
+    for name in ("evaluate-base", "evaluate@int4", "evaluate-gguf@q8_0", "evaluate-bnb@nf4"):
         project.dvc("repro", "--force", "--single-item", name)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 

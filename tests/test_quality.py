@@ -88,6 +88,12 @@ def test_models_of_unlike_vocabulary_are_not_compared():
         measure(Bigram(vocabulary=8), Bigram(), tokens(20))
 
 
+def test_models_that_need_other_windows_are_not_compared():
+    with pytest.raises(InputError, match=r"takes 16 tokens at once, the base 12; .* evaluate\.context 12 or less"):
+        measure(Bigram(), Bigram(context=12), tokens(40), context=16, stride=16)
+    assert len(measure(Bigram(), Bigram(context=12), tokens(40), context=12, stride=12)) == 39
+
+
 def test_few_logits_are_held_at_a_time(monkeypatch):
     """A batch is as many windows as the bound allows, filled but for the last; one window at least."""
     monkeypatch.setattr(quality, "BATCH_LOGITS", 16 * 7 * 3)

@@ -23,7 +23,7 @@ from quant.scheme import known_keys
 
 SLICE = 16  # tokens decoded before the other model has its turn; one sample
 TOO_WIDE = 0.2  # median absolute deviation over median
-PAUSE = 0.005  # seconds between turns: threads of a runtime wait busily for more work, and take the next one's cores
+PAUSE = 0.01  # seconds between turns of two runtimes: threads of one wait busily for more work, and take the other's cores
 WHO = ("variant", "base")
 
 
@@ -125,9 +125,10 @@ def _round(
 ) -> None:
     """Both models through every phase, in turn."""
     whole = dict.fromkeys(WHO, 0.0)
+    pause = PAUSE if len({type(model) for model in models.values()}) > 1 else 0
     for phase, prompt in prompts.items():
         for who in _turn(variant_first):
-            time.sleep(PAUSE)
+            time.sleep(pause)
             start = time.perf_counter()
             token = models[who].prefill(prompt)
             whole[who] = _ms_since(start)
@@ -137,7 +138,7 @@ def _round(
         count = min(SLICE, tokens - done)
         for who in _turn(variant_first == (piece % 2 == 0)):
             model, generated = models[who], samples.generated[who]
-            time.sleep(PAUSE)
+            time.sleep(pause)
             start = time.perf_counter()
             for _ in range(count):
                 generated.append(model.decode(generated[-1]))

@@ -89,7 +89,10 @@ def score(variant: Predictions, base: Predictions | None, tokens: Tokens, protoc
     """Score every token once. base None: the variant is the base, at no divergence from itself."""
     if base is not None and variant.vocabulary != base.vocabulary:
         raise InputError(f"the variant has {variant.vocabulary} logits, the base {base.vocabulary}; they can't be compared")
-    context = variant.context if base is None else min(variant.context, base.context)
+    context = min(variant.context, protocol.context)
+    if base is not None and context != min(base.context, protocol.context):
+        raise InputError(f"the variant takes {variant.context} tokens at once, the base {base.context}; they are compared in "
+                         f"the same windows: make evaluate.context {min(variant.context, base.context)} or less")
     every_window = windows(tokens, protocol, context)
     scored = torch.zeros(len(tokens.ids), dtype=torch.bool)
     for window in every_window:

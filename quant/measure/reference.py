@@ -74,7 +74,9 @@ class Reference:
 
     @staticmethod
     def is_in(folder: Path) -> bool:
-        """Whether the base could leave states."""
+        """Whether the base could leave states. Raises InputError where it has not run."""
+        if not (folder / ABOUT).is_file():
+            raise InputError(f"{folder} does not exist; evaluate base first, or run dvc repro, which does")
         return read_json(folder / ABOUT)["width"] is not None
 
     def rows(self, batch: Batch) -> torch.Tensor:
