@@ -58,3 +58,13 @@ def test_tables_sort_by_number_and_by_name_both_ways(report, tmp_path):
         assert intervals[-1] == "", "base has none, and comes last"
         starts = [float(text.split()[0]) for text in intervals[:-1]]
         assert starts == sorted(starts)
+
+
+def test_a_tap_makes_a_figure_large_on_a_phone(report, tmp_path):
+    width = "document.querySelector('figure img').getBoundingClientRect().width"
+    with Page(report[0], tmp_path / "profile", width=390) as page:
+        assert page.value(width) < 390
+        page.value("document.querySelector('figure img').click()")
+        assert page.value(width) > 700 and page.value("document.documentElement.scrollWidth") == 390
+        page.value("document.querySelector('figure img').click()")
+        assert page.value(width) < 390
