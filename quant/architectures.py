@@ -72,6 +72,21 @@ class Architecture:
             role = self.inside.get(module.removeprefix(f"{self.blocks}.{block}."), "other")
         return (role,) if isinstance(role, str) else role
 
+    def roles_of_tensor(self, name: str, config: Mapping) -> tuple[str, ...]:
+        """Roles of a tensor in memory, whatever stands behind its module's name; the main embedding is the head too where tied.
+
+        `h.0.attn.c_attn.q.weight.codes` is q alone, `h.0.attn.c_attn.bias` is q, k and v.
+        """
+        parts = name.split(".")
+        for end in range(len(parts) - 1, 0, -1):
+            module = ".".join(parts[:end])
+            roles = self.roles_of(module)
+            if roles != ("other",):
+                if module == self.main_embedding and self.is_tied(config):
+                    return ("embedding", "head")
+                return (parts[end],) if len(roles) > 1 and parts[end] in roles else roles
+        return ("other",)
+
     def is_transposed(self, module: str) -> bool:
         return module.removeprefix(f"{self.blocks}.{self.block_of(module)}.") in self.transposed
 

@@ -100,7 +100,8 @@ class TextSource:
 class Corpus:
     """lines: without surrounding blanks, none empty. floor_nats: for a grammar's text, its exact
     negative log-probability, which no model can be expected to beat; otherwise None.
-    revision: the commit of a dataset; license: as its source states it; private: it may not be passed on."""
+    revision: the commit of a dataset; license: as its source states it; private: it may not be passed on; split: the part
+    of a known corpus or a dataset, "all" of a text of one's own."""
 
     source: str
     lines: tuple[str, ...]
@@ -108,6 +109,7 @@ class Corpus:
     revision: str | None = None
     license: str | None = None
     private: bool = False
+    split: str = "all"
 
     @property
     def words(self) -> int:
@@ -130,13 +132,13 @@ def read_corpus(source: TextSource) -> Corpus:
     if source.source == "grammar":
         drawn = list(treebank_like().lines(source.sentences or GRAMMAR_LINES, "test"))
         lines = tuple(" ".join(line.words) for line in drawn)
-        return Corpus("grammar", lines, floor_nats=sum(line.nats for line in drawn), license="apache-2.0")
+        return Corpus("grammar", lines, floor_nats=sum(line.nats for line in drawn), license="apache-2.0", split="test")
     if source.source == "ptb":
         with tempfile.TemporaryDirectory() as folder:
             path = hub.fetch_file(PTB_URL, PTB_SHA256, Path(folder) / "ptb.test.txt")
-            return _chosen(_read_files([path]), source, Corpus("ptb", (), license=PTB_LICENSE, private=True))
+            return _chosen(_read_files([path]), source, Corpus("ptb", (), license=PTB_LICENSE, private=True, split="test"))
     if source.source == "wikitext2":
-        about = Corpus("wikitext2", (), revision=WIKITEXT2.commit, license="cc-by-sa-3.0, gfdl")
+        about = Corpus("wikitext2", (), revision=WIKITEXT2.commit, license="cc-by-sa-3.0, gfdl", split="test")
         return _chosen(read_hub_file(WIKITEXT2), source, about)
     if source.dataset is not None:
         return _read_dataset(source)
@@ -151,6 +153,7 @@ def write_corpus(corpus: Corpus, out: Path, private: Path = PRIVATE) -> None:
     digest = sha256(corpus.text.encode()).hexdigest()
     counts = {
         "source": corpus.source,
+        "split": corpus.split,
         "revision": corpus.revision,
         "license": corpus.license,
         "private": corpus.private,
@@ -187,7 +190,7 @@ def load_corpus(folder: Path, private: Path = PRIVATE) -> Corpus:
     if found != about["sha256"]:
         raise InputError(f"{path} has sha256 {found}, expected {about['sha256']}; delete it and run dvc repro -f download")
     return Corpus(about["source"], tuple(text.splitlines()), about["floor_nats"], about["revision"], about["license"],
-                  about["private"])
+                  about["private"], about["split"])
 
 
 def read_hub_file(file: HubFile) -> list[str]:
@@ -222,7 +225,7 @@ def _read_dataset(source: TextSource) -> Corpus:
             if column not in texts:
                 raise InputError(f"{source.source} has no column of text called {column!r}; set data.column to one of "
                                  f"{', '.join(texts) or 'none: it has no text'}")
-            about = Corpus(source.source, (), revision=snapshot.commit, license=_dataset_license(snapshot))
+            about = Corpus(source.source, (), revision=snapshot.commit, license=_dataset_license(snapshot), split=split)
             return _chosen((row[column] for row in rows.select_columns(column)), source, about)
         except ValueError as error:
             if isinstance(error, InputError):

@@ -1,16 +1,18 @@
-"""What a timing depends on and DVC does not see: processor, memory, versions."""
+"""What a timing depends on and DVC does not see: processor, memory, versions, and the commit of the code."""
 
 from __future__ import annotations
 
 import os
 import platform
+import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
 PACKAGES = ("torch", "transformers", "bitsandbytes", "llama_cpp_python", "safetensors", "numpy", "dvc")
-FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_int8", "f16c")
+FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16")
+CODE = ("quant", "stages")
 
 
 def environment() -> dict:
@@ -26,8 +28,27 @@ def environment() -> dict:
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.release()}",
         "packages": {name: _version(name) for name in PACKAGES},
+        "commit": commit(Path.cwd()),
     }
+
+
+def commit(folder: Path) -> str | None:
+    """The commit that a checkout is at, with "-dirty" behind it where its code differs; None where there is no git."""
+    head = _git(folder, "rev-parse", "HEAD")
+    if not head:
+        return None
+    return head + ("-dirty" if _git(folder, "status", "--porcelain", "--", *CODE) else "")
+
+
+def _git(folder: Path, *words: str) -> str:
+    """What git says, or nothing where it fails or is not there."""
+    try:
+        done = subprocess.run(["git", "--no-optional-locks", *words], cwd=folder, capture_output=True, text=True)
+    except FileNotFoundError:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def _version(name: str) -> str | None:

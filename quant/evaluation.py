@@ -1,76 +1,96 @@
-"""One variant, two stages: its quality and size (the same bytes at every run), and its speed and memory (never cached)."""
+"""Quality and size of one variant: the same bytes at every run."""
 
 from __future__ import annotations
 
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from quant.architectures import architecture_of
 from quant.checkpoint import Checkpoint
 from quant.corpus import Corpus
-from quant.measure.latency import Clock, compare
-from quant.measure.memory import MIB, PeakMemory, disk_bytes, held_bytes
-from quant.measure.quality import score, summarize
+from quant.files import whole_folder
+from quant.measure import bootstrap
+from quant.measure.bootstrap import Blocks, difference
+from quant.measure.memory import MIB, disk_bytes, held_bytes, ledger
+from quant.measure.quality import Live, Predictions, Scores, divergence, score, summarize
+from quant.measure.reference import Recorder, Reference
 from quant.measure.statistics import significant
-from quant.measure.windows import PROTOCOL_VERSION, Protocol, tokenize
-from quant.runners import open_runner, resolve_device
-from quant.variants import Variant
+from quant.measure.windows import Protocol, Tokens, tokenize
+from quant.runners import Runner, open_runner, resolve_device
+from quant.variants import BASE, Variant
 
-BASE = Path("models/base")
+REFERENCE = Path("data/reference")
 
 
 def evaluate(variant: Variant, corpus: Corpus, protocol: Protocol, device: str) -> dict:
-    """Quality against the base, and the bytes of the weights; with the protocol that the numbers hold for."""
+    """Quality against the base, and the bytes of the weights; with the protocol that the numbers hold for.
+
+    The base is evaluated first: it leaves its predictions in data/reference, which the others are compared with.
+    """
     device = resolve_device(device)
     tokens = tokenize(corpus, BASE, protocol)
-    model = open_runner(variant.folder, variant.dtype, device)
-    base = None if variant.name == "base" else open_runner(BASE, "float32", device)
-    metrics = summarize(score(model, base, tokens, protocol), tokens)
-    held = held_bytes(model)
+    model = open_runner(variant.folder, variant.dtype, device, room=protocol.context)
+    if variant.name == "base":
+        with _recorded(model, tokens, protocol) as predictions:
+            scores = score(predictions, None, tokens, protocol)
+    else:
+        scores = score(Live(model), _reference(tokens, protocol, device), tokens, protocol)
+    return {
+        "variant": variant.name,
+        **_size(variant, model, summarize(scores)),
+        **_distance(scores),
+        "protocol": {
+            **protocol.describe(model.context), "source": corpus.source, "split": corpus.split, "sentences": len(corpus.lines),
+            "tokens": len(scores), "words": scores.words, "bytes": scores.bytes, "token_ids_sha256": tokens.sha256,
+        },
+    }  # fmt: skip
+
+
+@contextmanager
+def _recorded(base: Runner, tokens: Tokens, protocol: Protocol) -> Iterator[Predictions]:
+    with whole_folder(REFERENCE) as folder:
+        recorder = Recorder(base, BASE, tokens, protocol, folder)
+        yield recorder
+        recorder.finish()
+
+
+def _reference(tokens: Tokens, protocol: Protocol, device: str) -> Predictions:
+    if Reference.is_in(REFERENCE):
+        return Reference(REFERENCE, BASE, tokens, protocol, device)
+    return Live(open_runner(BASE, "float32", device, room=protocol.context))
+
+
+def _size(variant: Variant, model: Runner, quality: dict[str, float]) -> dict:
+    held, parameters = held_bytes(model), count_parameters(BASE)
     weights = sum(held.values())
-    metrics |= {
-        "bits_per_weight": 8 * weights / count_parameters(BASE),
+    metrics = quality | {
+        "bits_per_weight": 8 * weights / parameters,
         "weights_mib": weights / MIB,
         "disk_mib": disk_bytes(variant.folder) / MIB,
     }
     return {
-        "variant": variant.name,
-        "metrics": {key: significant(value) for key, value in metrics.items()},
+        "metrics": significant(metrics),
+        "parameters": parameters,
         "held_bytes": held,
-        "protocol": {
-            "name": protocol.name, "version": PROTOCOL_VERSION, "context": min(protocol.context, model.context),
-            "stride": min(protocol.stride, model.context), "line": protocol.line, "unk": "plain text",
-            "tokens": tokens.scored, "words": tokens.words, "bytes": tokens.bytes, "token_ids_sha256": tokens.sha256,
-        },
+        "ledger": ledger(model.tensors()),
+        "census": model.census(),
     }
 
 
-def benchmark(variant: Variant, corpus: Corpus, protocol: Protocol, clock: Clock, device: str) -> dict:
-    """Speed against the base and peak memory. For a fresh process: memory is that of the first model it loads."""
-    device = resolve_device(device)
-    text = tokenize(corpus, BASE, protocol).ids
-    peak = PeakMemory()
-    start = time.perf_counter()
-    model = open_runner(variant.folder, variant.dtype, device, clock.threads)
-    load_s = time.perf_counter() - start
-    token = model.prefill(text[: clock.prompt])
-    for _ in range(clock.tokens):
-        token = model.decode(token)
-    peak_rss = peak.bytes()
-    base = open_runner(BASE, "float32", device, clock.threads)
-    timing = compare(model, base, text, clock)
-    metrics = {
-        "peak_rss_mib": peak_rss / MIB,
-        "load_s": load_s,
-        "prefill_ms": timing["prefill"]["ms"]["median"],
-        "prefill_speedup": timing["prefill"]["speedup"],
-        "decode_ms_per_token": timing["decode"]["ms"]["median"],
-        "decode_speedup": timing["decode"]["speedup"],
-    }
+def _distance(scores: Scores) -> dict:
+    """Divergence from the base, its intervals, and the sums by block that any two variants are compared by."""
+    blocks = Blocks.cut(scores.nll, scores.kld, scores.top1)
+    base = Blocks.cut(scores.base_nll, 0 * scores.kld, 0 * scores.top1)
+    change, kld = difference(blocks, base, "ppl"), bootstrap.mean_kld(blocks)
+    intervals = {
+        "level": bootstrap.LEVEL, "resamples": bootstrap.RESAMPLES, "seed": bootstrap.SEED,
+        "ppl_change_pct": [change.low, change.high], "kld_mnats": [kld.low, kld.high], "is_real": change.is_real,
+    }  # fmt: skip
     return {
-        "variant": variant.name,
-        "metrics": {key: significant(value, 4) for key, value in metrics.items()},
-        "timing": timing,
+        "divergence": significant(divergence(scores)),
+        "intervals": significant(intervals),
+        "blocks": blocks.to_dict(),
     }
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from quant.errors import InputError
 
+BASE = Path("models/base")
 RESERVED = {"base", "bf16", "converted", "embedded"}  # folders of models/ and variants that are always there
 
 
@@ -24,7 +25,7 @@ class Variant:
 def variants(params: Mapping) -> list[Variant]:
     """All variants of the sections recipes, bnb and gguf of `params`, after base and bf16."""
     models = Path("models")
-    found = [Variant("base", "float", models / "base"), Variant("bf16", "float", models / "base", "bfloat16")]
+    found = [Variant("base", "float", BASE), Variant("bf16", "float", BASE, "bfloat16")]
     found += [Variant(name, "scratch", models / name) for name in params["recipes"] or {}]
     for family in ("bnb", "gguf"):
         found += [Variant(f"{family}-{name}", family, models / f"{family}-{name}") for name in params[family] or {}]
@@ -38,6 +39,6 @@ def variants(params: Mapping) -> list[Variant]:
 def variant_named(name: str) -> Variant:
     """The variant of a name alone, for a stage that handles one."""
     if name in ("base", "bf16"):
-        return Variant(name, "float", Path("models/base"), "float32" if name == "base" else "bfloat16")
+        return Variant(name, "float", BASE, "float32" if name == "base" else "bfloat16")
     family = name.partition("-")[0]
     return Variant(name, family if family in ("bnb", "gguf") else "scratch", Path("models") / name)

@@ -1,4 +1,7 @@
-"""Score one variant against the base on the evaluation text: python stages/evaluate.py VARIANT"""
+"""Score one variant against the base on the evaluation text: python stages/evaluate.py VARIANT
+
+base comes first: it leaves what it predicted in data/reference, which the others are compared with.
+"""
 
 from pathlib import Path
 

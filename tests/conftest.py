@@ -71,6 +71,32 @@ def make_model(tmp_path_factory):
     return make
 
 
+@pytest.fixture(scope="session")
+def runtimes(tmp_path_factory):
+    """One tiny model (width 256, so that K-quants apply) for every runtime: name -> folder."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from quant.artifact import write_artifact
+    from quant.methods import bitsandbytes, gguf
+    from quant.scheme import Scheme
+    from quant.select import Recipe
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("runtimes")
+    shape = {"n_positions": 64, "n_ctx": 64, "n_embd": 256, "n_layer": 1, "n_head": 4}
+    GPT2LMHeadModel(GPT2Config(vocab_size=2048, bos_token_id=0, eos_token_id=0, **shape)).save_pretrained(folder / "base")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / "base" / name).write_bytes((EMBEDDED / name).read_bytes())
+    recipe = {"include": ["*"], "bits": 4, "group_size": 64, "symmetric": False}
+    write_artifact(folder / "base", Recipe.from_dict(recipe, Scheme()), folder / "int4")
+    for name, values in {"int8": {}, "nf4": {}, "nf4-dq": {"double_quant": True}}.items():
+        bitsandbytes.build(folder / "base", bitsandbytes.Spec(name[:4].rstrip("-"), **values), folder / f"bnb-{name}")
+    gguf.convert(folder / "base", folder / "converted")
+    for kind in ("F16", "Q8_0", "Q4_K_M"):
+        gguf.quantize(folder / "converted" / "model.gguf", gguf.Spec(kind), folder / f"gguf-{kind.lower()}")
+    return {path.name: path for path in folder.iterdir()}
+
+
 @pytest.fixture
 def ids():
     return torch.randint(3, VOCABULARY, (2, 24), generator=torch.Generator().manual_seed(1))
@@ -79,3 +105,21 @@ def ids():
 def run_stage(stage: str, *words: str, cwd: Path) -> subprocess.CompletedProcess:
     """A stage's script, as DVC calls it."""
     return subprocess.run([sys.executable, f"stages/{stage}.py", *words], cwd=cwd, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="session")
+def made_up_report(tmp_path_factory):
+    """A folder with the figures and the three forms of a report, and the made-up run it shows."""
+    from made_up import CORPUS, MODEL, made_up
+
+    from quant.report.document import write_report
+    from quant.report.figures import draw_all
+
+    folder = tmp_path_factory.mktemp("report")
+    run = made_up(whole={"weights_mib": 30.0, "ppl_change_pct": 400.0, "decode_speedup": 9.0},
+                  int4={"weights_mib": 9.0}, nf4={"weights_mib": 9.0, "noisy": True}, fp4={"weights_mib": 9.0},
+                  gguf_q4_0={"text": "<script>throw 1</script> " + 40 * "other words "})
+    (folder / "figures").mkdir()
+    draw_all(run, folder / "figures")
+    write_report(run, folder, CORPUS, MODEL)
+    return folder, run

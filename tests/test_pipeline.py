@@ -13,13 +13,15 @@ import pytest
 import yaml
 from conftest import ROOT
 
+from quant.measure.bootstrap import Blocks, difference
+
 TINY = {
     "data": {"source": "grammar", "sentences": 40},
     "recipes": {"whole": {"include": ["*"]}, "int4": {"bits": 4, "group_size": 64}},
     "bnb": {"nf4": {"type": "nf4"}},
     "gguf": {"q8_0": {"type": "Q8_0"}},
-    "evaluate": {"name": "joined", "context": 64, "stride": 64, "line": " {} \n"},
-    "benchmark": {"prompt": 16, "tokens": 4, "rounds": 2, "threads": 2},
+    "evaluate": {"protocol": "joined/1", "context": 64, "stride": 64, "line": " {} \n", "unk": "text"},
+    "benchmark": {"prompts": [16, 32], "tokens": 4, "rounds": 2, "threads": 2},
 }
 
 
@@ -101,7 +103,7 @@ def project(tmp_path_factory):
         shutil.copyfile(ROOT / "models" / "embedded" / name, folder / "tiny" / name)
     project = Project(folder, {**TINY, "model": {"source": "tiny", "revision": None}})
     ran = project.stages_run("repro")
-    assert {"download", "quantize@whole", "quantize@int4", "bnb@nf4", "convert", "gguf@q8_0", "plot", "report"} < ran
+    assert {"download", "quantize@whole", "quantize@int4", "bnb@nf4", "convert", "gguf@q8_0", "compare", "plot", "report"} < ran
     project.commit()
     return project
 
@@ -126,17 +128,42 @@ def test_every_variant_has_the_same_metrics(project):
 def test_the_report_is_there_and_whole(project):
     reports = project.folder / "reports"
     html = (reports / "report.html").read_text()
-    assert html.count("data:image/svg+xml") == 6 and "figures/" not in html and "http" not in html.split("<body>")[0]
+    drawn = {path.stem for path in (reports / "figures").glob("*.svg")}
+    assert {"size-quality", "divergence", "latency", "bytes", "error-map"} < drawn
+    assert html.count("data:image/svg+xml") == len(drawn) and "figures/" not in html and "http" not in html.split("<body>")[0]
     assert (reports / "report.pdf").read_bytes().startswith(b"%PDF")
     text = (reports / "report.md").read_text()
     assert all(name in text for name in project.metrics())
     assert "Few lines" in text and "40 lines" in text, "differences between variants may be chance"
 
 
+def test_what_was_measured_is_whole(project):
+    reports = project.folder / "reports"
+    quality, speed = ({path.stem: json.loads(path.read_text()) for path in (reports / kind).glob("*.json")}
+                      for kind in ("quality", "speed"))
+    assert set(quality) == set(speed) == set(project.metrics())
+    blocks = {name: Blocks.from_dict(found["blocks"]) for name, found in quality.items()}
+    for name, found in quality.items():
+        assert found["protocol"] == quality["base"]["protocol"] and found["protocol"]["name"] == "joined"
+        assert blocks[name].tokens.sum() == found["protocol"]["tokens"]
+        assert sum(row["bytes"] for row in found["ledger"]) == sum(found["held_bytes"].values())
+        low, high = found["intervals"]["ppl_change_pct"]
+        again = difference(blocks[name], blocks["base"])  # from what is stored alone, as the report does it
+        assert [again.low, again.high, again.value] == pytest.approx([low, high, found["metrics"]["ppl_change_pct"]], abs=1e-3)
+        assert (low < 0 < high) or found["intervals"]["is_real"] or name == "base"
+        assert found["divergence"]["kld_mnats"]["mean"] == pytest.approx(found["metrics"]["kld_mnats"], rel=1e-3, abs=1e-9)
+    for found in speed.values():
+        assert set(found["timing"]) == {"prefill", "prefill_long", "decode", "generate"} and found["attempts"] in (1, 2)
+        assert found["timing"]["decode"]["gb_per_s"] > 0 and found["environment"]["memory_read_gb_per_s"] > 0
+        assert found["memory"]["generate_peak_mib"] > 0 and found["generation"]["text"]
+    assert speed["base"]["generation"]["is_same"]
+    assert json.loads((reports / "environment.json").read_text()) == speed["base"]["environment"]
+
+
 def test_evaluating_twice_gives_the_same_bytes(project):
     folder = project.folder / "reports" / "quality"
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    for name in ("evaluate@int4", "evaluate-gguf@q8_0", "evaluate-bnb@nf4"):
+    for name in ("evaluate-base", "evaluate@int4", "evaluate-gguf@q8_0", "evaluate-bnb@nf4"):
         project.dvc("repro", "--force", "--single-item", name)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
@@ -158,7 +185,7 @@ def test_through_a_dvc_remote_another_checkout_has_everything(project, tmp_path)
 def test_the_boundaries_of_caching(project):
     """One parameter after another, there and back; each line is one promise."""
     ran = project.stages_run("exp", "run", "-S", "evaluate.stride=32")
-    assert families(ran) == {"evaluate", "evaluate-float", "evaluate-bnb", "evaluate-gguf", "plot", "report"}
+    assert families(ran) == {"evaluate", "evaluate-base", "evaluate-float", "evaluate-bnb", "evaluate-gguf", "plot", "report"}
 
     ran = project.stages_run("exp", "run", "-S", "evaluate.stride=64", "-S", "quant.bits=6")
     assert families(ran) <= {"quantize", "evaluate", "benchmark", "plot", "report"}, "quant.bits touches no bnb or gguf stage"

@@ -1,14 +1,15 @@
-"""Every token is scored once, whatever the windows and batches, and the numbers are what they are called."""
+"""Scores are those of the text whatever the windows and batches, and the numbers are what they are called."""
 
 import math
 
+import numpy
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from quant.measure.quality import score, summarize
-from quant.measure.windows import Protocol, Tokens, windows
+from quant.errors import InputError
+from quant.measure import quality
+from quant.measure.quality import Live, divergence, score, summarize
+from quant.measure.windows import Protocol, Tokens
 
 
 class Bigram:
@@ -22,55 +23,86 @@ class Bigram:
         return self.table[tokens]
 
     def nll(self, ids):
-        return -torch.log_softmax(self.table, -1)[ids[:-1], ids[1:]].double()
+        return -torch.log_softmax(self.table, -1)[ids[:-1], ids[1:]].double().numpy()
 
 
-def tokens(count, seed=0, given_ids=1):
+def tokens(count, seed=0):
     ids = torch.randint(0, 7, (count,), generator=torch.Generator().manual_seed(seed))
-    return Tokens(ids, given_ids, bytes=3 * count, words=count // 2)
+    return Tokens(ids, torch.full((count,), 3), torch.arange(count) % 2)
 
 
-@given(count=st.integers(2, 90), context=st.integers(1, 20), data=st.data())
-def test_windows_score_every_token_once(count, context, data):
-    stride = data.draw(st.integers(1, context))
-    ids = torch.arange(count)
-    scored = [t for w in windows(Tokens(ids, 1, 1, 1), Protocol(context=context, stride=stride), 16)
-              for t in w.targets[len(w.targets) - w.scored :].tolist()]
-    assert scored == list(range(1, count))
+def measure(model, base, text, **protocol):
+    return score(Live(model), base and Live(base), text, Protocol(**protocol))
 
 
 @pytest.mark.parametrize(("context", "stride"), [(16, 16), (16, 5), (3, 1)])
-def test_scores_are_those_of_the_text(context, stride):
+@pytest.mark.parametrize("batch_logits", [1, 200, 2**22])
+def test_scores_are_those_of_the_text(context, stride, batch_logits, monkeypatch):
+    monkeypatch.setattr(quality, "BATCH_LOGITS", batch_logits)
+    monkeypatch.setattr(quality, "CHUNK_LOGITS", batch_logits // 3)
     text, model, base = tokens(83), Bigram(seed=1), Bigram(seed=2)
-    scores = score(model, base, text, Protocol(context=context, stride=stride))
-    assert torch.allclose(scores.nll, model.nll(text.ids)) and torch.allclose(scores.base_nll, base.nll(text.ids))
+    scores = measure(model, base, text, context=context, stride=stride)
+    assert numpy.allclose(scores.nll, model.nll(text.ids)) and numpy.allclose(scores.base_nll, base.nll(text.ids))
     p, q = torch.softmax(base.table, -1).double(), torch.softmax(model.table, -1).double()
-    assert torch.allclose(scores.kld, (p * (p / q).log()).sum(-1)[text.ids[:-1]], atol=1e-6)
-    assert torch.equal(scores.agree.bool(), (p.argmax(-1) == q.argmax(-1))[text.ids[:-1]])
+    assert numpy.allclose(scores.kld, (p * (p / q).log()).sum(-1)[text.ids[:-1]], atol=1e-6)
+    assert numpy.array_equal(scores.top1, (p.argmax(-1) == q.argmax(-1))[text.ids[:-1]].float())
+    shared = [len(set(p[i].topk(5).indices.tolist()) & set(q[i].topk(5).indices.tolist())) for i in text.ids[:-1].tolist()]
+    assert scores.top5.tolist() == shared
 
 
 def test_metrics_have_their_definitions():
     text, model, base = tokens(83), Bigram(seed=1), Bigram(seed=2)
-    metrics = summarize(score(model, base, text, Protocol(context=16, stride=16)), text)
-    total, base_total = model.nll(text.ids).sum().item(), base.nll(text.ids).sum().item()
+    metrics = summarize(measure(model, base, text, context=16, stride=16))
+    total, base_total = model.nll(text.ids).sum(), base.nll(text.ids).sum()
     assert metrics["ppl"] == pytest.approx(math.exp(total / 82))
     assert metrics["ppl_word"] == pytest.approx(math.exp(total / 41))
-    assert metrics["bits_per_byte"] == pytest.approx(total / math.log(2) / 249)
+    assert metrics["bits_per_byte"] == pytest.approx(total / math.log(2) / (3 * 82))
     assert metrics["ppl_change_pct"] == pytest.approx(100 * (math.exp((total - base_total) / 82) - 1))
 
 
+def test_divergence_has_its_definitions():
+    text, model, base = tokens(403), Bigram(seed=1), Bigram(seed=2)
+    found = divergence(measure(model, base, text))
+    p, q = torch.softmax(base.table, -1).double(), torch.softmax(model.table, -1).double()
+    kld = 1000 * (p * (p / q).log()).sum(-1)[text.ids[:-1]].numpy()
+    change = 100 * (q - p)[text.ids[:-1], text.ids[1:]].numpy()
+    for key, level in (("median", 50), ("p99", 99), ("p999", 99.9)):
+        assert found["kld_mnats"][key] == pytest.approx(numpy.percentile(kld, level), rel=1e-4)
+    assert found["kld_mnats"]["mean"] == pytest.approx(kld.mean(), rel=1e-5)
+    moved = found["true_token_change_pct"]
+    assert (moved["mean"], moved["rms"]) == pytest.approx((change.mean(), math.sqrt((change**2).mean())), rel=1e-4)
+    at = dict(zip(moved["quantiles"]["levels_pct"], moved["quantiles"]["values"], strict=True))
+    assert (at[0], at[50], at[100]) == pytest.approx((change.min(), numpy.median(change), change.max()), rel=1e-4)
+
+
 def test_the_base_does_not_differ_from_itself():
-    metrics = summarize(score(Bigram(), None, tokens(50), Protocol()), tokens(50))
-    assert (metrics["ppl_change_pct"], metrics["kld_mnats"], metrics["top1_agree_pct"]) == (0, 0, 100)
+    for base in (None, Bigram()):
+        scores = measure(Bigram(), base, tokens(50))
+        metrics, far = summarize(scores), divergence(scores)
+        assert (metrics["ppl_change_pct"], metrics["kld_mnats"], metrics["top1_agree_pct"]) == (0, 0, 100)
+        assert far["top5_agree_pct"] == 100 and far["true_token_change_pct"]["rms"] == 0 == far["kld_mnats"]["max"]
 
 
-def test_batches_change_nothing(make_model, monkeypatch):
-    from quant.runners import open_runner
+def test_models_of_unlike_vocabulary_are_not_compared():
+    with pytest.raises(InputError, match="the variant has 8 logits, the base 7"):
+        measure(Bigram(vocabulary=8), Bigram(), tokens(20))
 
-    model = open_runner(make_model("gpt2"))
-    text = Tokens(torch.randint(3, 96, (700,), generator=torch.Generator().manual_seed(3)), 1, 700, 700)
-    one_by_one, together = [], []
-    for size, result in ((1, one_by_one), (2**24, together)):
-        monkeypatch.setattr("quant.measure.quality.BATCH_LOGITS", size)
-        result.append(summarize(score(model, None, text, Protocol(context=64, stride=32)), text)["ppl"])
-    assert together[0] == pytest.approx(one_by_one[0], rel=1e-6)
+
+def test_models_that_need_other_windows_are_not_compared():
+    with pytest.raises(InputError, match=r"takes 16 tokens at once, the base 12; .* evaluate\.context 12 or less"):
+        measure(Bigram(), Bigram(context=12), tokens(40), context=16, stride=16)
+    assert len(measure(Bigram(), Bigram(context=12), tokens(40), context=12, stride=12)) == 39
+
+
+def test_few_logits_are_held_at_a_time(monkeypatch):
+    """A batch is as many windows as the bound allows, filled but for the last; one window at least."""
+    monkeypatch.setattr(quality, "BATCH_LOGITS", 16 * 7 * 3)
+    seen = []
+
+    class Watched(Bigram):
+        def logits(self, tokens):
+            seen.append(tokens.numel())
+            return super().logits(tokens)
+
+    measure(Watched(), None, tokens(16 * 10 + 5), context=16, stride=16)
+    assert seen == [48, 48, 48, 16, 4]

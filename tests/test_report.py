@@ -1,75 +1,190 @@
 """The report says what the data says: with opposite data, the opposite."""
 
-import pytest
+import copy
 
-from quant.report.figures import FIGURES, draw_all, pareto_front
-from quant.report.findings import findings
-from quant.report.results import METRICS, Result
+import pytest
+from made_up import CORPUS, MODEL, PARAMS, made_up
+
+from quant.report.document import render_markdown
+from quant.report.figures import figures_of
+from quant.report.findings import findings, order_by
+from quant.report.kinship import equal_but_for_the_grid, equal_but_for_the_selection, nominal_bits, same_format
+from quant.report.results import METRICS, rounded
+from quant.report.tables import table
 from quant.variants import variants
 
 
-def made_up(**changes):
-    """Results of every default variant; changes: variant -> metrics that differ from base's."""
-    params = {"recipes": dict.fromkeys(("whole", "selective", "int4", "nf4", "fp4")), "bnb": {"nf4": 0}, "gguf": {"f16": 0}}
-    base = dict.fromkeys(METRICS, 1.0) | {"ppl": 20.0, "ppl_change_pct": 0.0, "weights_mib": 100.0, "bits_per_weight": 32.0}
-    timing = {phase: {"ms": {"median": 1.0, "mad": 0.1, "p90": 1.2, "raw": [1.0]}} for phase in ("prefill", "decode")}
-    return [
-        Result(variant, base | changes.get(variant.name.replace("-", "_"), {}), {"held_bytes": {"float32": 100}},
-               {"timing": timing})
-        for variant in variants(params)
-    ]
+def finding(start, params=PARAMS, **changes):
+    """The one finding that begins so."""
+    (line,) = [line for line in findings(made_up(params, **changes)) if line.startswith(f"**{start}")]
+    return line
 
 
-def text(**changes):
-    return "\n".join(findings(made_up(**changes)))
+def everyone(**metrics):
+    """The same change for every variant but base."""
+    return {name.replace("-", "_"): metrics for name in (v.name for v in variants(PARAMS)) if name != "base"}
 
 
 def test_the_smallest_within_reach_is_named():
     small = {"weights_mib": 10.0, "ppl_change_pct": 0.5}
-    assert "within 1 % of the base's perplexity: `whole`" in text(whole=small)
-    assert "`whole`**, 10.00" not in text(whole=small | {"ppl_change_pct": 3.0})
-    lost = {v.name.replace("-", "_"): {"ppl_change_pct": 5.0} for v in (r.variant for r in made_up())}
-    assert "No variant stays within 1 %" in text(**lost | {"base": {}})
+    assert "perplexity: `whole`**, 10.00 MiB of weights, 10.0 times smaller" in finding("Smallest within 1 %", whole=small)
+    assert "`whole`" not in finding("Smallest within 1 %", whole=small | {"ppl_change_pct": 3.0})
+    assert "`nf4`**, 20.00" in finding("Smallest within 1 %", whole=small | {"ppl_change_pct": 3.0}, nf4={"weights_mib": 20.0})
+
+
+def test_what_may_exceed_one_per_cent_is_not_within_it():
+    unsure = {"weights_mib": 10.0, "ppl_change_pct": 0.9, "noise": 2.0}
+    assert "`whole`" not in finding("Smallest within 1 %", whole=unsure)
+    assert "`whole`" in finding("Smallest within 1 %", whole=unsure | {"noise": 0.01})
+    assert "`fp4`" in finding("No variant is within 1 %", **everyone(ppl_change_pct=5.0) | {"fp4": {"ppl_change_pct": 4.0}})
 
 
 def test_the_fastest_is_named_only_where_one_is_faster():
-    assert "Fastest: `nf4`**, which decodes at 3.00 times" in text(nf4={"decode_speedup": 3.0})
-    slow = {v.name.replace("-", "_"): {"decode_speedup": 0.5} for v in (r.variant for r in made_up())}
-    assert "No variant decodes faster than base here" in text(**slow)
+    assert "`nf4`**, which decodes at 3.00 times" in finding("Fastest", nf4={"decode_speedup": 3.0})
+    assert "`nf4`" in finding("No variant decodes faster", **everyone(decode_speedup=0.5) | {"nf4": {"decode_speedup": 0.6}})
+    assert findings(made_up())[1].startswith("**No variant decodes faster"), "rounds on both sides of 1 prove nothing"
 
 
-def test_nonlinear_and_linear_are_ordered_by_the_data():
-    def order(**divergence):
-        found = text(**{name: {"weights_mib": 20.0, "kld_mnats": value} for name, value in divergence.items()})
-        (line,) = [line for line in found.splitlines() if "Nonlinear against linear" in line]
-        return sorted(divergence, key=lambda name: line.index(f"`{name}`"))
+def test_overlapping_rounds_are_not_ranked_and_noise_is_told():
+    close = {"nf4": {"decode_speedup": 3.0}, "int4": {"decode_speedup": 2.95}}
+    assert "`int4` overlap with its own" in finding("Fastest", **close)
+    assert "overlap" not in finding("Fastest", nf4={"decode_speedup": 3.0}, int4={"decode_speedup": 2.0})
+    assert "scattered" in finding("Fastest", nf4={"decode_speedup": 9.0, "noisy": True})
+    assert "scattered" not in finding("Fastest", nf4={"decode_speedup": 9.0})
 
-    assert order(nf4=1.0, int4=2.0, fp4=3.0) == ["nf4", "int4", "fp4"]
-    assert order(nf4=3.0, int4=1.0, fp4=2.0) == ["int4", "fp4", "nf4"]
+
+def test_the_best_at_four_bits_turns_with_the_data():
+    def first(**divergences):
+        return finding("Best at 4 bits", **{name: {"kld_mnats": value} for name, value in divergences.items()})
+
+    assert first(nf4=1.0, int4=2.0, fp4=3.0, bnb_nf4=4.0, gguf_q4_0=5.0).startswith("**Best at 4 bits: `nf4`**, divergence 1.000")
+    assert first(nf4=5.0, int4=4.0, fp4=3.0, bnb_nf4=2.0, gguf_q4_0=1.0).startswith("**Best at 4 bits: `gguf-q4_0`**")
+
+
+def test_equals_at_four_bits_are_not_ranked():
+    unsure = {"nf4": {"kld_mnats": 1.0, "noise": 1.0}, "int4": {"kld_mnats": 1.01, "noise": 1.0},
+              **{name: {"kld_mnats": 9.0} for name in ("fp4", "bnb_nf4", "gguf_q4_0")}}
+    said = finding("Best at 4 bits", **unsure)
+    assert said.startswith("**Best at 4 bits: `") and "`, which this text does not put in order**" in said
+    assert {"`int4`", "`nf4`"} == set(said.partition(",")[0].removeprefix("**Best at 4 bits: ").split(" and "))
+    assert "Closer to base than `" in said and "`fp4`" in said.partition("Closer")[2]
+
+
+def test_nonlinear_and_linear_turn_with_the_data():
+    def verdict(**changes):
+        sizes = {name: {"weights_mib": 20.0} | changes.get(name, {}) for name in ("int4", "nf4", "fp4")}
+        return finding("Nonlinear against linear", **sizes)
+
+    better = {"kld_mnats": 0.1, "ppl_change_pct": -1.0}
+    assert "`nf4` is better than `int4` by divergence, and by perplexity is better than it" in verdict(nf4=better)
+    assert "`nf4` is worse than `int4` by divergence, and by perplexity is worse than it" in verdict(int4=better)
+    assert "`nf4` can't be told from `int4` by divergence" in verdict(nf4={"noise": 1.0}, int4={"noise": 1.0})
 
 
 def test_grids_of_unequal_size_are_not_compared():
-    sizes = {"int4": {"weights_mib": 19.0}, "nf4": {"weights_mib": 20.0}, "fp4": {"weights_mib": 20.0}}
-    assert "Nonlinear against linear" not in text(**sizes)
+    sizes = {"int4": {"weights_mib": 19.0}, "nf4": {"weights_mib": 20.0}, "fp4": {"weights_mib": 21.0}}
+    assert not [line for line in findings(made_up(**sizes)) if "Nonlinear" in line]
+    assert "grids" not in {figure.name for figure in figures_of(made_up(**sizes))}
+    assert "grids" in {figure.name for figure in figures_of(made_up())}
+
+
+def test_smaller_is_called_slower_only_where_it_is():
+    small = {"weights_mib": 50.0}
+    assert "1 decode slower (`whole`) and 1 faster (`nf4`)" in finding(
+        "Smaller is not faster", whole=small | {"decode_speedup": 0.3}, nf4=small | {"decode_speedup": 3.0})
+    assert "none decodes slower" in finding("Smaller is not slower", nf4=small | {"decode_speedup": 3.0})
 
 
 def test_runtimes_that_disagree_are_told():
-    assert "base agree:" in text(gguf_f16={"ppl_change_pct": 0.05})
-    assert "base **do not agree**:" in text(gguf_f16={"ppl_change_pct": 0.5})
+    assert "`gguf-f16` agrees with base" in finding("One scorer", gguf_f16={"ppl_change_pct": 0.05})
+    assert "`gguf-f16` **does not agree** with base" in finding("One scorer", gguf_f16={"ppl_change_pct": 0.5})
 
 
-def test_the_front_is_what_nothing_beats():
-    assert pareto_front([(1, 9), (2, 5), (3, 6), (4, 1), (4, 0.5)]) == [0, 1, 4]
+def test_two_implementations_are_different_only_for_real():
+    assert "no real difference" in finding("One format", nf4={"noise": 1.0}, bnb_nf4={"noise": 1.0})
+    assert "a real difference" in finding("One format", bnb_nf4={"ppl_change_pct": 2.0})
 
 
-def test_every_figure_is_drawn_the_same_twice(tmp_path):
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-        draw_all(made_up(whole={"weights_mib": 30.0, "ppl": 21.0}), tmp_path / name)
-    for figure in FIGURES:
-        for kind in ("svg", "png"):
-            one, two = ((tmp_path / name / f"{figure.name}.{kind}").read_bytes() for name in ("one", "two"))
-            assert one == two and len(one) > 1000
+def test_changes_that_are_not_real_are_listed():
+    everyone_changed = everyone(ppl_change_pct=1.0)
+    assert finding("Every change of perplexity is real", **everyone_changed)
+    assert "of `fp4` contains zero" in finding("What perplexity can't tell", **everyone_changed | {"fp4": {"noise": 1.0}})
+
+
+def test_nothing_is_ranked_within_a_tier():
+    changes = {"nf4": {"kld_mnats": 3.0, "noise": 1.0}, "int4": {"kld_mnats": 3.01, "noise": 1.0}, "fp4": {"kld_mnats": 9.0}}
+    tiers = order_by(made_up(**changes), "kld")
+    assert tiers[0] == ["base"] and tiers[-1] == ["fp4"]
+    assert {"nf4", "int4"} == set(tiers[-2])
+
+
+def test_which_variants_compare_comes_from_the_parameters():
+    assert equal_but_for_the_grid(PARAMS) == [["int4", "nf4", "fp4"]]
+    assert equal_but_for_the_selection(PARAMS) == [["whole", "selective"]]
+    assert same_format(PARAMS) == [("nf4", "bnb-nf4")]
+    assert [nominal_bits(name, PARAMS) for name in ("base", "whole", "int4", "bnb-nf4", "gguf-q4_0", "gguf-f16")] == \
+        [None, 8, 4, 4, 4, None]
+    other = copy.deepcopy(PARAMS)
+    other["recipes"]["nf4"]["group_size"] = 32
+    assert equal_but_for_the_grid(other) == [["int4", "fp4"]] and same_format(other) == []
+    double = copy.deepcopy(PARAMS)
+    double["bnb"]["nf4"]["double_quant"] = True
+    assert same_format(double) == []
+    double["recipes"]["nf4"]["double_quant"] = True
+    assert same_format(double) == [("nf4", "bnb-nf4")]
+
+
+def test_a_grid_that_a_recipe_spells_out_takes_part():
+    params = copy.deepcopy(PARAMS)
+    params["recipes"]["own"] = {**params["recipes"]["nf4"], "codebook": [value / 7 for value in range(-7, 8)]}
+    run = made_up(params, own={"kld_mnats": 0.1})
+    assert "`own` is better than `int4`" in "".join(findings(run))
+    (figure,) = [figure for figure in figures_of(run) if figure.name == "grids"]
+    assert [label.get_text() for label in figure.draw(run).axes[0].get_xticklabels()] == ["int4", "nf4", "fp4", "own"]
+
+
+def test_few_lines_are_warned_of():
+    assert "Few lines" not in render_markdown(made_up(), CORPUS, MODEL)
+    assert "**Few lines.** 2,999 lines" in render_markdown(made_up(), CORPUS | {"sentences": 2999}, MODEL)
+
+
+def test_what_was_skipped_is_told_with_its_reason():
+    def section(params=PARAMS, **changes):
+        text = render_markdown(made_up(params, **changes), CORPUS, MODEL)
+        return text.partition("## What was skipped")[2].partition("\n## ")[0]
+
+    said = section()
+    assert "Prefill of 512 tokens" in said and "llama.cpp" not in said and "groups of 128" in said
+    assert "Of llama.cpp, nothing: the section `gguf`" in section(PARAMS | {"gguf": {}})
+    assert "trustworthy" not in said and "trustworthy time of `nf4`" in section(nf4={"noisy": True})
+
+
+def test_what_a_model_wrote_is_never_markup():
+    text = render_markdown(made_up(nf4={"text": "the same <b>words</b> | and\n# `more`"}), CORPUS, MODEL)
+    (row,) = [line for line in text.splitlines() if line.startswith("| nf4 | the same")]
+    assert row == r"| nf4 | the same *\<b\>words\<\/b\> \| and \# \`more\`* |"
+    assert "| fp4 | as base |" in text
+
+
+def test_a_run_of_one_section_reports_too():
+    params = PARAMS | {"recipes": {"whole": {"include": ["*"]}}, "bnb": {}, "gguf": {}}
+    text = render_markdown(made_up(params), CORPUS, MODEL)
+    assert "Best at 4 bits" not in text and "Nonlinear against linear" not in text and "figures/grids" not in text
+
+
+def test_the_document_in_three_forms(made_up_report):
+    folder, run = made_up_report
+    html = (folder / "report.html").read_text()
+    assert html.count("data:image/svg+xml;base64,") == len(figures_of(run)) and "figures/" not in html
+    assert (folder / "report.pdf").read_bytes().startswith(b"%PDF")
+    assert sorted(path.name for path in folder.iterdir()) == ["figures", "report.html", "report.md", "report.pdf"]
+    assert (folder / "report.md").read_text() == render_markdown(run, CORPUS, MODEL)
+
+
+def test_metrics_have_the_decimals_that_are_worth_reading():
+    values = rounded(dict.fromkeys(METRICS, -0.00000123456) | {"ppl": 7.838765})
+    assert values["ppl"] == 7.8388 and str(values["kld_mnats"]) == "0.0"
+    assert list(values) == list(METRICS)
 
 
 @pytest.mark.parametrize("name", ["base", "bf16", "converted", "embedded", "bnb-nf4"])
@@ -86,3 +201,11 @@ def test_the_readme_shows_the_committed_metrics():
     from quant.report.readme import SECTION, results_table
 
     assert SECTION.search((ROOT / "README.md").read_text()).group() == results_table(ROOT), "run make readme"
+
+
+def test_a_table_has_a_cell_for_every_heading():
+    from quant.report.tables import MEMORY, QUALITY, SPEED
+
+    for columns in (QUALITY, SPEED, MEMORY):
+        lines = table(made_up().results, columns).splitlines()
+        assert len({line.count("|") for line in lines}) == 1 and len(lines) == 2 + len(made_up().results)

@@ -17,11 +17,15 @@ def spread(samples: list[float]) -> dict:
     }
 
 
-def ratio_of_pairs(numerators: list[float], denominators: list[float]) -> float:
-    """Median of the ratios pair by pair: what drifts between the pairs cancels."""
-    return median(a / b for a, b in zip(numerators, denominators, strict=True))
+def ratios_of_pairs(numerators: list[float], denominators: list[float]) -> list[float]:
+    """Pair by pair: what drifts between the pairs cancels."""
+    return [a / b for a, b in zip(numerators, denominators, strict=True)]
 
 
-def significant(value: float, digits: int = 6) -> float:
-    """Rounded to significant digits, so that stored numbers read well and compare."""
-    return float(f"{value:.{digits}g}")
+def significant(value, digits: int = 6):
+    """Numbers, also inside lists and dicts, rounded to significant digits, so that stored numbers read well and compare."""
+    if isinstance(value, dict):
+        return {key: significant(inner, digits) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [significant(inner, digits) for inner in value]
+    return float(f"{value:.{digits}g}") if isinstance(value, float) else value

@@ -4,102 +4,107 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import jinja2
 import yaml
 
-from quant.corpus import FEW_LINES
-from quant.files import read_json, whole_file, write_text
-from quant.report.figures import FIGURES
-from quant.report.findings import findings
-from quant.report.results import Result
+from quant.files import whole_file, write_text
+from quant.report import notes, tables
+from quant.report.figures import figures_of
+from quant.report.findings import findings, order_by
+from quant.report.results import Run
+from quant.report.selection import equal_grids
+from quant.report.words import signed
 
 HERE = Path(__file__).parent
-TABLE = {  # heading and format of each column
-    "ppl": ("ppl", "{:.4f}"), "ppl_change_pct": ("ppl change %", "{:+.3f}"), "kld_mnats": ("KLD mnat", "{:.3f}"),
-    "top1_agree_pct": ("top-1 %", "{:.1f}"), "bits_per_weight": ("bits / weight", "{:.2f}"),
-    "weights_mib": ("weights MiB", "{:.2f}"), "disk_mib": ("disk MiB", "{:.2f}"),
-    "peak_rss_mib": ("peak MiB", "{:.0f}"), "load_s": ("load s", "{:.2f}"),
-    "prefill_ms": ("prefill ms", "{:.1f}"), "prefill_speedup": ("prefill ×", "{:.2f}"),
-    "decode_ms_per_token": ("decode ms", "{:.2f}"), "decode_speedup": ("decode ×", "{:.2f}"),
-}  # fmt: skip
-QUALITY = ("ppl", "ppl_change_pct", "kld_mnats", "top1_agree_pct", "bits_per_weight", "weights_mib", "disk_mib")
-SPEED = ("peak_rss_mib", "load_s", "prefill_ms", "prefill_speedup", "decode_ms_per_token", "decode_speedup")
+FORMAT = "markdown-tex_math_dollars-raw_html-raw_tex"
 
 
-def table(results: Sequence[Result], columns: Sequence[str]) -> str:
-    """A Markdown table, a row per variant."""
-    lines = ["| variant | " + " | ".join(TABLE[c][0] for c in columns) + " |", "|:--|" + "--:|" * len(columns)]
-    for result in results:
-        cells = [_number(result.metrics[c], TABLE[c][1]) for c in columns]
-        lines.append(f"| {result.name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+def write_report(run: Run, reports: Path, corpus: Mapping, model: Mapping) -> None:
+    """report.md, report.html (self-contained) and report.pdf in `reports`, whose figures are drawn already.
 
-
-def _number(value: float, form: str) -> str:
-    """Formatted, and a value that rounds to zero without a sign."""
-    text = form.format(value)
-    return text.lstrip("+-") if float(text) == 0 else text
-
-
-def write_report(results: Sequence[Result], params: Mapping, reports: Path = Path("reports")) -> None:
-    """report.md, report.html (self-contained) and report.pdf in `reports`."""
-    text = render_markdown(results, params)
+    corpus: data/eval/corpus.json; model: the manifest of models/base.
+    """
+    text = render_markdown(run, corpus, model)
     write_text(reports / "report.md", text)
     _write_html(text, reports)
     _write_pdf(text, reports)
 
 
-def render_markdown(results: Sequence[Result], params: Mapping) -> str:
-    corpus = read_json(Path("data/eval/corpus.json"))
+def render_markdown(run: Run, corpus: Mapping, model: Mapping) -> str:
     floor = corpus["floor_nats"]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         keep_trailing_newline=True, autoescape=False,
     )
-    by_name = {r.name: r for r in results}
+    environment.filters |= {"plain": plain, "signed": signed, "ending": ending}
     return environment.get_template("report.md.jinja").render(
-        results=results,
-        by_name=by_name,
-        base=by_name["base"],
-        protocol=by_name["base"].quality["protocol"],
-        machine=by_name["base"].speed["environment"],
-        findings=findings(results),
-        quality_table=table(results, QUALITY),
-        speed_table=table(results, SPEED),
-        figures={figure.name: figure for figure in FIGURES},
+        run=run,
+        base=run.base,
+        protocol=run.base.quality["protocol"],
+        intervals=run.base.quality["intervals"],
+        blocks=run.base.quality["blocks"],
+        machine=run.base.speed["environment"],
+        clock=run.base.speed["clock"],
+        findings=findings(run),
+        tiers={kind: order_by(run, kind) for kind in ("kld", "ppl")},
+        quality_table=tables.table(run.results, tables.QUALITY),
+        speed_table=tables.table(run.results, tables.SPEED),
+        memory_table=tables.table(run.results, tables.MEMORY),
+        grids=equal_grids(run),
+        grids_table=tables.table(equal_grids(run), tables.QUALITY),
+        left_in_float=tables.left_in_float(run),
+        generations=tables.generations(run),
+        prompt=run.base.speed["generation"],
+        figures={f.name: f"![{f.title}. {f.caption(run)}](figures/{f.name}.svg)" for f in figures_of(run)},
+        notes=notes,
+        skipped=notes.skipped(run),
+        few_lines=notes.few_lines(corpus),
         corpus=corpus,
         floor=floor and math.exp(floor / corpus["words"]),
-        model=read_json(Path("models/base/manifest.json")),
-        params=params,
-        parameters=yaml.safe_dump(dict(params), sort_keys=False, allow_unicode=True, default_flow_style=None).strip(),
-        few_lines=FEW_LINES,
+        model=model,
+        params=run.params,
+        parameters=yaml.safe_dump(dict(run.params), sort_keys=False, allow_unicode=True, default_flow_style=None).strip(),
     )
 
 
-def _write_html(text: str, reports: Path) -> None:
-    import pypandoc
+def plain(text: str) -> str:
+    """Text that Markdown shows as it is, on one line; what a model wrote is never markup."""
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", " ".join(text.split()))
 
-    for figure in FIGURES:  # into the file itself, so that it opens anywhere
-        data = base64.b64encode((reports / "figures" / f"{figure.name}.svg").read_bytes()).decode()
-        text = text.replace(f"(figures/{figure.name}.svg)", f"(data:image/svg+xml;base64,{data})")
-    arguments = ["--standalone", f"--template={HERE / 'report.template.html'}", "--toc", "--toc-depth=2", "--wrap=none",
-                 "--metadata=lang:en", "--metadata=pagetitle:Quantization report"]
-    html = pypandoc.convert_text(text, "html5", format="markdown-tex_math_dollars", extra_args=arguments)
-    write_text(reports / "report.html", html)
+
+def ending(text: str, most: int = 300) -> str:
+    """The last words of a text."""
+    return text if len(text) <= most else "… " + text[-most:].partition(" ")[2]
+
+
+def _write_html(text: str, reports: Path) -> None:
+    def embedded(match: re.Match) -> str:
+        data = base64.b64encode((reports / "figures" / match[1]).read_bytes()).decode()
+        return f"(data:image/svg+xml;base64,{data})"
+
+    text = re.sub(r"\(figures/([\w-]+\.svg)\)", embedded, text)  # into the file itself, so that it opens anywhere
+    arguments = ["--standalone", f"--template={HERE / 'report.template.html'}", "--toc", "--toc-depth=2", "--metadata=lang:en",
+                 "--metadata=pagetitle:Quantization report"]
+    write_text(reports / "report.html", _convert(text, "html5", arguments))
 
 
 def _write_pdf(text: str, reports: Path) -> None:
-    import pypandoc
     import typst
 
-    body = pypandoc.convert_text(text, "typst", format="markdown-tex_math_dollars", extra_args=["--wrap=none"])
     source = reports / ".report.typ"  # beside the figures, which it names by relative paths
     try:
-        write_text(source, (HERE / "report.template.typ").read_text(encoding="utf-8") + body)
+        write_text(source, (HERE / "report.template.typ").read_text(encoding="utf-8") + _convert(text, "typst", []))
         with whole_file(reports / "report.pdf") as partial:
             partial.write_bytes(typst.compile(str(source), root=str(reports.resolve())))
     finally:
         source.unlink(missing_ok=True)
+
+
+def _convert(text: str, target: str, arguments: list[str]) -> str:
+    import pypandoc
+
+    return pypandoc.convert_text(text, target, format=FORMAT, extra_args=["--wrap=none", "--columns=10000", *arguments])

@@ -1,148 +1,292 @@
-"""The figures. Each is a function from results to a drawing, with the caption that says what to see."""
+"""The figures of the report: what each draws, and the caption that says what to see in this run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from quant.report.results import Result
-from quant.report.style import FAMILIES, family_legend, new_axes, save
+from quant.measure.bootstrap import difference
+from quant.report.charts import axes_by_variant, bars, by_variant, log_axis, pareto_front, scatter, stacks, wide_range
+from quant.report.kinship import recipe
+from quant.report.results import Run
+from quant.report.selection import equal_grids, grid_of
+from quant.report.style import FAMILIES, GRIDS, INK, OWN_TABLE, QUIET, in_style, legend_of, looks_of, new_axes, save
+from quant.report.weight_figures import draw_error_against_bits, draw_error_map, draw_histogram
+from quant.report.words import joined, named
+
+MIB = 2**20
+PARTS = ("codes", "scales", "zeros", "codebook", "blocks", "floats")  # of the ledger, in the order of the bars
+GROUPS = ("attention", "mlp", "embedding", "head", "norm", "other")
+LEAST_KLD = 1e-3  # mnat; what is less is drawn there, for rounding of the scorer itself is of that size
 
 
 @dataclass(frozen=True)
 class Figure:
+    """caption: from the data, since what there is to see depends on it. exists: whether a run
+    has something to draw, where not every run has."""
+
     name: str
     title: str
-    caption: str
-    draw: Callable[[Sequence[Result]], object]
+    caption: Callable[[Run], str]
+    draw: Callable[[Run], object]
+    exists: Callable[[Run], bool] | None = None
 
 
-def draw_all(results: Sequence[Result], folder: Path) -> None:
-    for figure in FIGURES:
-        save(figure.draw(results), folder, figure.name)
+def figures_of(run: Run) -> list[Figure]:
+    return [figure for figure in FIGURES if figure.exists is None or figure.exists(run)]
 
 
-def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices of the points that no other beats in both coordinates (less is better), by the first."""
-    front: list[int] = []
-    best = float("inf")
-    for index in sorted(range(len(points)), key=lambda i: points[i]):
-        if points[index][1] < best:
-            front.append(index)
-            best = points[index][1]
-    return front
+def draw_all(run: Run, folder: Path) -> None:
+    with in_style():
+        for figure in figures_of(run):
+            save(figure.draw(run), folder, figure.name)
 
 
-def _size_and_quality(results: Sequence[Result]):
-    points = [(r.metrics["weights_mib"], r.metrics["ppl"]) for r in results]
-    figure, axes = new_axes()
-    front = [points[i] for i in pareto_front(points)]
-    axes.plot(*zip(*front, strict=True), color="#999999", linewidth=1, drawstyle="steps-post", zorder=1)
-    _scatter(axes, results, points)
-    axes.set(xlabel="weights in memory (MiB)", ylabel="perplexity per token", title="Size against quality")
+def front_names(run: Run) -> list[str]:
+    """Variants that no other beats in both size and perplexity, the smallest first."""
+    return [run.results[i].name for i in pareto_front(_size_and_quality(run))]
+
+
+def _size_and_quality(run: Run) -> list[tuple[float, float]]:
+    return [(r.metrics["weights_mib"], r.metrics["ppl"]) for r in run.results]
+
+
+def _draw_size_quality(run: Run):
+    points = _size_and_quality(run)
+    figure, axes = new_axes(8, 5)
+    front = front_names(run)
+    steps = [(r.metrics["weights_mib"], r.metrics["ppl"]) for r in run.named(front)]
+    axes.plot(*zip(*steps, strict=True), color=QUIET, linewidth=1.2, drawstyle="steps-post", linestyle="--", zorder=1)
+    log_axis(axes.xaxis, axes, "x")
+    if wide_range([y for _, y in points]):
+        log_axis(axes.yaxis, axes, "y")
+    scatter(axes, run.results, points, front)
+    axes.set(xlabel="weights in memory (MiB)", ylabel="perplexity per token")
     return figure
 
 
-def _size_and_speed(results: Sequence[Result]):
-    points = [(r.metrics["weights_mib"], r.metrics["decode_speedup"]) for r in results]
-    figure, axes = new_axes()
-    axes.axhline(1, color="#999999", linewidth=1)
-    _scatter(axes, results, points)
-    axes.set(xlabel="weights in memory (MiB)", ylabel="decoding speed, base = 1", title="Size against speed")
+def _caption_size_quality(run: Run) -> str:
+    names = named(run.named(front_names(run)))
+    return (f"Lower left is better. The dashed steps are the Pareto front, its members in bold: {names}. Nothing here is both "
+            "smaller and of lower perplexity than one of them; whether a small step up or down is real, the next figure says.")
+
+
+def _draw_size_speed(run: Run):
+    points = [(r.metrics["weights_mib"], r.metrics["decode_speedup"]) for r in run.results]
+    figure, axes = new_axes(8, 5)
+    axes.axhline(1, color=QUIET, linewidth=1)
+    log_axis(axes.xaxis, axes, "x")
+    if wide_range([y for _, y in points]):
+        log_axis(axes.yaxis, axes, "y")
+    scatter(axes, run.results, points)
+    axes.set(xlabel="weights in memory (MiB)", ylabel="decoding speed (base = 1)")
     return figure
 
 
-def _perplexity_change(results: Sequence[Result]):
-    chosen = [r for r in results if r.name != "base"]
-    return _bars(chosen, [r.metrics["ppl_change_pct"] for r in chosen], "change of perplexity (%)",
-                 "What quantization costs in perplexity", "{:+.3f}")
+def _caption_size_speed(run: Run) -> str:
+    slower = [r.name for r in run.others if r.metrics["decode_speedup"] < 1]
+    count = len(run.others)
+    seen = f"{len(slower)} of {count} variants lie below it" if slower else f"All {count} variants lie above it"
+    return f"Upper left is better. Above the line a variant decodes faster than base. {seen}."
 
 
-def _divergence(results: Sequence[Result]):
-    chosen = [r for r in results if r.name != "base"]
-    return _bars(chosen, [r.metrics["kld_mnats"] for r in chosen], "mean KL divergence from base (mnat per token)",
-                 "How far the predictions moved", "{:.3f}")
-
-
-def _latency(results: Sequence[Result]):
-    values = [r.metrics["decode_ms_per_token"] for r in results]
-    spreads = [r.speed["timing"]["decode"]["ms"]["mad"] for r in results]
-    return _bars(results, values, "milliseconds per decoded token", "Decoding, one token at a time", "{:.2f}", spreads)
-
-
-def _bytes_by_dtype(results: Sequence[Result]):
-    dtypes = sorted({dtype for r in results for dtype in r.quality["held_bytes"]})
-    figure, axes = new_axes(8, 0.3 * len(results) + 1.6)
-    start = [0.0] * len(results)
-    for i, dtype in enumerate(dtypes):
-        sizes = [r.quality["held_bytes"].get(dtype, 0) / 2**20 for r in results]
-        shade = str(0.15 + 0.75 * i / max(1, len(dtypes) - 1))
-        axes.barh([r.name for r in results], sizes, left=start, label=dtype, color=shade, edgecolor="black", linewidth=0.4)
-        start = [a + b for a, b in zip(start, sizes, strict=True)]
-    axes.invert_yaxis()
-    axes.grid(axis="y", visible=False)
-    axes.legend(title="stored as", loc="lower right", fontsize=8)
-    axes.set(xlabel="weights in memory (MiB)", title="What the bytes are")
-    return figure
-
-
-def _scatter(axes, results: Sequence[Result], points: Sequence[tuple[float, float]]) -> None:
-    """Points by family, labelled; a label moves down while it would lie on an earlier one."""
-    for result, (x, y) in zip(results, points, strict=True):
+def _draw_change(run: Run):
+    figure, axes = axes_by_variant(run.others)
+    for i, result in enumerate(run.others):
         look = FAMILIES[result.family]
-        axes.scatter(x, y, color=look.colour, marker=look.marker, s=45, zorder=3, edgecolors="white", linewidths=0.6)
-    axes.margins(x=0.12, y=0.1)
-    axes.figure.canvas.draw()
-    taken: list = []
-    for result, point in sorted(zip(results, points, strict=True), key=lambda pair: -pair[1][1]):
-        for offset in _OFFSETS:
-            label = axes.annotate(result.name, point, xytext=offset, textcoords="offset points", fontsize=8,
-                                  color=FAMILIES[result.family].colour)
-            box = label.get_window_extent().expanded(1.02, 1.05)
-            if not any(box.overlaps(other) for other in taken):
-                break
-            label.remove()
-        else:
-            label = axes.annotate(result.name, point, xytext=(6, 4), textcoords="offset points", fontsize=8)
-            box = label.get_window_extent()
-        taken.append(box)
-        if abs(offset[1]) > 14:
-            axes.annotate("", point, xytext=offset, textcoords="offset points",
-                          arrowprops={"arrowstyle": "-", "color": "#aaaaaa", "linewidth": 0.6})
-    family_legend(axes, [r.family for r in results])
-
-
-_OFFSETS = [(x, y) for y in (4, -10, 14, -20, 24, -30, 34, -40, 44, -50) for x in (7, -52)]
-
-
-def _bars(results: Sequence[Result], values: Sequence[float], label: str, title: str, form: str,
-          spreads: Sequence[float] | None = None):
-    figure, axes = new_axes(8, 0.3 * len(results) + 1.4)
-    for i, (result, value) in enumerate(zip(results, values, strict=True)):
-        look = FAMILIES[result.family]
-        axes.barh(i, value, color=look.colour, hatch=look.hatch, edgecolor="white", linewidth=0,
-                  xerr=None if spreads is None else spreads[i], ecolor="#888888", capsize=2)
-        axes.annotate(form.format(value), (max(value, 0), i), xytext=(4 if spreads is None else 9, 0),
-                      textcoords="offset points", va="center", fontsize=8)
-    axes.set_yticks(range(len(results)), [r.name for r in results])
-    axes.invert_yaxis()
-    axes.margins(x=0.12)
-    axes.grid(axis="y", visible=False)
-    axes.set(xlabel=label, title=title)
+        low, high = result.quality["intervals"]["ppl_change_pct"]
+        real = result.quality["intervals"]["is_real"]
+        axes.plot([low, high], [i, i], color=look.colour, linewidth=1.6)
+        axes.plot([low, high], [i, i], linestyle="", marker="|", color=look.colour, markersize=7)
+        axes.plot(result.metrics["ppl_change_pct"], i, marker=look.marker, color=look.colour, markersize=6,
+                  markerfacecolor=look.colour if real else "white")
+    axes.axvline(0, color=QUIET, linewidth=1)
+    by_variant(axes, run.others, "change of perplexity (%), with its 95 % interval")
+    axes.margins(x=0.05)
+    legend_of(axes, looks_of([r.family for r in run.others]), loc="best")
     return figure
+
+
+def _caption_change(run: Run) -> str:
+    unreal = [f"`{r.name}`" for r in run.others if not r.quality["intervals"]["is_real"]]
+    seen = (f"Hollow markers: the interval contains zero, so on this text perplexity can't tell {joined(unreal)} from base"
+            if unreal else "No interval contains zero: every variant's perplexity really differs from base's on this text")
+    return ("Against base, on the same tokens; the interval comes from resampling blocks of text, variant and base together. "
+            f"{seen}.")
+
+
+def _draw_divergence(run: Run):
+    figure, axes = axes_by_variant(run.others)
+    for i, result in enumerate(run.others):
+        look = FAMILIES[result.family]
+        data = result.quality["divergence"]["kld_mnats"]
+        median, mean, p99, p999 = (max(LEAST_KLD, data[key]) for key in ("median", "mean", "p99", "p999"))
+        axes.plot([median, p99], [i, i], color=look.colour, linewidth=4, solid_capstyle="butt", alpha=0.45)
+        axes.plot([p99, p999], [i, i], color=look.colour, linewidth=1.2)
+        axes.plot([median, p999], [i, i], linestyle="", marker="|", color=look.colour, markersize=9, markeredgewidth=1.5)
+        axes.plot(mean, i, marker=look.marker, color=look.colour, markersize=6, markeredgecolor="white", markeredgewidth=0.6)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    by_variant(axes, run.others, "KL divergence from base, per token (mnat)")
+    return figure
+
+
+def _caption_divergence(run: Run) -> str:
+    worst = max(run.others, key=lambda r: r.metrics["kld_mnats"])
+    data = worst.quality["divergence"]["kld_mnats"]
+    tail = ""
+    if data["mean"] > 0 and data["p999"] > data["mean"]:
+        tail = (f" A mean hides a tail: for `{worst.name}`, whose mean is the largest ({data['mean']:.3g} mnat), one token in a "
+                f"thousand is off by {data['p999']:.3g} mnat or more.")
+    return ("How far predictions moved, over the whole vocabulary at every token. Thick: from the median to the 99th percentile; "
+            f"thin: on to the 99.9th; the marker is the mean. Less than {LEAST_KLD:g} is drawn at {LEAST_KLD:g}.{tail}")
+
+
+def _draw_latency(run: Run):
+    phases = [("prefill", "prefill of {prompt_tokens} tokens (ms)", "{:.1f}"), ("decode", "decoding, per token (ms)", "{:.2f}")]
+    if all(r.speed["timing"]["prefill_long"] for r in run.results):
+        phases.insert(1, ("prefill_long", "prefill of {prompt_tokens} tokens (ms)", "{:.1f}"))
+    figure, panels = axes_by_variant(run.results, 9.5, ncols=len(phases), sharey=True)
+    for axes, (phase, label, form) in zip(panels, phases, strict=True):
+        data = [r.speed["timing"][phase] for r in run.results]
+        flagged = [r.name for r, timing in zip(run.results, data, strict=True) if timing["is_noisy"]]
+        bars(axes, run.results, [d["ms"]["median"] for d in data], [d["ms"]["mad"] for d in data], form, flagged)
+        by_variant(axes, run.results, label.format(**data[0]))
+    return figure
+
+
+def _caption_latency(run: Run) -> str:
+    noisy = [f"`{r.name}`" for r in run.results if r.speed["is_noisy"]]
+    seen = (f"(!) marks timings that scattered widely even when measured again: {joined(noisy)}" if noisy
+            else "No timing scattered more than the limit that would flag it")
+    return f"Median over the rounds; the whisker is the median absolute deviation. Shorter is better. {seen}."
+
+
+def _draw_bytes(run: Run):
+    by_part = [{k: v / MIB for k, v in r.bytes_by("part").items()} for r in run.results]
+    by_group = [{k: v / MIB for k, v in r.bytes_by("group").items()} for r in run.results]
+    figure, (left, right) = axes_by_variant(run.results, 9.5, ncols=2, sharey=True)
+    stacks(left, run.results, by_part, [p for p in PARTS if any(p in sizes for sizes in by_part)], "stored as")
+    stacks(right, run.results, by_group, [g for g in GROUPS if any(g in sizes for sizes in by_group)], "belongs to")
+    for axes in (left, right):
+        by_variant(axes, run.results, "weights in memory (MiB)")
+    return figure
+
+
+def _caption_bytes(run: Run) -> str:
+    shares = {r.name: r.bytes_by("part").get("floats", 0) / sum(r.bytes_by("part").values()) for r in run.others
+              if r.family != "float"}
+    seen = ""
+    if shares:
+        most = max(shares, key=shares.__getitem__)
+        seen = f" In `{most}`, {100 * shares[most]:.0f} % of the bytes are weights left in floating point, the most of all."
+    return ("Every tensor that a model holds, scales included, tied weights once: on the left by what the bytes are, on the "
+            f"right by what they belong to.{seen}")
+
+
+def _draw_grids(run: Run):
+    chosen = equal_grids(run)
+    figure, panels = new_axes(8.5, 3.6, ncols=3)
+    for axes, key, label in ((panels[0], "kld_mnats", "KL divergence from base (mnat)"),
+                             (panels[1], "ppl_change_pct", "change of perplexity (%)")):
+        for i, result in enumerate(chosen):
+            value, (low, high) = result.metrics[key], result.quality["intervals"][key]
+            _grid_bar(axes, i, value, grid_of(result, run), (low, high))
+        axes.set_ylabel(label)
+    size, width = (recipe(chosen[0].name, run.params)[key] for key in ("group_size", "bits"))
+    errors = {p["codebook"]: p["error_pct"] for p in run.weights["schemes"]["points"]
+              if (p["group_size"], p["bits"], p["kind"]) == (size, width, "plain")}
+    for i, result in enumerate(chosen):
+        if grid_of(result, run) in errors:
+            _grid_bar(panels[2], i, errors[grid_of(result, run)], grid_of(result, run))
+    panels[2].set_ylabel("error of the weights (%)")
+    for axes in panels:
+        axes.set_xticks(range(len(chosen)), [r.name for r in chosen])
+        axes.axhline(0, color=QUIET, linewidth=1)
+        axes.grid(axis="x", visible=False)
+    return figure
+
+
+def _grid_bar(axes, place: int, value: float, grid: str, interval: tuple[float, float] | None = None) -> None:
+    look = GRIDS.get(grid, OWN_TABLE)
+    axes.bar(place, value, width=0.6, color=look.colour, hatch=GRIDS.get(grid, OWN_TABLE).hatch, edgecolor="white",
+             linewidth=0)
+    top = value
+    if interval:
+        axes.plot([place, place], interval, color=INK, linewidth=1.2, marker="_", markersize=8)
+        top = max(value, interval[1])
+    axes.annotate(f"{value:.3g}", (place, max(0, top)), xytext=(0, 3), textcoords="offset points", ha="center", fontsize=8)
+    axes.margins(y=0.12)
+
+
+def _caption_grids(run: Run) -> str:
+    chosen = equal_grids(run)
+    size = chosen[0].metrics["weights_mib"]
+    linear = [r for r in chosen if grid_of(r, run) == "linear"]
+    seen = ""
+    if linear:
+        against = [f"`{r.name}` {_verdict(difference(r.blocks, linear[0].blocks, 'kld'))} `{linear[0].name}`"
+                   for r in chosen if r is not linear[0]]
+        seen = f" By divergence, {joined(against)}."
+    return (f"The same weights at the same width and group size, {size:.2f} MiB each: only the grid differs. Lower is better; "
+            f"lines are 95 % intervals, each against base.{seen}")
+
+
+def _verdict(change) -> str:
+    if not change.is_real:
+        return "can't be told from"
+    return "is closer to base than" if change.value < 0 else "is further from base than"
+
+
+def _caption_error_bits(run: Run) -> str:
+    data = run.weights["schemes"]
+    points = {(p["codebook"], p["bits"], p["group_size"]): p["error_pct"] for p in data["points"] if p["kind"] == "plain"}
+    size = 64 if ("linear", 4, 64) in points else "row"
+    factor = (points["linear", 4, size] / points["linear", 8, size]) ** 0.25
+    four = sorted((points[name, 4, size], "INT4" if name == "linear" else GRIDS[name].label) for name in GRIDS)
+    scale = "a scale per row" if size == "row" else f"a scale per {size} weights"
+    lost = ", ".join(f"{error:.1f} % as {name}" for error, name in four)
+    left = ""
+    if data["left_out"]:
+        left = f" Left out, since they do not divide every row: groups of {', '.join(map(str, data['left_out']))}."
+    return (f"Lower left is better. From 4 to 8 bits, each further bit divides the error by {factor:.2f}. With {scale}, 4 bits "
+            f"lose {lost}. Scales are 32-bit unless quantized too; attention and feed-forward weights, {_sampled(data)}.{left}")
+
+
+def _caption_map(run: Run) -> str:
+    data = run.weights["map"]
+    worst = max(data["cells"], key=lambda cell: cell["error_pct"])
+    where = "outside the blocks" if worst["block"] is None else f"of block {worst['block']}"
+    return (f"Error of rounding every weight with `{data['scheme']}`, root mean square, relative to the weight. The largest "
+            f"is {worst['error_pct']:.1f} % for `{worst['role']}` {where}; {_sampled(data)}.")
+
+
+def _caption_histogram(run: Run) -> str:
+    data = run.weights["histogram"]
+    used = sorted(((grid["entropy_bits"], name.upper()) for name, grid in data["grids"].items()), reverse=True)
+    bits = ", ".join(f"{bits:.2f} by {name}" for bits, name in used)
+    return (f"Grey: the weights of `{data['module']}` (kurtosis {data['kurtosis']:.1f}; a normal distribution has 3), each over "
+            f"the largest of its group of {data['group_size']}. Stems: the values a 4-bit grid offers, as high as the share of "
+            f"weights that lands on each. The more even the stems, the more of the 4 bits is used: {bits}.")
+
+
+def _sampled(data: Mapping) -> str:
+    if data["sampled"] >= data["weights"]:
+        return f"all {data['weights']:,} of them"
+    return f"{data['sampled']:,} of {data['weights']:,} weights, in rows at even distances"
 
 
 FIGURES = (
-    Figure("size-quality", "Size against quality", "Lower left is better. The grey steps are the Pareto front: no variant "
-           "is both smaller and better than one on it.", _size_and_quality),
-    Figure("ppl-change", "Change of perplexity", "Against base, on the same tokens. Variants with the same number of bits "
-           "differ only in their grid and in what they leave alone.", _perplexity_change),
-    Figure("divergence", "Divergence", "How far a variant's predictions are from the base's, over the whole vocabulary at "
-           "every token. It tells variants apart that perplexity can't.", _divergence),
-    Figure("size-speed", "Size against speed", "Upper left is better. Above the line a variant decodes faster than base.",
-           _size_and_speed),
-    Figure("decode", "Decoding speed", "Median over the rounds; the whisker is the median absolute deviation.", _latency),
-    Figure("bytes", "What the bytes are", "All tensors a model holds, scales included, tied weights once. uint8 are packed "
-           "codes.", _bytes_by_dtype),
+    Figure("size-quality", "Size against quality", _caption_size_quality, _draw_size_quality),
+    Figure("ppl-change", "Change of perplexity", _caption_change, _draw_change),
+    Figure("divergence", "Divergence", _caption_divergence, _draw_divergence),
+    Figure("size-speed", "Size against speed", _caption_size_speed, _draw_size_speed),
+    Figure("latency", "Latency", _caption_latency, _draw_latency),
+    Figure("bytes", "What the bytes are", _caption_bytes, _draw_bytes),
+    Figure("grids", "Linear against nonlinear at equal size", _caption_grids, _draw_grids, lambda run: bool(equal_grids(run))),
+    Figure("histogram", "One weight matrix and three grids", _caption_histogram, lambda run: draw_histogram(run.weights)),
+    Figure("error-bits", "Error of the weights against bits", _caption_error_bits,
+           lambda run: draw_error_against_bits(run.weights)),
+    Figure("error-map", "Error by block and role", _caption_map, lambda run: draw_error_map(run.weights)),
 )  # fmt: skip

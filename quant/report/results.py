@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from quant.errors import InputError
 from quant.files import read_json
+from quant.measure.bootstrap import Blocks
 from quant.variants import Variant, variants
 
-METRICS = (
-    "ppl", "ppl_word", "bits_per_byte", "ppl_change_pct", "kld_mnats", "top1_agree_pct", "bits_per_weight", "weights_mib",
-    "disk_mib", "peak_rss_mib", "load_s", "prefill_ms", "prefill_speedup", "decode_ms_per_token", "decode_speedup",
-)  # fmt: skip
+METRICS = {  # and the decimals that are worth reading
+    "ppl": 4, "ppl_word": 4, "bits_per_byte": 5, "ppl_change_pct": 4, "kld_mnats": 4, "top1_agree_pct": 2, "bits_per_weight": 3,
+    "weights_mib": 3, "disk_mib": 3, "peak_rss_mib": 1, "load_s": 2, "prefill_ms": 2, "prefill_speedup": 2,
+    "decode_ms_per_token": 3, "decode_speedup": 2,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -33,15 +36,59 @@ class Result:
     def family(self) -> str:
         return self.variant.family
 
+    @cached_property
+    def blocks(self) -> Blocks:
+        """What a paired comparison with another variant needs."""
+        return Blocks.from_dict(self.quality["blocks"])
 
-def read_results(params: Mapping, reports: Path = Path("reports")) -> list[Result]:
+    def bytes_by(self, key: str) -> dict[str, int]:
+        """Bytes of the weights, summed up by a key of the ledger: group, role, part or dtype."""
+        sums: dict[str, int] = {}
+        for row in self.quality["ledger"]:
+            sums[row[key]] = sums.get(row[key], 0) + row["bytes"]
+        return sums
+
+    @property
+    def decode(self) -> Mapping:
+        return self.speed["timing"]["decode"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that the figures and the report are made from. weights: see report/weights.py."""
+
+    results: Sequence[Result]
+    weights: Mapping
+    params: Mapping
+
+    @property
+    def base(self) -> Result:
+        return self["base"]
+
+    @property
+    def others(self) -> list[Result]:
+        return [result for result in self.results if result.name != "base"]
+
+    def __getitem__(self, name: str) -> Result:
+        return next(result for result in self.results if result.name == name)
+
+    def named(self, names: Iterable[str]) -> list[Result]:
+        return [self[name] for name in names]
+
+
+def read_run(params: Mapping, reports: Path = Path("reports")) -> Run:
     """In the order of the table. The list comes from params.yaml, so files of variants that are gone don't count."""
     results = []
     for variant in variants(params):
         quality, speed = (_read(reports / kind / f"{variant.name}.json") for kind in ("quality", "speed"))
         found = {**quality["metrics"], **speed["metrics"]}
         results.append(Result(variant, {key: found[key] for key in METRICS}, quality, speed))
-    return results
+    return Run(tuple(results), _read(reports / "weights.json"), params)
+
+
+def rounded(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Metrics with the decimals that are worth reading."""
+    return {key: round(value, METRICS[key]) + 0.0 for key, value in metrics.items()}
 
 
 def _read(path: Path) -> dict:

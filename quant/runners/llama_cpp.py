@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 import weakref
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy
@@ -13,10 +16,24 @@ import torch
 from quant.errors import InputError
 from quant.methods import llama_cpp
 from quant.methods.gguf import check_gguf
+from quant.runners import Held
+
+ROLES = {
+    "attn_q": ("q",), "attn_k": ("k",), "attn_v": ("v",), "attn_qkv": ("q", "k", "v"), "attn_output": ("o",),
+    "ffn_up": ("up",), "ffn_gate": ("gate",), "ffn_down": ("down",), "token_embd": ("embedding",),
+    "position_embd": ("embedding",), "output": ("head",),
+}  # fmt: skip
+FLOATS = {"f64": "float64", "f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+# Bytes of a block's scales and of its lowest values, out of ggml-common.h; the rest of a block are codes. Where K-quants
+# pack a block's inner scales and lowest values together, each is half.
+LAYOUTS = {
+    "q4_0": (2, 0), "q4_1": (2, 2), "q5_0": (2, 0), "q5_1": (2, 2), "q8_0": (2, 0), "q2_k": (10, 10), "q3_k": (14, 0),
+    "q4_k": (8, 8), "q5_k": (8, 8), "q6_k": (18, 0), "iq4_nl": (2, 0), "iq4_xs": (8, 0), "tq1_0": (2, 0), "tq2_0": (2, 0),
+}  # fmt: skip
 
 
 class LlamaCppRunner:
-    def __init__(self, path: Path, threads: int | None = None):
+    def __init__(self, path: Path, threads: int | None = None, room: int | None = None):
         check_gguf(path)
         self._api = api = llama_cpp.bindings()
         self._path = path
@@ -24,7 +41,7 @@ class LlamaCppRunner:
         if not self._model:
             raise InputError(f"llama.cpp can't load {path}; make it again with dvc repro")
         self.vocabulary = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self._model))
-        self.context = api.llama_model_n_ctx_train(self._model)
+        self.context = min(api.llama_model_n_ctx_train(self._model), room or sys.maxsize)
         options = api.llama_context_default_params()
         options.n_ctx = options.n_batch = options.n_ubatch = self.context
         options.n_threads = options.n_threads_batch = threads or os.cpu_count() or 1
@@ -52,10 +69,19 @@ class LlamaCppRunner:
         self._feed([token], every_logit=False)
         return int(self._read_logits(1).argmax())
 
-    def tensors(self) -> list[tuple[str, str, int]]:
+    def tensors(self) -> list[Held]:
+        reader = self._read_file()
+        names = {tensor.name for tensor in reader.tensors}
+        return [part for tensor in reader.tensors for part in _parts(tensor, is_tied="output.weight" not in names)]
+
+    def census(self) -> dict[str, int]:
+        kinds = Counter(f"GGUF {tensor.tensor_type.name.lower()}" for tensor in self._read_file().tensors)
+        return dict(sorted(kinds.items()))
+
+    def _read_file(self):
         from gguf import GGUFReader
 
-        return [(t.name, t.tensor_type.name.lower(), int(t.n_bytes)) for t in GGUFReader(self._path).tensors]
+        return GGUFReader(self._path)
 
     def _restart(self) -> None:
         self._api.llama_memory_clear(self._api.llama_get_memory(self._context), True)
@@ -80,6 +106,34 @@ class LlamaCppRunner:
         pointer = self._api.llama_get_logits(self._context)
         array = numpy.ctypeslib.as_array(ctypes.cast(pointer, ctypes.POINTER(ctypes.c_float)), (count, self.vocabulary))
         return array.copy()
+
+
+def import_libraries(_: Path) -> None:
+    llama_cpp.bindings()
+
+
+def _parts(tensor, is_tied: bool) -> Iterator[Held]:
+    """What a tensor of a GGUF file holds; a block's codes and scales apart."""
+    from gguf import GGML_QUANT_SIZES
+
+    kind, size = tensor.tensor_type.name.lower(), int(tensor.n_bytes)
+    roles = _roles(tensor.name, is_tied)
+    if kind in FLOATS or kind not in LAYOUTS:
+        yield Held(tensor.name, roles, "floats" if kind in FLOATS else "blocks", FLOATS.get(kind, kind), size)
+        return
+    scales, zeros = LAYOUTS[kind]
+    block = GGML_QUANT_SIZES[tensor.tensor_type][1]
+    for part, share in (("codes", block - scales - zeros), ("scales", scales), ("zeros", zeros)):
+        if share:
+            yield Held(tensor.name, roles, part, kind, size // block * share)
+
+
+def _roles(name: str, is_tied: bool) -> tuple[str, ...]:
+    """blk.0.attn_q.weight is q; a name that ends in norm is one; without a head of its own the embedding is the head."""
+    kind = name.split(".")[2 if name.startswith("blk.") else 0]
+    if kind.endswith("norm"):
+        return ("norm",)
+    return ("embedding", "head") if is_tied and kind == "token_embd" else ROLES.get(kind, ("other",))
 
 
 def _free(api, batch, context, model) -> None:

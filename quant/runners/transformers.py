@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
 import quant.transformers_format  # noqa: F401  registers our artifacts' format
+from quant.architectures import architecture_of
 from quant.checkpoint import Checkpoint
+from quant.runners import Held
 from quant.runners.bfloat16 import compute_in_float32, has_bfloat16
 
 
@@ -21,7 +24,8 @@ class TransformersRunner:
             torch.set_num_threads(threads)
         disable_progress_bar()
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of its fp16 activations at every call
-        Checkpoint(folder)  # its headers are checked before anything trusts them
+        checkpoint = Checkpoint(folder)  # its headers are checked before anything trusts them
+        self._architecture = architecture_of(checkpoint.config)
         self.device = torch.device(device)
         self.model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=getattr(torch, dtype), use_safetensors=True, local_files_only=True, trust_remote_code=False
@@ -38,6 +42,17 @@ class TransformersRunner:
         return self.model(tokens.to(self.device), use_cache=False).logits.float()
 
     @torch.inference_mode()
+    def logits_and_states(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits, and the last hidden states that the head made them from, float32 [batch, length, width]."""
+        seen: list[torch.Tensor] = []
+        head = self.model.get_output_embeddings()
+        hook = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].float()))
+        try:
+            return self.logits(tokens), seen[0]
+        finally:
+            hook.remove()
+
+    @torch.inference_mode()
     def prefill(self, tokens: torch.Tensor) -> int:
         self._cache = None
         return self._step(tokens.view(1, -1).to(self.device))
@@ -51,33 +66,58 @@ class TransformersRunner:
         self._cache = output.past_key_values
         return int(output.logits[0, -1].argmax())
 
-    def tensors(self) -> list[tuple[str, str, int]]:
-        seen: dict[int, tuple[str, str, int]] = {}
-        for name, tensor in _weights(self.model):
+    def tensors(self) -> list[Held]:
+        architecture, config = self._architecture, self.model.config.to_dict()
+        found: dict[int, Held] = {}
+        for name, part, tensor in _weights(self.model):
             storage = tensor.untyped_storage()
             if storage.nbytes():
-                held = (name, str(tensor.dtype).removeprefix("torch."), tensor.numel() * tensor.element_size())
-                seen.setdefault(storage.data_ptr(), held)
-        return list(seen.values())
+                dtype = str(tensor.dtype).removeprefix("torch.")
+                held = Held(name, architecture.roles_of_tensor(name, config), part, dtype, tensor.numel() * tensor.element_size())
+                found.setdefault(storage.data_ptr(), held)
+        return list(found.values())
+
+    def census(self) -> dict[str, int]:
+        kinds = Counter(type(module).__name__ for module in self.model.modules() if hasattr(module, "weight"))
+        return dict(sorted(kinds.items()))
 
 
-def _weights(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Parameters and saved buffers, and the scales that bitsandbytes keeps beside its parameters."""
+def import_libraries(folder: Path) -> None:
+    """Import the model's class, and bitsandbytes where its weights ask for it."""
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    if getattr(config, "quantization_config", {}).get("quant_method") == "bitsandbytes":
+        import accelerate  # noqa: F401
+        import bitsandbytes  # noqa: F401
+
+
+def _part(name: str, parameter: torch.Tensor) -> str:
+    """Of our artifacts by name (quant.qtensor.layout); of others what is no float is a code."""
+    last = name.rpartition(".")[2]
+    if last in ("codes", "zeros"):
+        return last
+    if last == "scales" or last.startswith("scale_"):
+        return "scales"
+    return "floats" if parameter.is_floating_point() else "codes"
+
+
+def _weights(model: torch.nn.Module) -> Iterator[tuple[str, str, torch.Tensor]]:
+    """(name, part, tensor) of parameters and saved buffers, and of what bitsandbytes keeps beside its parameters."""
     for name, parameter in model.named_parameters():
-        yield name, parameter.data
+        yield name, _part(name, parameter), parameter.data
         state = getattr(parameter, "quant_state", None)
         while state is not None:  # double quantization nests a second state for the scales
-            yield f"{name}.absmax", state.absmax
-            yield f"{name}.code", state.code
+            yield f"{name}.absmax", "scales", state.absmax
+            yield f"{name}.code", "codebook", state.code
             if getattr(state, "offset", None) is not None:
-                yield f"{name}.offset", state.offset
+                yield f"{name}.offset", "scales", state.offset
             name, state = f"{name}.nested", getattr(state, "state2", None)
     for name, module in model.named_modules():  # int8: beside the weight before the first call, in the state after it
         for holder in (getattr(module, "weight", None), getattr(module, "state", None)):
-            for attribute in ("CB", "SCB"):
+            for attribute, part in (("CB", "codes"), ("SCB", "scales")):
                 if isinstance(getattr(holder, attribute, None), torch.Tensor):
-                    yield f"{name}.weight.{attribute}", getattr(holder, attribute)
+                    yield f"{name}.weight.{attribute}", part, getattr(holder, attribute)
     saved = set(model.state_dict())
     for name, buffer in model.named_buffers():
         if name in saved:
-            yield name, buffer
+            yield name, "floats", buffer

@@ -1,0 +1,104 @@
+"""Speed and memory of one variant, in turn with the base; never cached."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+
+from quant.corpus import Corpus
+from quant.environment import environment
+from quant.measure.bandwidth import memory_read_gb_per_s
+from quant.measure.latency import Clock, compare
+from quant.measure.memory import MIB, PeakMemory, bytes_per_token
+from quant.measure.statistics import significant
+from quant.measure.windows import Protocol, open_tokenizer, tokenize
+from quant.runners import Runner, import_runtime, open_runner, resolve_device
+from quant.variants import BASE, Variant
+
+
+def benchmark(variant: Variant, corpus: Corpus, clock: Clock, device: str) -> dict:
+    """Speed against the base and peak memory. For a fresh process: memory is that of the first model it loads."""
+    device = resolve_device(device)
+    torch.set_num_threads(clock.threads)
+    beginning = replace(corpus, lines=corpus.lines[: clock.room])  # a line has a token at least
+    text = tokenize(beginning, BASE, Protocol()).ids
+    import_runtime(variant.folder)
+    peak = PeakMemory(device)
+    model, load_s, first_call_ms = _open(variant.folder, variant.dtype, device, clock, text)
+    loading = peak.phase()
+    token = model.prefill(text[: clock.prompts[0]])
+    for _ in range(clock.tokens):
+        token = model.decode(token)
+    generating = peak.phase()
+    import_runtime(BASE)
+    base, base_load_s, base_first_call_ms = _open(BASE, "float32", device, clock, text)
+    result, generated = compare(model, base, text, clock)
+    _add_bandwidth(result["timing"]["decode"], model, base)
+    timing = result["timing"]
+    metrics = {
+        "peak_rss_mib": max(loading["peak"], generating["peak"]) / MIB,
+        "load_s": load_s,
+        "prefill_ms": timing["prefill"]["ms"]["median"],
+        "prefill_speedup": timing["prefill"]["speedup"]["median"],
+        "decode_ms_per_token": timing["decode"]["ms"]["median"],
+        "decode_speedup": timing["decode"]["speedup"]["median"],
+    }
+    return {
+        "variant": variant.name,
+        "metrics": significant(metrics, 4),
+        "load": significant({"load_s": load_s, "base_load_s": base_load_s, "first_call_ms": first_call_ms,
+                             "base_first_call_ms": base_first_call_ms}),
+        "memory": significant(_memory(peak, loading, generating), 4),
+        **significant(result),
+        "clock": {**asdict(clock), "torch_threads": torch.get_num_threads()},
+        "generation": _generation(corpus, text[: clock.prompts[0]], generated),
+        "environment": {**environment(), "memory_read_gb_per_s": significant(memory_read_gb_per_s(device), 4)},
+    }
+
+
+def _open(folder: Path, dtype: str, device: str, clock: Clock, text: torch.Tensor) -> tuple[Runner, float, float]:
+    """The model, the seconds it took to load, and the milliseconds of its first call, on the prompt."""
+    start = time.perf_counter()
+    model = open_runner(folder, dtype, device, clock.threads, clock.room)
+    loaded = time.perf_counter()
+    model.prefill(text[: clock.prompts[0]][: model.context])
+    return model, loaded - start, 1000 * (time.perf_counter() - loaded)
+
+
+def _memory(peak: PeakMemory, loading: dict[str, int], generating: dict[str, int]) -> dict:
+    return {
+        "interpreter_mib": peak.interpreter / MIB,
+        "resident_mib": generating["resident"] / MIB,
+        "load_peak_mib": loading["peak"] / MIB,
+        "generate_peak_mib": generating["peak"] / MIB,
+        "cuda": None if "gpu" not in loading else {
+            "allocated_mib": loading["gpu"] / MIB,
+            "load_peak_mib": loading["gpu_peak"] / MIB,
+            "generate_peak_mib": generating["gpu_peak"] / MIB,
+        },
+    }
+
+
+def _add_bandwidth(decode: dict, model: Runner, base: Runner) -> None:
+    """Weight bytes read per token, and per second: to be held against what the machine's memory gives."""
+    for prefix, runner in (("", model), ("base_", base)):
+        size = bytes_per_token(runner.tensors())
+        decode[f"{prefix}weight_bytes_per_token"] = size
+        decode[f"{prefix}gb_per_s"] = size / (decode[f"{prefix}ms"]["median"] / 1000) / 1e9
+
+
+def _generation(corpus: Corpus, prompt: torch.Tensor, generated: dict[str, list[int]]) -> dict:
+    """What both wrote after the same prompt; the prompt itself only where its text may be passed on."""
+    tokenizer = open_tokenizer(BASE)
+    texts = {who: tokenizer.decode(ids) for who, ids in generated.items()}
+    return {
+        "prompt": None if corpus.source == "ptb" else tokenizer.decode(prompt.tolist()),
+        "prompt_tokens": len(prompt),
+        "tokens": len(generated["variant"]),
+        "text": texts["variant"],
+        "base_text": texts["base"],
+        "is_same": generated["variant"] == generated["base"],
+    }

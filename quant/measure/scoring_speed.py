@@ -1,0 +1,58 @@
+"""How much slower scoring is than running the model and nothing else: python -m quant.measure.scoring_speed [MODEL] [ROUNDS]
+
+The scorer and a bare forward pass go over the same lines of data/eval in turn, so that the drift of a shared
+machine hits both alike; each is counted by its fastest round. Prints tokens per second of both and their ratio.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import yaml
+
+from quant.corpus import load_corpus
+from quant.errors import InputError
+from quant.measure.quality import Live, batches, score
+from quant.measure.statistics import ratios_of_pairs, spread
+from quant.measure.windows import Protocol, tokenize, windows
+from quant.runners.transformers import TransformersRunner
+from quant.variants import BASE
+
+LINES = 600
+
+
+def main(folder: Path = BASE, rounds: int = 10) -> None:
+    protocol = Protocol.from_dict(yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))["evaluate"])
+    corpus = load_corpus(Path("data/eval"))
+    tokens = tokenize(replace(corpus, lines=corpus.lines[:LINES]), BASE, protocol)
+    runner = TransformersRunner(folder, "float32", "cpu")
+    every_window = windows(tokens, protocol, runner.context)
+    inputs = [batch.inputs for batch in batches(every_window, runner.vocabulary)]
+    count = sum(window.length for window in every_window)
+    seconds: dict[str, list[float]] = {"bare": [], "scoring": []}
+    for number in range(rounds + 1):
+        start = time.perf_counter()
+        with torch.inference_mode():
+            for batch in inputs:
+                runner.model(batch, use_cache=False)
+        middle = time.perf_counter()
+        score(Live(runner), None, tokens, protocol)
+        if number:  # the first warms up
+            seconds["bare"].append(middle - start)
+            seconds["scoring"].append(time.perf_counter() - middle)
+    for what, found in seconds.items():
+        print(f"{what:8} {count / min(found):9.0f} tokens/s")
+    ratio = spread(ratios_of_pairs(seconds["scoring"], seconds["bare"]))
+    print(f"scoring takes {min(seconds['scoring']) / min(seconds['bare']):.3f} times a bare forward pass by the fastest rounds, "
+          f"{ratio['median']:.3f} ± {ratio['mad']:.3f} round by round")
+
+
+if __name__ == "__main__":
+    try:
+        main(Path(sys.argv[1]) if len(sys.argv) > 1 else BASE, int(sys.argv[2]) if len(sys.argv) > 2 else 10)
+    except InputError as error:
+        sys.exit(f"error: {error}")

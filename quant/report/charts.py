@@ -1,0 +1,105 @@
+"""Kinds of drawings that several figures share: labelled points, bars by variant, ranges by variant."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+from matplotlib.transforms import Bbox
+
+from quant.report.results import Result
+from quant.report.style import FAMILIES, HATCHES, INK, LINE, PARTS, legend_of, looks_of, new_axes
+
+_OFFSETS = [(x, y) for y in (4, -11, 15, -22, 26, -33, 37, -44, 48, -55) for x in (7, None)]  # None: to the left
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Indices of the points that no other beats in both coordinates (less is better), by the first."""
+    front: list[int] = []
+    best = float("inf")
+    for index in sorted(range(len(points)), key=lambda i: points[i]):
+        if points[index][1] < best:
+            front.append(index)
+            best = points[index][1]
+    return front
+
+
+def scatter(axes, results: Sequence[Result], points: Sequence[tuple[float, float]], bold: Collection[str] = ()) -> None:
+    """Points by family, labelled; a label moves up or down while it would lie on an earlier one. bold: names that stand out."""
+    for result, (x, y) in zip(results, points, strict=True):
+        look = FAMILIES[result.family]
+        axes.scatter(x, y, color=look.colour, marker=look.marker, s=45, zorder=3, edgecolors="white", linewidths=0.6)
+    axes.margins(x=0.14, y=0.12)
+    legend_of(axes, looks_of([r.family for r in results]), loc="best")
+    axes.figure.canvas.draw()
+    places = [axes.transData.transform(point) for point in points]
+    markers = [Bbox.from_extents(x - 5, y - 5, x + 5, y + 5) for x, y in places]
+    taken = [axes.get_legend().get_window_extent(), *markers]
+    for result, point in sorted(zip(results, points, strict=True), key=lambda pair: -pair[1][1]):
+        for x, y in _OFFSETS:
+            label = axes.annotate(
+                result.name, point, xytext=(7 if x else -7, y), textcoords="offset points", fontsize=8, color=INK,
+                ha="left" if x else "right", weight="bold" if result.name in bold else "normal",
+                arrowprops={"arrowstyle": "-", "color": LINE, "linewidth": 0.6, "shrinkA": 0} if abs(y) > 15 else None,
+            )
+            box = label.get_window_extent().expanded(1.02, 1.05)
+            if not any(box.overlaps(other) for other in taken):
+                break
+            label.remove()
+        else:
+            label = axes.annotate(result.name, point, xytext=(7, 4), textcoords="offset points", fontsize=8)
+            box = label.get_window_extent()
+        taken.append(box)
+
+
+def wide_range(values: Sequence[float]) -> bool:
+    """Whether values are better drawn on a logarithmic axis."""
+    return min(values) > 0 and max(values) > 4 * min(values)
+
+
+def log_axis(axis, axes, which: str) -> None:
+    """A logarithmic axis whose ticks are plain numbers."""
+    getattr(axes, f"set_{which}scale")("log", subs=(2, 3, 5))
+    for formatter in (axis.set_major_formatter, axis.set_minor_formatter):
+        formatter("{x:g}")
+    axis.set_tick_params(which="minor", labelsize=8)
+    axes.grid(which="minor", axis=which)
+
+
+def by_variant(axes, results: Sequence[Result], label: str, names: bool = True) -> None:
+    """A line per variant, the first on top."""
+    axes.set_yticks(range(len(results)), [r.name for r in results] if names else [])
+    axes.set_ylim(len(results) - 0.4, -0.6)
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel(label)
+
+
+def bars(axes, results: Sequence[Result], values: Sequence[float], spreads: Sequence[float], form: str,
+         flagged: Collection[str] = ()) -> None:
+    """A bar per variant with its spread and its number; flagged ones get a mark."""
+    for i, (result, value, spread) in enumerate(zip(results, values, spreads, strict=True)):
+        look = FAMILIES[result.family]
+        axes.barh(i, value, height=0.7, color=look.colour, hatch=look.hatch, edgecolor="white", linewidth=0, xerr=spread,
+                  ecolor="black", capsize=3)
+        mark = " (!)" if result.name in flagged else ""
+        axes.annotate(form.format(value) + mark, (value + spread, i), xytext=(4, 0), textcoords="offset points", va="center",
+                      fontsize=8)
+    axes.margins(x=0.14)
+
+
+def stacks(axes, results: Sequence[Result], parts: Sequence[Mapping[str, float]], order: Sequence[str], title: str) -> None:
+    """A bar per variant, made of parts."""
+    start = [0.0] * len(results)
+    for i, part in enumerate(order):
+        sizes = [sizes.get(part, 0.0) for sizes in parts]
+        axes.barh(range(len(results)), sizes, left=start, label=part, color=PARTS[i], hatch=HATCHES[i], edgecolor="white",
+                  linewidth=0.3)
+        start = [a + b for a, b in zip(start, sizes, strict=True)]
+    axes.legend(title=title, loc="lower right")
+
+
+def height_for(results: Sequence[Result], extra: float = 1.2) -> float:
+    return 0.28 * len(results) + extra
+
+
+def axes_by_variant(results: Sequence[Result], width: float = 8, **grid):
+    return new_axes(width, height_for(results), **grid)

@@ -1,0 +1,141 @@
+"""A figure and a table of one parameter's experiments:
+
+    dvc exp run --queue -S 'quant.bits=2,3,4,5,6,8' evaluate@whole && dvc queue start
+    python -m quant.report.sweep quant.bits whole
+
+writes reports/sweep.svg, .png and .csv: what the variant's perplexity and size became at each value. An experiment
+counts only where its dvc.lock shows that the variant was really evaluated with that experiment's parameters.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import dvc.api
+import yaml
+
+from quant.errors import InputError
+from quant.files import whole_file
+from quant.report.style import FAMILIES, INK, in_style, new_axes, save
+from quant.variants import variant_named
+
+COLUMNS = ("ppl", "ppl_change_pct", "kld_mnats", "bits_per_weight", "weights_mib")
+
+
+def read_sweep(parameter: str, variant: str, project: Path = Path()) -> list[dict]:
+    """A row per value of the parameter, in its order: the value, and the metrics of COLUMNS.
+
+    Of the experiments of this commit, and the commit itself, those that differ in this parameter alone; where there are
+    several such sets, the one with the most values.
+    """
+    sets: dict[str, dict[str, dict]] = {}
+    for experiment in dvc.api.exp_show(str(project)):
+        if experiment["rev"] == "workspace":
+            continue
+        files = dvc.api.DVCFileSystem(str(project), rev=experiment["rev"])
+        params, lock = (yaml.load(files.read_text(name), Loader=yaml.CSafeLoader) for name in ("params.yaml", "dvc.lock"))
+        value, stage = _lookup(params, parameter), evaluation_of(variant, lock)
+        if value is None or stage is None or not is_current(stage, lock, params):
+            continue
+        try:
+            metrics = json.loads(files.read_text(f"reports/quality/{variant}.json"))["metrics"]
+        except FileNotFoundError:  # recorded in dvc.lock, as in every clone, and never computed here
+            continue
+        rows = sets.setdefault(_without(params, parameter), {})
+        rows.setdefault(str(value), {"value": value, **{key: metrics[key] for key in COLUMNS}})
+    rows = max(sets.values(), key=len, default={})
+    if len(rows) < 2:
+        raise InputError(f"{len(rows)} evaluated value(s) of {parameter} for {variant} among the experiments of this commit; run "
+                         f"dvc exp run --queue -S '{parameter}=...' evaluate@{variant} and dvc queue start, without committing")
+    numbers = all(isinstance(row["value"], int | float) for row in rows.values())
+    return sorted(rows.values(), key=lambda row: row["value"] if numbers else str(row["value"]))
+
+
+def evaluation_of(variant: str, lock: Mapping) -> str | None:
+    """The stage of dvc.lock that wrote the variant's quality."""
+    path = f"reports/quality/{variant}.json"
+    return next((name for name, stage in lock["stages"].items() if path in {out["path"] for out in stage.get("outs", [])}), None)
+
+
+def is_current(name: str, lock: Mapping, params: Mapping) -> bool:
+    """Whether a stage of dvc.lock, and all that it stands on, ran with these parameters."""
+    stage = lock["stages"][name]
+    recorded = stage.get("params", {}).get("params.yaml", {})
+    if any(_lookup(params, key) != value for key, value in recorded.items()):
+        return False
+    makers = {out["path"]: (maker, out) for maker, other in lock["stages"].items() for out in other.get("outs", [])}
+    for dependency in stage.get("deps", []):
+        maker, out = makers.get(dependency["path"], (None, None))
+        if maker and (out["md5"] != dependency["md5"] or not is_current(maker, lock, params)):
+            return False
+    return True
+
+
+def draw_sweep(rows: list[dict], parameter: str, variant: str):
+    """Perplexity against the parameter, each point with its bits per weight."""
+    look = FAMILIES[variant_named(variant).family]
+    figure, axes = new_axes(7, 4.2)
+    numbers = all(isinstance(row["value"], int | float) for row in rows)
+    x, y = [row["value"] if numbers else str(row["value"]) for row in rows], [row["ppl"] for row in rows]
+    axes.plot(x, y, color=look.colour, marker=look.marker, linewidth=1.2)
+    for row, place in zip(rows, zip(x, y, strict=True), strict=True):
+        axes.annotate(f"{row['bits_per_weight']:.2f} bits/weight\n{row['ppl_change_pct']:+.2f} %", place, xytext=(6, 6),
+                      textcoords="offset points", fontsize=8, color=INK)
+    if max(y) > 3 * min(y):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+    axes.set_xticks(x)
+    axes.margins(x=0.15, y=0.2)
+    axes.set(xlabel=parameter, ylabel="perplexity per token", title=f"{variant}: perplexity against {parameter}")
+    return figure
+
+
+def write_sweep(parameter: str, variant: str, reports: Path = Path("reports")) -> list[dict]:
+    rows = read_sweep(parameter, variant)
+    with whole_file(reports / "sweep.csv") as path, open(path, "w", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow([parameter, *COLUMNS])
+        table.writerows([row["value"], *(row[key] for key in COLUMNS)] for row in rows)
+    with in_style():
+        save(draw_sweep(rows, parameter, variant), reports, "sweep")
+    return rows
+
+
+def _without(params: Mapping, key: str) -> str:
+    """All parameters but one, as text."""
+    rest = json.loads(json.dumps(params, sort_keys=True))
+    *path, last = key.split(".")
+    section = rest
+    for part in path:
+        section = section[part]
+    del section[last]
+    return json.dumps(rest)
+
+
+def _lookup(params: Mapping, key: str):
+    """params["a"]["b"] for "a.b", or None."""
+    value = params
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def main(words: list[str]) -> None:
+    if len(words) != 2:
+        raise InputError("expected PARAMETER VARIANT, such as quant.bits whole")
+    rows = write_sweep(*words)
+    print(f"{words[0]:>12}  " + "  ".join(f"{key:>15}" for key in COLUMNS))
+    for row in rows:
+        print(f"{row['value']!s:>12}  " + "  ".join(f"{row[key]:>15g}" for key in COLUMNS))
+    print("reports/sweep.svg, reports/sweep.png, reports/sweep.csv")
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except InputError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,21 @@
+"""Lists and numbers as a reader expects them in a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+
+def joined(parts: Sequence[str]) -> str:
+    """a, b and c"""
+    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
+
+
+def named(things: Iterable) -> str:
+    """The names of results or variants, as code."""
+    return joined([f"`{thing.name}`" for thing in things])
+
+
+def signed(value: float, digits: int = 3) -> str:
+    """+0.012, -0.500, 0.000"""
+    text = f"{value:+.{digits}f}"
+    return text.lstrip("+-") if float(text) == 0 else text

@@ -1,0 +1,143 @@
+"""Made-up results in the form that evaluate, benchmark and compare write, to be steered by a test."""
+
+import math
+import random
+
+from quant.report.results import METRICS, Result, Run
+from quant.variants import variants
+
+PARAMS = {
+    "model": {"source": "made-up", "revision": None},
+    "data": {"source": "grammar", "sentences": 3000},
+    "device": "cpu",
+    "quant": {"bits": 8, "group_size": "row", "symmetric": True, "codebook": "linear", "scale_dtype": "float32",
+              "double_quant": False, "fit": "range"},
+    "recipes": {
+        "whole": {"include": ["*"]}, "selective": {"include": ["attention", "mlp"]},
+        **{name: {"include": ["attention", "mlp"], "bits": 4, "group_size": 64, "codebook": codebook}
+           for name, codebook in (("int4", "linear"), ("nf4", "nf4"), ("fp4", "fp4"))},
+    },
+    "bnb": {"nf4": {"type": "nf4"}},
+    "gguf": {"f16": {"type": "F16"}, "q4_0": {"type": "Q4_0"}},
+    "evaluate": {"protocol": "joined/1", "context": 256, "stride": 256, "line": " {} \n", "unk": "text"},
+    "benchmark": {"prompts": [128, 512], "tokens": 64, "rounds": 4, "threads": 2},
+}  # fmt: skip
+CORPUS = {"source": "grammar", "sentences": 3000, "words": 35000, "sha256": "ab" * 32, "floor_nats": None}
+MODEL = {"source": "made-up", "revision": None, "architecture": "gpt2", "dtype": "float16",
+         "files": {"model.safetensors": {"sha256": "cd" * 32}}}
+DEFAULTS = dict.fromkeys(METRICS, 1.0) | {"ppl": 20.0, "ppl_change_pct": 0.0, "kld_mnats": 1.0, "weights_mib": 100.0,
+                                          "bits_per_weight": 32.0, "top1_agree_pct": 99.0}
+LEVELS = [1, 5, 25, 50, 75, 90, 95, 99, 99.9]
+BLOCKS, TOKENS = 40, 1000
+
+
+def made_up(params=PARAMS, **changes):
+    """A run of all variants of `params`. changes: variant (- as _) -> metrics that differ from DEFAULTS, and
+
+    noise: how far a block of text strays from the mean change, in per cent of perplexity and in mnat (0.01);
+    noisy: whether the timings scattered (False); text: what it generates.
+    """
+    results = tuple(_result(variant, dict(changes.get(variant.name.replace("-", "_"), {}))) for variant in variants(params))
+    return Run(results, WEIGHTS, params)
+
+
+def _result(variant, changes):
+    noise, noisy, text = changes.pop("noise", 0.01), changes.pop("noisy", False), changes.pop("text", "the same words")
+    metrics = DEFAULTS | changes
+    if variant.name == "base":
+        metrics |= {"ppl_change_pct": 0.0, "kld_mnats": 0.0}
+        noise = 0.0
+    else:
+        metrics["ppl"] = metrics["ppl"] * (1 + metrics["ppl_change_pct"] / 100)
+    return Result(variant, metrics, _quality(variant, metrics, noise), _speed(metrics, noisy, text))
+
+
+def _quality(variant, metrics, noise):
+    change, kld = metrics["ppl_change_pct"], metrics["kld_mnats"]
+    text, own = random.Random("text"), random.Random(variant.name)
+    base = [TOKENS * (3 + text.gauss(0, 0.2)) for _ in range(BLOCKS)]
+    strays = [own.gauss(0, 1) for _ in range(BLOCKS)]
+    strays = [noise * (stray - sum(strays) / BLOCKS) for stray in strays]
+    half = 2 * noise / math.sqrt(BLOCKS)
+    quantized = variant.family in ("scratch", "bnb", "gguf")
+    size = int(metrics["weights_mib"] * 2**20)
+    part = {"group": "mlp", "role": "up", "tensors": 1}
+    ledger = [part | {"part": "floats", "dtype": "float32", "bytes": size - 3 * (size // 4) if quantized else size}]
+    if quantized:
+        ledger += [part | {"part": "codes", "dtype": "uint8", "bytes": 2 * (size // 4)},
+                   part | {"part": "scales", "dtype": "float32", "bytes": size // 4, "group": "attention", "role": "q+k+v"}]
+    spread = {"levels_pct": LEVELS, "values": [kld * level / 50 for level in LEVELS]}
+    return {
+        "variant": variant.name,
+        "metrics": metrics,
+        "protocol": {"name": "joined", "version": 1, "split": "test", "source": "grammar", "sentences": 3000, "line": " {} \n",
+                     "join": "", "context": 256, "stride": 256, "unk": "text", "tokens": BLOCKS * TOKENS, "words": 35000,
+                     "bytes": 200000, "token_ids_sha256": "28" * 32},
+        "parameters": size // 4,
+        "held_bytes": {"float32": size},
+        "ledger": ledger,
+        "census": {"Linear": 6, "Embedding": 2},
+        "divergence": {
+            "kld_mnats": {"mean": kld, "median": kld / 2, "p99": 10 * kld, "p999": 40 * kld, "max": 100 * kld,
+                          "quantiles": spread},
+            "top1_agree_pct": 99.0, "top5_agree_pct": 98.0,
+            "true_token_change_pct": {"mean": 0.0, "rms": 0.1,
+                                      "quantiles": {"levels_pct": LEVELS, "values": [0.0] * len(LEVELS)}},
+        },
+        "intervals": {"level": 0.95, "resamples": 1000, "seed": 0, "ppl_change_pct": [change - half, change + half],
+                      "kld_mnats": [max(0.0, kld - half), kld + half], "is_real": abs(change) > half},
+        "blocks": {"tokens_per_block": TOKENS, "tokens": [TOKENS] * BLOCKS, "top1": [990] * BLOCKS,
+                   "nll": [b + TOKENS * (math.log1p(change / 100) + s / 100) for b, s in zip(base, strays, strict=True)],
+                   "kld": [TOKENS * (kld + s) / 1000 for s in strays]},
+    }  # fmt: skip
+
+
+def _spread(median, width=0.01):
+    return {"median": median, "mad": median * width, "p90": median * (1 + 2 * width),
+            "raw": [median * (1 + width * i) for i in (-2, -1, 0, 1, 2)]}
+
+
+def _speed(metrics, noisy, text):
+    def phase(ms, speedup, prompt, tokens):
+        width = 0.3 if noisy else 0.01
+        return {"prompt_tokens": prompt, "asked_tokens": prompt, "tokens": tokens, "ms": _spread(ms, width),
+                "base_ms": _spread(ms * speedup), "speedup": _spread(speedup, width), "tokens_per_s": 1000 / ms,
+                "base_tokens_per_s": 1000 / ms / speedup, "is_noisy": noisy}
+
+    decode = phase(metrics["decode_ms_per_token"], metrics["decode_speedup"], 128, 64)
+    decode |= {"weight_bytes_per_token": 2**20, "base_weight_bytes_per_token": 2**22, "gb_per_s": 1.5, "base_gb_per_s": 5.0}
+    prefill = phase(metrics["prefill_ms"], metrics["prefill_speedup"], 128, 128)
+    return {
+        "metrics": metrics,
+        "memory": {"interpreter_mib": 250.0, "load_peak_mib": 100.0, "generate_peak_mib": metrics["peak_rss_mib"],
+                   "resident_mib": 90.0, "cuda": None},
+        "load": {"load_s": metrics["load_s"], "base_load_s": 1.0, "first_call_ms": 20.0, "base_first_call_ms": 15.0},
+        "timing": {"prefill": prefill, "prefill_long": None, "decode": decode, "generate": phase(80.0, 1.0, 128, 64)},
+        "attempts": 2 if noisy else 1,
+        "set_aside": {"decode": {"ms": [1.0, 2.0], "base_ms": [1.0, 1.0]}} if noisy else None,
+        "is_noisy": noisy,
+        "clock": {"prompts": [128, 512], "tokens": 64, "rounds": 4, "threads": 2, "torch_threads": 2},
+        "generation": {"prompt": "the board said", "prompt_tokens": 128, "tokens": 64, "text": text,
+                       "base_text": "the same words", "is_same": text == "the same words"},
+        "environment": {"cpu": "a processor", "cpu_flags": ["avx2"], "cores": 2, "memory_gib": 8.0, "gpu": None,
+                        "python": "3.11.7", "packages": {"torch": "2.13.0", "llama_cpp_python": None}, "platform": "Linux",
+                        "commit": "c0" * 20, "memory_read_gb_per_s": 20.0},
+    }  # fmt: skip
+
+
+def _point(codebook, bits, error, kind="plain"):
+    return {"label": f"{codebook} g64", "kind": kind, "codebook": codebook, "bits": bits, "group_size": 64,
+            "bits_per_weight": bits + 0.5, "error_pct": error}
+
+
+WEIGHTS = {
+    "map": {"scheme": "int4 row", "roles": ["q", "up", "embedding"], "weights": 1000, "sampled": 500, "cells": [
+        *({"block": block, "role": role, "error_pct": 12.0 + block} for block in (0, 1) for role in ("q", "up")),
+        {"block": None, "role": "embedding", "error_pct": 13.0}]},
+    "schemes": {"weights": 1000, "sampled": 500, "left_out": [128], "points": [
+        *(_point("linear", bits, 160 / 2**bits) for bits in range(2, 9)), _point("nf4", 4, 9.0), _point("fp4", 4, 12.0),
+        _point("nf4", 4, 9.1, "double"), _point("linear", 4, 9.5, "clipped")]},
+    "histogram": {"module": "h.0.mlp.up", "group_size": 64, "sampled": 4096, "share_pct": [1.25] * 80, "kurtosis": 3.0, "grids": {
+        name: {"values": [-1.0, -0.5, 0.0, 0.5, 1.0], "share_pct": [10.0, 20.0, 40.0, 20.0, 10.0], "entropy_bits": bits}
+        for name, bits in (("int4", 3.4), ("fp4", 3.6), ("nf4", 3.9))}},
+}  # fmt: skip

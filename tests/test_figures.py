@@ -1,0 +1,138 @@
+"""Every figure of a run is there, says what to see, and is drawn the same twice; the numbers from weights are right."""
+
+import json
+from itertools import pairwise
+
+import pytest
+import torch
+from conftest import ROOT
+from made_up import made_up
+from PIL import Image
+
+from quant.checkpoint import Checkpoint
+from quant.report.charts import pareto_front
+from quant.report.figures import draw_all, figures_of, front_names
+from quant.report.style import FAMILIES, GRIDS, PARTS
+from quant.report.weights import Sample, compare_schemes, error_map, error_of_schemes, histogram
+
+ASKED_FOR = {"size-quality", "size-speed", "ppl-change", "divergence", "latency", "bytes", "error-map", "histogram", "error-bits",
+             "grids"}
+
+
+def test_the_front_is_what_nothing_beats():
+    assert pareto_front([(1, 9), (2, 5), (3, 6), (4, 1), (4, 0.5)]) == [0, 1, 4]
+    assert front_names(made_up(nf4={"weights_mib": 10.0, "ppl_change_pct": 1.0})) == ["nf4", "base"]
+
+
+def test_every_figure_asked_for_is_drawn_the_same_twice(made_up_report, tmp_path):
+    folder, run = made_up_report
+    draw_all(run, tmp_path)
+    assert {path.stem for path in tmp_path.glob("*.svg")} == {path.stem for path in tmp_path.glob("*.png")} == ASKED_FOR
+    for path in tmp_path.iterdir():
+        assert path.read_bytes() == (folder / "figures" / path.name).read_bytes() and path.stat().st_size > 1000
+    for path in tmp_path.glob("*.png"):
+        assert len(Image.open(path).convert("L").getcolors(256)) > 10, f"{path.name} is empty"
+
+
+def test_captions_say_what_this_run_shows():
+    def caption(name, **changes):
+        run = made_up(**changes)
+        return next(figure for figure in figures_of(run) if figure.name == name).caption(run)
+
+    names = ("bf16", "whole", "selective", "int4", "nf4", "fp4", "bnb_nf4", "gguf_f16", "gguf_q4_0")
+    changed = {name: {"ppl_change_pct": 1.0} for name in names}
+    assert "No interval contains zero" in caption("ppl-change", **changed)
+    assert "can't tell `fp4` from base" in caption("ppl-change", **changed | {"fp4": {}})
+    assert "9 variants lie above" in caption("size-speed", **{name: {"decode_speedup": 2.0} for name in changed})
+    assert "1 of 9 variants lie below" in caption("size-speed", nf4={"decode_speedup": 0.5})
+    assert "`nf4` is closer to base than `int4`" in caption("grids", nf4={"kld_mnats": 0.1})
+    assert "`nf4` is further from base than `int4`" in caption("grids", nf4={"kld_mnats": 9.0})
+    assert "`nf4`" in caption("latency", nf4={"noisy": True}) and "No timing scattered" in caption("latency")
+    assert all(len(figure.caption(made_up())) > 60 for figure in figures_of(made_up()))
+
+
+def test_colours_differ_in_lightness():
+    """As they look in grey: apart by a twentieth at least, and where not by that, by marker or hatch."""
+    def lightness(colour):
+        return sum(weight * int(colour[i : i + 2], 16) / 255 for weight, i in ((0.2126, 1), (0.7152, 3), (0.0722, 5)))
+
+    for looks in (FAMILIES.values(), GRIDS.values()):
+        assert len({look.marker for look in looks}) == len(looks)
+        greys = sorted(lightness(look.colour) for look in looks)
+        assert all(b - a > 0.02 for a, b in pairwise(greys))
+    assert len(set(PARTS)) == len(PARTS)
+
+
+@pytest.fixture
+def normal():
+    weight = torch.randn(64, 256, generator=torch.Generator().manual_seed(0))
+    return Sample("a", "up", 0, 16384, weight)
+
+
+def test_each_bit_halves_the_error_of_a_normal_matrix(normal):
+    everything = error_of_schemes([normal])["points"]
+    points = {(p["codebook"], p["bits"], p["group_size"]): p for p in everything if p["kind"] == "plain"}
+    for bits in range(4, 8):
+        ratio = points["linear", bits, 64]["error_pct"] / points["linear", bits + 1, 64]["error_pct"]
+        assert 1.9 < ratio < 2.3
+    assert points["nf4", 4, 64]["error_pct"] < points["linear", 4, 64]["error_pct"], "NF4 is made for a normal distribution"
+    assert points["linear", 4, 64]["bits_per_weight"] == 4.5 and points["linear", 8, "row"]["bits_per_weight"] == 8 + 32 / 256
+    for point in everything:
+        like = points[point["codebook"], point["bits"], point["group_size"]]
+        if point["kind"] == "clipped":
+            assert point["error_pct"] < like["error_pct"] and point["bits_per_weight"] == like["bits_per_weight"]
+        if point["kind"] == "double":
+            assert point["error_pct"] >= 0.99 * like["error_pct"] and point["bits_per_weight"] < like["bits_per_weight"]
+    assert {point["kind"] for point in everything} == {"plain", "double", "clipped"}
+
+
+def test_a_grid_for_normal_weights_loses_on_even_ones():
+    even = Sample("a", "up", 0, 16384, torch.rand(64, 256, generator=torch.Generator().manual_seed(0)) * 2 - 1)
+    points = {(p["codebook"], p["bits"], p["group_size"]): p["error_pct"] for p in error_of_schemes([even])["points"]
+              if p["kind"] == "plain"}
+    assert points["nf4", 4, 64] > points["linear", 4, 64]
+
+
+def test_group_sizes_that_do_not_fit_are_left_out_and_told():
+    odd = Sample("a", "up", 0, 768, torch.randn(8, 96))
+    data = error_of_schemes([odd])
+    assert data["left_out"] == [128, 64] and {p["group_size"] for p in data["points"]} == {"row", 32}
+
+
+def test_the_map_counts_weights_of_one_place_together(normal):
+    spiky = Sample("b", "up", 1, 256, torch.ones(4, 64) * torch.tensor([1.0] * 63 + [70.0]))
+    exact = Sample("c", "q", 1, 256, torch.full((4, 64), 7.0))
+    cells = {(c["block"], c["role"]): c["error_pct"] for c in error_map([normal, normal, spiky, exact])["cells"]}
+    assert set(cells) == {(0, "up"), (1, "up"), (1, "q")}
+    assert cells[1, "q"] == 0 and 5 < cells[0, "up"] < 20
+    assert cells[1, "up"] == pytest.approx(100 * (63 / (63 + 70**2)) ** 0.5, abs=0.01), "all but the outlier rounds to zero"
+
+
+def test_the_histogram_lays_the_grids_over_the_matrix(normal):
+    data = histogram(normal)
+    assert sum(data["share_pct"]) == pytest.approx(100, abs=0.01) and data["group_size"] == 64
+    assert [len(data["grids"][name]["values"]) for name in ("int4", "fp4", "nf4")] == [15, 15, 16]
+    for grid in data["grids"].values():
+        assert grid["values"] == sorted(grid["values"]) and grid["values"][0] == -1 and grid["values"][-1] == 1
+        assert sum(grid["share_pct"]) == pytest.approx(100, abs=0.01) and 3 < grid["entropy_bits"] < 4
+    assert data["kurtosis"] == pytest.approx(3, abs=0.1)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "phi3"])
+def test_a_model_of_every_layout_is_sampled(make_model, architecture):
+    data = compare_schemes(Checkpoint(make_model(architecture)))
+    roles = {cell["role"] for cell in data["map"]["cells"]}
+    assert {"q", "k", "v", "o", "up", "down", "embedding", "norm"} <= roles
+    assert data["map"]["sampled"] == data["map"]["weights"], "a small model is taken whole"
+    assert data["histogram"]["module"] in ("transformer.h.1.mlp.c_fc", "model.layers.1.mlp.gate_up_proj.up")
+    json.dumps(data, allow_nan=False)
+
+
+def test_a_large_weight_is_sampled_and_told(monkeypatch):
+    import quant.report.weights as module
+
+    monkeypatch.setattr(module, "MOST_OF_A_WEIGHT", 1000)
+    monkeypatch.setattr(module, "MOST_OF_ALL", 10000)
+    data = compare_schemes(Checkpoint(ROOT / "models" / "embedded"))
+    assert data["map"]["sampled"] < 0.02 * data["map"]["weights"]
+    assert data["schemes"]["sampled"] < 40000

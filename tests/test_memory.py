@@ -1,0 +1,116 @@
+"""Bytes by what they are for: every tensor once, nothing left out, codes apart from scales."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+
+from quant.measure.memory import bytes_per_token, disk_bytes, held_bytes, ledger
+from quant.runners import Held, open_runner
+
+MATRIX, VECTOR = 12 * 256 * 256, 13 * 256 + 2 * 256  # of the one block; biases, and weights and biases of the norms
+TABLES = 2048 * 256 + 64 * 256
+ALL = MATRIX + VECTOR + TABLES
+
+
+def sums(folder, *keys):
+    """Bytes of the ledger summed over all but the given keys."""
+    total = {}
+    for row in ledger(open_runner(folder).tensors()):
+        key = tuple(row[name] for name in keys)
+        total[key if len(keys) > 1 else key[0]] = total.get(key if len(keys) > 1 else key[0], 0) + row["bytes"]
+    return total
+
+
+@pytest.mark.parametrize("kind", ["base", "int4", "bnb-int8", "bnb-nf4", "bnb-nf4-dq", "gguf-f16", "gguf-q8_0", "gguf-q4_k_m"])
+def test_the_ledger_adds_up(runtimes, kind):
+    runner = open_runner(runtimes[kind])
+    rows = ledger(runner.tensors())
+    assert sum(row["bytes"] for row in rows) == sum(held_bytes(runner).values())
+    assert {row["group"] for row in rows} == {"attention", "mlp", "embedding", "norm"}
+
+
+def test_a_plain_model_is_floats_and_its_tied_head_is_counted_once(runtimes):
+    assert sums(runtimes["base"], "part") == {"floats": 4 * ALL}
+    by_role = sums(runtimes["base"], "role")
+    assert by_role["embedding+head"] == 4 * 2048 * 256 and by_role["embedding"] == 4 * 64 * 256
+    assert by_role["q+k+v"] == 4 * (3 * 256 * 256 + 3 * 256) and by_role["up"] == 4 * (4 * 256 * 256 + 4 * 256)
+    assert by_role["norm"] == 4 * 6 * 256
+
+
+def test_our_codes_scales_and_zeros(runtimes):
+    weights = MATRIX + TABLES + 3 * 256  # everything but biases
+    found = sums(runtimes["int4"], "part")
+    per_group, kept = 4 * weights // 64, 4 * (ALL - weights)
+    assert found == {"codes": weights // 2, "scales": per_group, "zeros": per_group, "floats": kept}
+    assert sums(runtimes["int4"], "role")["q"] == 256 * 256 // 2 + 2 * 4 * 256 * 256 // 64
+
+
+def test_bitsandbytes_scales_and_their_scales(runtimes):
+    blocks, kept = MATRIX // 64, 4 * (ALL - MATRIX)
+    assert sums(runtimes["bnb-nf4"], "part") == {
+        "codes": MATRIX // 2, "scales": 4 * blocks, "codebook": 4 * 16 * 4, "floats": kept,
+    }  # fmt: skip
+    nested = blocks + 4 * blocks // 256 + 4 * 4  # a byte a scale, a float per 256 of them, an offset per matrix
+    assert sums(runtimes["bnb-nf4-dq"], "part") == {
+        "codes": MATRIX // 2, "scales": nested, "codebook": 4 * (16 + 256) * 4, "floats": kept,
+    }  # fmt: skip
+    rows = 3 * 256 + 256 + 4 * 256 + 256
+    assert sums(runtimes["bnb-int8"], "part") == {"codes": MATRIX, "scales": 4 * rows, "floats": kept}
+
+
+def test_gguf_blocks_are_split_as_their_types_lay_them_out(runtimes):
+    found = sums(runtimes["gguf-q8_0"], "part", "dtype")
+    weights = MATRIX + 2048 * 256
+    kept = 4 * (ALL - weights)
+    assert found == {("codes", "q8_0"): weights, ("scales", "q8_0"): 2 * weights // 32, ("floats", "float32"): kept}
+    mixed = sums(runtimes["gguf-q4_k_m"], "dtype", "part")
+    per_block = {kind: {part: size for (dtype, part), size in mixed.items() if dtype == kind} for kind in ("q4_k", "q6_k")}
+    q4, q6 = per_block["q4_k"], per_block["q6_k"]
+    assert q4["codes"] == 16 * q4["scales"] == 16 * q4["zeros"] and q6["codes"] * 18 == 192 * q6["scales"]
+
+
+def test_what_decoding_reads(runtimes):
+    assert bytes_per_token(open_runner(runtimes["base"]).tensors()) == 4 * (ALL - 64 * 256)
+    untied = [Held("e", ("embedding",), "floats", "float32", 7), Held("h", ("head",), "floats", "float32", 5)]
+    assert bytes_per_token(untied) == 5
+
+
+def test_on_disk(runtimes):
+    assert disk_bytes(runtimes["base"]) == (runtimes["base"] / "model.safetensors").stat().st_size
+    assert disk_bytes(runtimes["gguf-f16"]) == (runtimes["gguf-f16"] / "model.gguf").stat().st_size
+
+
+PEAK = """
+import numpy
+from quant.measure.memory import MIB, PeakMemory
+
+peak = PeakMemory()
+block = numpy.ones(64 * MIB // 8)
+del block
+first = peak.phase()
+second = peak.phase()
+kept = numpy.ones(32 * MIB // 8)
+third = peak.phase()
+assert 62 * MIB < first["peak"] < 80 * MIB and first["resident"] < 10 * MIB, first
+assert second["peak"] < 10 * MIB, second
+assert 30 * MIB < third["resident"] <= third["peak"] < 48 * MIB and peak.interpreter > 10 * MIB, third
+"""
+
+
+def test_peaks_are_those_of_their_phase():
+    done = subprocess.run([sys.executable, "-c", PEAK], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_the_gpu_has_peaks_of_its_own():
+    from quant.measure.memory import MIB, PeakMemory
+
+    peak = PeakMemory("cuda")
+    block = torch.ones(64 * MIB // 4, device="cuda")
+    del block
+    found = peak.phase()
+    assert found["gpu_peak"] - found["gpu"] >= 64 * MIB
