@@ -75,7 +75,7 @@ class Architecture:
     def roles_of_tensor(self, name: str, config: Mapping) -> tuple[str, ...]:
         """Roles of a tensor in memory, whatever stands behind its module's name; the main embedding is the head too where tied.
 
-        `h.0.attn.c_attn.q.weight.codes` is q alone, `h.0.attn.c_attn.bias` is q, k and v.
+        `h.0.attn.c_attn.k_v.weight.codes` is k and v, `h.0.attn.c_attn.bias` is q, k and v.
         """
         parts = name.split(".")
         for end in range(len(parts) - 1, 0, -1):
@@ -84,7 +84,8 @@ class Architecture:
             if roles != ("other",):
                 if module == self.main_embedding and self.is_tied(config):
                     return ("embedding", "head")
-                return (parts[end],) if len(roles) > 1 and parts[end] in roles else roles
+                part = tuple(parts[end].split("_"))
+                return part if set(part) <= set(roles) else roles
         return ("other",)
 
     def is_transposed(self, module: str) -> bool:

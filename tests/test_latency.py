@@ -100,6 +100,8 @@ def test_too_wide_a_spread_is_measured_again():
     assert result["attempts"] == 2
     aside = result["set_aside"]["prefill"]["ms"]
     assert max(aside) > 20 * min(aside) and max(result["timing"]["prefill"]["ms"]["raw"]) < 20
+    again = [phase for phase in ("prefill", "prefill_long", "decode", "generate") if phase in result["set_aside"]]
+    assert again[:2] == ["prefill", "prefill_long"] and ("decode" in again) == ("generate" in again)
 
 
 def test_what_stays_wide_is_flagged():

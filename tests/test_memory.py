@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import ROOT
 
+from quant.architectures import architecture_of
 from quant.measure.memory import bytes_per_token, disk_bytes, held_bytes, ledger
 from quant.runners import Held, open_runner
 
@@ -45,7 +46,23 @@ def test_our_codes_scales_and_zeros(runtimes):
     found = sums(runtimes["int4"], "part")
     per_group, kept = 4 * weights // 64, 4 * (ALL - weights)
     assert found == {"codes": weights // 2, "scales": per_group, "zeros": per_group, "floats": kept}
-    assert sums(runtimes["int4"], "role")["q"] == 256 * 256 // 2 + 2 * 4 * 256 * 256 // 64
+    assert sums(runtimes["int4"], "role")["up"] == 4 * 256 * 256 // 2 + 2 * 4 * 4 * 256 * 256 // 64 + 4 * 4 * 256
+
+
+@pytest.mark.parametrize(("tensor", "roles"), [
+    ("transformer.h.0.attn.c_attn.weight", ("q", "k", "v")),
+    ("transformer.h.0.attn.c_attn.k_v.weight.codes", ("k", "v")),
+    ("transformer.h.0.attn.c_attn.q.weight.scales", ("q",)),
+    ("transformer.h.0.attn.c_attn.bias", ("q", "k", "v")),
+    ("transformer.h.0.mlp.c_fc.weight.absmax", ("up",)),
+    ("transformer.wte.weight.codes", ("embedding", "head")),
+    ("transformer.wpe.weight", ("embedding",)),
+    ("transformer.h.0.ln_1.bias", ("norm",)),
+    ("transformer.h.0.adapter.weight", ("other",)),
+])  # fmt: skip
+def test_a_tensor_has_the_roles_of_its_module(tensor, roles):
+    config = {"model_type": "gpt2"}
+    assert architecture_of(config).roles_of_tensor(tensor, config) == roles
 
 
 def test_bitsandbytes_scales_and_their_scales(runtimes):

@@ -2,8 +2,9 @@
 
 A round is, for both in turn: a long prompt (prefill_long), then the prompt (prefill: one call, until the next token is
 known), then tokens one a call with the cache (decode), a piece of SLICE tokens here and a piece there. The prompt and all
-tokens together are `generate`. The first round warms up and is thrown away; what was measured is kept raw. Samples that
-scatter too widely are measured once more, and flagged if they still do.
+tokens together are `generate`. The first round warms up and is thrown away; what was measured is kept raw. Where samples
+scatter too widely, all is measured once more, decoding only where it is what scatters; of each phase the calmer
+samples count, the others are set aside, and what scatters still is flagged.
 """
 
 from __future__ import annotations
@@ -81,8 +82,18 @@ class Samples:
         return max(found["mad"] / found["median"] for found in map(spread, self.ms[phase].values()))
 
     @property
-    def widest(self) -> float:
-        return max(map(self.scatter, self.ms))
+    def wide(self) -> set[str]:
+        """The phases whose samples scatter too widely."""
+        return {phase for phase in self.ms if self.scatter(phase) > TOO_WIDE}
+
+    def calmer(self, other: Samples) -> tuple[Samples, dict]:
+        """Of each phase the samples that scatter less -> (all phases of this one; the samples not taken)."""
+        chosen, aside = dict(self.ms), {}
+        for phase in other.ms:
+            swap = other.scatter(phase) < self.scatter(phase)
+            chosen[phase], left = (other.ms[phase], self.ms[phase]) if swap else (self.ms[phase], other.ms[phase])
+            aside[phase] = {"ms": left["variant"], "base_ms": left["base"]}
+        return Samples(chosen, self.generated), aside
 
 
 def compare(variant: Runner, base: Runner, text: torch.Tensor, clock: Clock) -> tuple[dict, dict[str, list[int]]]:
@@ -96,27 +107,27 @@ def compare(variant: Runner, base: Runner, text: torch.Tensor, clock: Clock) -> 
                          f"the model's context of {room} and the corpus of {len(text)} tokens; make them smaller")
     lengths = {"prefill_long": clock.long_prompt(min(room, len(text))), "prefill": clock.prompts[0]}
     prompts = {phase: text[:length] for phase, length in lengths.items() if length}
-    attempts = [measure({"variant": variant, "base": base}, prompts, clock)]
-    if attempts[0].widest > TOO_WIDE:
-        attempts.append(measure({"variant": variant, "base": base}, prompts, clock))
-    kept = min(attempts, key=lambda samples: samples.widest)
-    aside = [{phase: {"ms": ms["variant"], "base_ms": ms["base"]} for phase, ms in samples.ms.items()}
-             for samples in attempts if samples is not kept]
+    models = {"variant": variant, "base": base}
+    samples, aside = measure(models, prompts, clock.tokens, clock.rounds), None
+    if samples.wide:
+        tokens = clock.tokens if samples.wide & {"decode", "generate"} else 0
+        samples, aside = samples.calmer(measure(models, prompts, tokens, clock.rounds))
     result = {
-        "timing": {"prefill_long": None} | {phase: _phase(kept, phase, prompts, clock) for phase in kept.ms},
-        "attempts": len(attempts),
-        "set_aside": aside[0] if aside else None,
-        "is_noisy": kept.widest > TOO_WIDE,
+        "timing": {"prefill_long": None} | {phase: _phase(samples, phase, prompts, clock) for phase in samples.ms},
+        "attempts": 2 if aside else 1,
+        "set_aside": aside,
+        "is_noisy": bool(samples.wide),
     }
-    return result, kept.generated
+    return result, samples.generated
 
 
-def measure(models: dict[str, Runner], prompts: dict[str, torch.Tensor], clock: Clock) -> Samples:
+def measure(models: dict[str, Runner], prompts: dict[str, torch.Tensor], tokens: int, rounds: int) -> Samples:
+    """All rounds of the models "variant" and "base"; prompts: phase -> ids, in the order they are run, `prefill` last.
+    tokens: to generate after it; 0 leaves decode and generate out."""
+    _round(models, prompts, min(SLICE, tokens), False, Samples.empty())  # warms up
     samples = Samples.empty()
-    for number in progress(range(clock.rounds + 1), "benchmark"):
-        warm_up = number == 0
-        _round(models, prompts, min(SLICE, clock.tokens) if warm_up else clock.tokens, bool(number % 2),
-               Samples.empty() if warm_up else samples)
+    for number in progress(range(rounds), "benchmark"):
+        _round(models, prompts, tokens, number % 2 == 0, samples)
     return samples
 
 
@@ -145,7 +156,7 @@ def _round(
             elapsed = _ms_since(start)
             whole[who] += elapsed
             samples.add("decode", who, elapsed / count)
-    for who in WHO:
+    for who in WHO if tokens else ():
         samples.add("generate", who, whole[who])
 
 
@@ -171,5 +182,5 @@ def _phase(samples: Samples, phase: str, prompts: dict[str, torch.Tensor], clock
         "speedup": spread(ratios_of_pairs(theirs, mine)),
         "tokens_per_s": 1000 * per_sample / median(mine),
         "base_tokens_per_s": 1000 * per_sample / median(theirs),
-        "is_noisy": samples.scatter(phase) > TOO_WIDE,
+        "is_noisy": phase in samples.wide,
     }

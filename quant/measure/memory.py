@@ -52,8 +52,11 @@ class PeakMemory:
     """
 
     def __init__(self, device: str = "cpu") -> None:
-        gc.collect()
         self._on_gpu = device == "cuda"
+        if self._on_gpu:
+            torch.cuda.init()  # CUDA's own memory belongs to the process, not to the model
+            torch.cuda.synchronize()
+        gc.collect()
         self.interpreter = _status("VmRSS")
         self._reset()
 

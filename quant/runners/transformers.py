@@ -13,6 +13,7 @@ from transformers.utils.logging import disable_progress_bar
 
 import quant.transformers_format  # noqa: F401  registers our artifacts' format
 from quant.architectures import architecture_of
+from quant.artifact import METHOD
 from quant.checkpoint import Checkpoint
 from quant.runners import Held
 from quant.runners.bfloat16 import compute_in_float32, has_bfloat16
@@ -83,12 +84,15 @@ class TransformersRunner:
 
 
 def import_libraries(folder: Path) -> None:
-    """Import the model's class, and bitsandbytes where its weights ask for it."""
+    """Import the model's class, and what multiplies with its weights where they are quantized."""
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    if getattr(config, "quantization_config", {}).get("quant_method") == "bitsandbytes":
+    method = getattr(config, "quantization_config", {}).get("quant_method")
+    if method == "bitsandbytes":
         import accelerate  # noqa: F401
         import bitsandbytes  # noqa: F401
+    elif method == METHOD:
+        import quant.kernels.cpu  # noqa: F401
 
 
 def _part(name: str, parameter: torch.Tensor) -> str:
