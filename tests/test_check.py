@@ -94,7 +94,7 @@ def test_rows_that_k_quants_do_not_fit_are_told_as_llama_cpp_does_it(tmp_path):
     assert note == "6 of 8 matrices have rows of 64, which its blocks don't divide: Q5_0 instead"
     gguf.convert(tmp_path / "base", tmp_path / "converted")
     gguf.quantize(tmp_path / "converted" / "model.gguf", gguf.Spec("Q4_K_M"), tmp_path / "out")
-    really = {dtype for name, dtype, _ in open_runner(tmp_path / "out").tensors() if "ffn_up.weight" in name}
+    really = {held.dtype for held in open_runner(tmp_path / "out").tensors() if "ffn_up.weight" in held.name}
     assert really == {"q5_0"} and foretold(EMBEDDED)["gguf-q4_k_m"].note is None
 
 
