@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
-from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -18,6 +19,8 @@ from quant.measure.windows import Protocol, open_tokenizer, tokenize
 from quant.runners import Runner, import_runtime, open_runner, resolve_device
 from quant.variants import BASE, Variant
 
+T = TypeVar("T")
+
 
 def benchmark(variant: Variant, corpus: Corpus, clock: Clock, device: str) -> dict:
     """Speed against the base and peak memory. For a fresh process: memory is that of the first model it loads."""
@@ -25,16 +28,18 @@ def benchmark(variant: Variant, corpus: Corpus, clock: Clock, device: str) -> di
     torch.set_num_threads(clock.threads)
     beginning = replace(corpus, lines=corpus.lines[: clock.room])  # a line has a token at least
     text = tokenize(beginning, BASE, Protocol()).ids
+    prompt = text[: clock.prompts[0]]
     import_runtime(variant.folder)
     peak = PeakMemory(device)
-    model, load_s, first_call_ms = _open(variant.folder, variant.dtype, device, clock, text)
+    model, load_s = _timed(lambda: open_runner(variant.folder, variant.dtype, device, clock.threads, clock.room))
     loading = peak.phase()
-    token = model.prefill(text[: clock.prompts[0]])
+    token, first_call_s = _timed(lambda: model.prefill(prompt))
     for _ in range(clock.tokens):
         token = model.decode(token)
     generating = peak.phase()
     import_runtime(BASE)
-    base, base_load_s, base_first_call_ms = _open(BASE, "float32", device, clock, text)
+    base, base_load_s = _timed(lambda: open_runner(BASE, "float32", device, clock.threads, clock.room))
+    _, base_first_call_s = _timed(lambda: base.prefill(prompt))
     result, generated = compare(model, base, text, clock)
     _add_bandwidth(result["timing"]["decode"], model, base)
     timing = result["timing"]
@@ -49,23 +54,21 @@ def benchmark(variant: Variant, corpus: Corpus, clock: Clock, device: str) -> di
     return {
         "variant": variant.name,
         "metrics": significant(metrics, 4),
-        "load": significant({"load_s": load_s, "base_load_s": base_load_s, "first_call_ms": first_call_ms,
-                             "base_first_call_ms": base_first_call_ms}),
+        "load": significant({"load_s": load_s, "base_load_s": base_load_s, "first_call_ms": 1000 * first_call_s,
+                             "base_first_call_ms": 1000 * base_first_call_s}),
         "memory": significant(_memory(peak, loading, generating), 4),
         **significant(result),
         "clock": {**asdict(clock), "torch_threads": torch.get_num_threads()},
-        "generation": _generation(corpus, text[: clock.prompts[0]], generated),
+        "generation": _generation(corpus, prompt, generated),
         "environment": {**environment(), "memory_read_gb_per_s": significant(memory_read_gb_per_s(device), 4)},
     }
 
 
-def _open(folder: Path, dtype: str, device: str, clock: Clock, text: torch.Tensor) -> tuple[Runner, float, float]:
-    """The model, the seconds it took to load, and the milliseconds of its first call, on the prompt."""
+def _timed(work: Callable[[], T]) -> tuple[T, float]:
+    """What `work` gives, and the seconds it took."""
     start = time.perf_counter()
-    model = open_runner(folder, dtype, device, clock.threads, clock.room)
-    loaded = time.perf_counter()
-    model.prefill(text[: clock.prompts[0]][: model.context])
-    return model, loaded - start, 1000 * (time.perf_counter() - loaded)
+    result = work()
+    return result, time.perf_counter() - start
 
 
 def _memory(peak: PeakMemory, loading: dict[str, int], generating: dict[str, int]) -> dict:

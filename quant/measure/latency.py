@@ -24,7 +24,6 @@ from quant.scheme import known_keys
 
 SLICE = 16  # tokens decoded before the other model has its turn; one sample
 TOO_WIDE = 0.2  # median absolute deviation over median
-PAUSE = 0.01  # seconds between turns of two runtimes: threads of one wait busily for more work, and take the other's cores
 WHO = ("variant", "base")
 
 
@@ -136,10 +135,8 @@ def _round(
 ) -> None:
     """Both models through every phase, in turn."""
     whole = dict.fromkeys(WHO, 0.0)
-    pause = PAUSE if len({type(model) for model in models.values()}) > 1 else 0
     for phase, prompt in prompts.items():
         for who in _turn(variant_first):
-            time.sleep(pause)
             start = time.perf_counter()
             token = models[who].prefill(prompt)
             whole[who] = _ms_since(start)
@@ -149,7 +146,6 @@ def _round(
         count = min(SLICE, tokens - done)
         for who in _turn(variant_first == (piece % 2 == 0)):
             model, generated = models[who], samples.generated[who]
-            time.sleep(pause)
             start = time.perf_counter()
             for _ in range(count):
                 generated.append(model.decode(generated[-1]))
