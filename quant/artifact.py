@@ -89,8 +89,9 @@ def _tensors(checkpoint: Checkpoint, weights: list[Weight]) -> Iterator[tuple[st
     """The tensors of the layout, made one weight at a time."""
     quantized = {weight.tensor: weight for weight in weights if weight.is_quantized}
     architecture = architecture_of(checkpoint.config)
+    buffer = checkpoint.buffer()
     for tensor in progress(_counted(checkpoint), "quantize", size=lambda name: checkpoint.tensors[name].bytes):
-        value = checkpoint.read(tensor)
+        value = checkpoint.read(tensor, buffer)
         if tensor in quantized:
             yield from _quantized(quantized[tensor], value)
         else:

@@ -54,9 +54,13 @@ class Checkpoint:
         for path in shard_paths(self.folder):
             self.tensors.update(read_header(path))
 
-    def read(self, name: str) -> torch.Tensor:
-        """One tensor, in the dtype it is stored in."""
-        return read_tensor(self.tensors[name])
+    def read(self, name: str, buffer: torch.Tensor | None = None) -> torch.Tensor:
+        """One tensor, in the dtype it is stored in; see `read_tensor`."""
+        return read_tensor(self.tensors[name], buffer)
+
+    def buffer(self) -> torch.Tensor:
+        """Memory to read any of the tensors into, one after the other: its pages are fetched from the system only once."""
+        return torch.empty(max((info.bytes for info in self.tensors.values()), default=0), dtype=torch.uint8)
 
     @property
     def dtype(self) -> str:
@@ -141,19 +145,21 @@ def _tensor_info(path: Path, data: int, entry: Mapping) -> TensorInfo:
     return info
 
 
-def read_tensor(info: TensorInfo) -> torch.Tensor:
-    if info.bytes == 0:
-        return torch.empty(info.shape, dtype=info.dtype)
-    buffer = bytearray(info.bytes)
+def read_tensor(info: TensorInfo, buffer: torch.Tensor | None = None) -> torch.Tensor:
+    """The tensor, in the dtype it is stored in. buffer: uint8 memory to read into; the tensor is then valid until it is used
+    again."""
+    if buffer is None:
+        buffer = torch.empty(info.bytes, dtype=torch.uint8)
+    place = buffer[: info.bytes]
+    view, done = memoryview(place.numpy()), 0
     with open(info.file, "rb", buffering=0) as file:
         file.seek(info.offset)
-        view, done = memoryview(buffer), 0
         while done < info.bytes:
             count = file.readinto(view[done:])
             if not count:
                 raise InputError(f"{info.file} ended {info.bytes - done} bytes early; fetch it again")
             done += count
-    return torch.frombuffer(buffer, dtype=info.dtype).view(info.shape)
+    return place.view(info.dtype).view(info.shape)
 
 
 def write_checkpoint(folder: Path, layout: Mapping[str, TensorInfo], tensors: Iterable[tuple[str, torch.Tensor]]) -> None:

@@ -13,7 +13,6 @@ import yaml
 
 gc.set_threshold(100_000, 50, 50)  # a stage is mostly imports, which Python's usual threshold makes a fifth slower
 sys.path[0] = str(Path(__file__).resolve().parent.parent)  # instead of stages, whose gguf.py would hide the package gguf
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that wait sleep: torch's and numba's share the cores with others
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 

@@ -3,7 +3,10 @@
 base comes first: it leaves what it predicted in data/reference, which the others are compared with.
 """
 
+import os
 from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is imported: threads that wait leave the cores to others
 
 from common import parameters, run
 

@@ -148,10 +148,13 @@ def _dot_rows(x, codes, scales, zeros, values, pairs, bits, way, y):
                 y[i, row] = dot
 
 
-@njit(parallel=True, **FAST)
+@njit(**FAST)
 def _decode(codes, scales, zeros, values, pairs, bits, way, out):
-    """Rows of packed codes -> float32 [rows, columns]."""
-    for row in prange(len(codes)):
+    """Rows of packed codes -> float32 [rows, columns].
+
+    On one thread: the product that follows runs on torch's threads, which numba's would fight for the cores while they wait.
+    """
+    for row in range(len(codes)):
         _decode_row(codes[row], scales[row], zeros[row] if len(zeros) else scales[row, :0], values, pairs, bits, way, out[row])
 
 
