@@ -87,17 +87,16 @@ def test_weights_and_logits_are_those_of_the_artifact(exported, ids, architectur
     assert {f"{name}.weight_packed" for name in weights} == {n for n in Checkpoint(out).tensors if n.endswith("_packed")}
     for name, weight in weights.items():
         assert torch.equal(theirs.get_submodule(name).weight, weight), name
-    if architecture == "phi3":  # ours multiplies with q, k and v apart, which may sum in another order
-        assert torch.allclose(found, expected, atol=2e-6 if dtype == torch.float32 else 1e-2)
-    else:
-        assert torch.equal(found, expected)
+    # In float32 both multiply with the same weights, summed in another order at most. In bfloat16 ours multiplies with them as
+    # they are and rounds the result; transformers multiplies with weights rounded to bfloat16.
+    assert torch.allclose(found, expected, atol=2e-6 if dtype == torch.float32 else 3e-2)
 
 
 @pytest.mark.parametrize("recipe", [{"bits": 4}, {}, {"group_size": "tensor"}], ids=["int4 row", "int8 row", "int8 tensor"])
 def test_rows_that_fill_no_whole_word(exported, ids, recipe):
     artifact, out = exported("llama-odd", recipe)
     with torch.inference_mode():
-        assert torch.equal(opened(artifact)(ids).logits, opened(out)(ids).logits)
+        assert torch.allclose(opened(artifact)(ids).logits, opened(out)(ids).logits, atol=2e-6)
 
 
 @pytest.mark.parametrize("architecture", ["gpt_neo", "gpt_neox", "opt", "gemma", "llama-tied"])
