@@ -5,14 +5,19 @@ A quantization config and a quantizer of the method "qtensor" are registered at 
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import torch
 from torch import nn
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from quant.architectures import architecture_of
 from quant.artifact import METHOD
+from quant.checkpoint import read_header
 from quant.errors import InputError
 from quant.modules import FusedLinear, QEmbedding, QLinear, QNorm, QTiedHead, QWeight
+from quant.qtensor import layout
 from quant.scheme import Scheme
 
 
@@ -31,7 +36,7 @@ class QTensorQuantizer(HfQuantizer):
 
     requires_calibration = True  # an artifact is written by quant.artifact, never made while loading
 
-    def _process_model_before_weight_loading(self, model, **_):
+    def _process_model_before_weight_loading(self, model, checkpoint_files=None, **_):
         config = self.quantization_config
         schemes = [Scheme.from_dict(values) for values in config.schemes]
         for name, parts in config.modules.items():
@@ -41,6 +46,7 @@ class QTensorQuantizer(HfQuantizer):
                 raise InputError(f"the artifact quantizes {name}, which {type(model).__name__} does not have; "
                                  "the artifact and its config.json belong to different models") from None
         _share_tied_head(model)
+        _check_stored(model, [Path(file) for file in checkpoint_files or []])
         return model
 
     def is_serializable(self):
@@ -74,6 +80,26 @@ def _quantize_module(model: nn.Module, name: str, parts: dict[str, dict], scheme
         QEmbedding.take_over(old, weight)
     else:
         model.set_submodule(name, QNorm(old, weight) if len(shape) == 1 else QLinear(weight, bias))
+
+
+def _check_stored(model: nn.Module, files: list[Path]) -> None:
+    """Every file's header, and dtype and shape of every stored tensor of a quantized weight, before any is read.
+
+    Raises InputError that names the first which is not as the artifact's config says.
+    """
+    stored = {name: info for file in files for name, info in read_header(file).items()}
+    weights = [(name, module) for name, module in model.named_modules() if files and isinstance(module, QWeight)]
+    for name, weight in weights:
+        for key, expected in layout(weight.shape, weight.scheme).items():
+            info = stored.get(f"{name}.{key}")
+            found = None if info is None else (info.dtype, info.shape)
+            if found != expected:
+                raise InputError(f"{name}.{key} is {_described(found)}, expected {_described(expected)} ({weight.scheme.label}); "
+                                 "quantize the model again")
+
+
+def _described(stored: tuple[torch.dtype, tuple[int, ...]] | None) -> str:
+    return "missing" if stored is None else f"{str(stored[0]).removeprefix('torch.')} {list(stored[1])}"
 
 
 def _share_tied_head(model: nn.Module) -> None:

@@ -130,3 +130,28 @@ def test_an_artifact_of_another_model_is_refused(make_model, tmp_path):
     (tmp_path / "out" / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match=r"quantizes model\.layers\.5\.mlp\.up_proj, which LlamaForCausalLM does not have"):
         AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+
+
+def damaged(path, change):
+    """Rewrite a file's header; its data stay where they are."""
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    change(header)
+    text = json.dumps(header, separators=(",", ":")).encode().ljust(length)
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda h: h["lm_head.weight.codes"].update(shape=[64, 96]), r"uint8 \[64, 96\], expected uint8 \[96, 64\]"),
+    (lambda h: h["lm_head.weight.scales"].update(dtype="I32"), r"lm_head.weight.scales is int32 \[96, 1\], expected float32"),
+    (lambda h: h.update(other=h.pop("lm_head.weight.codes")), "lm_head.weight.codes is missing"),
+    (lambda h: h["lm_head.weight.codes"].update(data_offsets=[1, 96 * 64 + 1]), "starts at byte"),
+], ids=["shape", "dtype", "name", "offsets"])  # fmt: skip
+def test_a_damaged_artifact_is_refused_before_it_is_read(make_model, tmp_path, change, message):
+    from transformers import AutoModelForCausalLM
+
+    write_artifact(make_model("llama"), Recipe.from_dict({"include": ["*"]}, Scheme()), tmp_path / "out")
+    damaged(tmp_path / "out" / "model.safetensors", change)
+    with pytest.raises(InputError, match=message):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
