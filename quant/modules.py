@@ -22,6 +22,7 @@ class QWeight(nn.Module):
         super().__init__()
         self.shape, self.scheme, self.dtype = tuple(shape), scheme, dtype
         self._product: kernels.Product | None = None
+        self._dense: torch.Tensor | None = None
         # Parameters, not buffers: transformers asks a model's first parameter for its device.
         for name, (kind, size) in layout(self.shape, scheme).items():
             setattr(self, name, nn.Parameter(torch.zeros(size, dtype=kind), requires_grad=False))
@@ -38,12 +39,18 @@ class QWeight(nn.Module):
             self._product = kernels.product_of(self.qtensor)
         return self._product(x, bias)
 
+    def dense(self) -> torch.Tensor:
+        """The weight dequantized, in the dtype it stands for, and kept: for the small weights of norms."""
+        if self._dense is None:
+            self._dense = dequantize(self.qtensor, self.dtype)
+        return self._dense
+
     def _apply(self, fn, recurse=True):
-        self._product = None  # the tensors move
+        self._product = self._dense = None  # the tensors move
         return super()._apply(fn, recurse)
 
     def _load_from_state_dict(self, *arguments):
-        self._product = None  # the tensors change
+        self._product = self._dense = None  # the tensors change
         super()._load_from_state_dict(*arguments)
 
     @property
@@ -145,11 +152,14 @@ class QNorm(nn.Module):
         self.weight = weight
         self.register_parameter("bias", getattr(norm, "bias", None))
         norm._parameters.clear()
+        norm.weight = None
         self._norm = (norm,)  # in a tuple, so that the emptied norm is not a module of the model
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         (norm,) = self._norm
-        norm.weight = dequantize(self.weight.qtensor, self.weight.dtype)
-        if self.bias is not None:
-            norm.bias = self.bias
-        return norm(x)
+        weight = self.weight.dense()
+        if norm.weight is not weight:
+            norm.weight = weight
+            if self.bias is not None:
+                norm.bias = self.bias
+        return norm.forward(x)

@@ -15,6 +15,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from quant.architectures import architecture_of
 from quant.artifact import METHOD
 from quant.checkpoint import read_header
+from quant.decoding import speed_up_decoding
 from quant.errors import InputError
 from quant.modules import FusedLinear, QEmbedding, QLinear, QNorm, QTiedHead, QWeight
 from quant.qtensor import layout
@@ -47,6 +48,10 @@ class QTensorQuantizer(HfQuantizer):
                                  "the artifact and its config.json belong to different models") from None
         _share_tied_head(model)
         _check_stored(model, [Path(file) for file in checkpoint_files or []])
+        return model
+
+    def _process_model_after_weight_loading(self, model, **_):
+        speed_up_decoding(model)
         return model
 
     def is_serializable(self):

@@ -3,14 +3,15 @@
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy
 import pytest
 import torch
 from conftest import ROOT
 
-from quant.kernels import cpu, reference, simd
+from quant.codebooks import grid_of
+from quant.kernels import cpu, loops, reference
 from quant.modules import QLinear, QWeight
 from quant.qtensor import dequantize, quantize
 from quant.scheme import Scheme
@@ -89,15 +90,34 @@ def test_half_precision_activations_are_rounded_once_at_the_end(dtype):
 
 @pytest.mark.parametrize("group", [32, 64, 192])
 def test_the_plain_loop_equals_the_shuffled_one(group):
-    """What processors without AVX2 run, called from Python's own arrays."""
+    """What processors without the byte shuffle run."""
     tensor = quantize(normal(9, 192), Scheme(4, group, codebook="nf4"))
+    x, codes, scales = normal(192), tensor.codes.numpy(), tensor.scales.numpy()
+    values = grid_of(tensor.scheme).values.numpy()
+    ordered = loops.ordered(x.numpy(), 4)
+    plain = [loops.dot_plain(codes[row], ordered, values, scales[row], 192 // group, group // loops.BLOCK) for row in range(9)]
+    check(lambda *_: torch.tensor([plain], dtype=torch.float32), tensor, x[None])
+
+
+def test_threads_of_python_may_use_one_weight_at_once():
+    tensor = quantize(normal(64, 256), Scheme(4, 64))
     product = cpu.Product(tensor)
-    x = normal(192).numpy()
-    ordered = numpy.ascontiguousarray(x.reshape(-1, 4, 2).transpose(0, 2, 1)).reshape(-1)
-    for row in range(9):
-        both = [dot(product.codes[row], ordered, product.values, product.planes, product.scales[row], group // simd.BLOCK)
-                for dot in (simd.row_dot, simd.row_dot_plain)]
-        assert both[0] == pytest.approx(both[1], rel=1e-4, abs=1e-5)
+    inputs = [normal(1, 256, seed=seed) for seed in range(200)]
+    with ThreadPoolExecutor(4) as pool:
+        for x, y in zip(inputs, pool.map(lambda x: product(x, None), inputs), strict=True):
+            check(lambda *_, y=y: y, tensor, x)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_any_number_of_threads(threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        tensor = quantize(normal(300, 128), Scheme())
+        for count in (1, 3, 40):
+            check(cpu.Product(tensor), tensor, normal(count, 128))
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_gradients_reach_the_activations():

@@ -1,0 +1,94 @@
+"""Attention of the token that is being decoded: one query per head against all keys so far.
+
+Per head, softmax(q k^T * scaling) v, on torch's own threads; keys and values are read once, where they lie in the cache.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+
+import numpy
+import torch
+from numba import carray, cfunc, float32, njit
+
+from quant.kernels import team
+from quant.kernels.team import LOOP, pointer, take
+
+# Places in a job of quant.kernels.team: addresses, then sizes. Strides are in elements; within a head, rows follow each other.
+(_, QUERY, KEYS, VALUES, OUT, SCALING, BATCH, HEADS, SHARED, LENGTH, WIDTH, KEYS_BATCH, KEYS_HEAD, VALUES_BATCH, VALUES_HEAD,
+ FIELDS) = range(16)
+_FAST = {"reassoc", "contract", "nsz"}
+
+
+@njit(nogil=True, fastmath=_FAST)
+def _attend(query, keys, values, scaling, weights, out):
+    """query, out [width]; keys, values [length, width]; weights: room for [length]."""
+    length, width = keys.shape
+    largest = float32(-math.inf)
+    for j in range(length):
+        dot, key = float32(0), keys[j]
+        for d in range(width):
+            dot += query[d] * key[d]
+        weights[j] = dot * scaling
+        largest = max(largest, weights[j])
+    total = float32(0)
+    for j in range(length):
+        weights[j] = math.exp(weights[j] - largest)
+        total += weights[j]
+    for d in range(width):
+        out[d] = 0
+    for four in range(length // 4):
+        j = 4 * four
+        a, b, c, e = weights[j], weights[j + 1], weights[j + 2], weights[j + 3]
+        for d in range(width):
+            out[d] += a * values[j, d] + b * values[j + 1, d] + c * values[j + 2, d] + e * values[j + 3, d]
+    for j in range(length // 4 * 4, length):
+        for d in range(width):
+            out[d] += weights[j] * values[j, d]
+    for d in range(width):
+        out[d] /= total
+
+
+@cfunc(LOOP, cache=True)
+def _attend_heads(job_pointer):
+    job = carray(job_pointer, FIELDS)
+    heads, length, width = job[HEADS], job[LENGTH], job[WIDTH]
+    scaling = carray(pointer(job[SCALING]), 1, numpy.float32)[0]
+    queries = carray(pointer(job[QUERY]), (job[BATCH] * heads, width), numpy.float32)
+    out = carray(pointer(job[OUT]), (job[BATCH] * heads, width), numpy.float32)
+    weights = numpy.empty(length, numpy.float32)
+    while True:
+        part = take(job_pointer)
+        if part >= len(queries):
+            break
+        sequence, head = part // heads, part % heads // job[SHARED]
+        keys = pointer(job[KEYS] + 4 * (sequence * job[KEYS_BATCH] + head * job[KEYS_HEAD]))
+        values = pointer(job[VALUES] + 4 * (sequence * job[VALUES_BATCH] + head * job[VALUES_HEAD]))
+        _attend(queries[part], carray(keys, (length, width), numpy.float32), carray(values, (length, width), numpy.float32),
+                scaling, weights, out[part])
+
+
+def attend(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float) -> torch.Tensor:
+    """query [batch, heads, 1, width]; keys, values [batch, key heads, length, width], all float32 -> [batch, 1, heads, width].
+
+    heads is a multiple of key heads: as many queries in turn share each. Keys and values need be contiguous in a head only.
+    """
+    batch, heads, _, width = query.shape
+    query = query.contiguous()
+    out = torch.empty((batch, 1, heads, width))
+    factor = ctypes.c_float(scaling)
+    _, key_heads, length, _ = keys.shape
+    team.run(_attend_heads.address, team.job_of(
+        query.data_ptr(), keys.data_ptr(), values.data_ptr(), out.data_ptr(), ctypes.addressof(factor), batch, heads,
+        heads // key_heads, length, width, *keys.stride()[:2], *values.stride()[:2],
+    ))  # fmt: skip
+    return out
+
+
+def can_attend(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> bool:
+    """Whether `attend` takes these: one token, float32, on the CPU, heads of one width, rows of a head one after another."""
+    return (
+        query.shape[2] == 1 and query.dtype == keys.dtype == values.dtype == torch.float32 and query.device.type == "cpu"
+        and keys.shape == values.shape and keys.stride()[2:] == values.stride()[2:] == (keys.shape[3], 1)
+    )

@@ -1,0 +1,153 @@
+"""Decoding made cheaper writes what transformers writes: same tokens, same logits but for rounding."""
+
+import pytest
+import torch
+from conftest import ARCHITECTURES
+from transformers import AutoModelForCausalLM, DynamicCache
+
+from quant import decoding
+from quant.decoding import GrowingLayer, speed_up_decoding
+from quant.kernels.attention import attend, can_attend
+
+WAYS = {
+    "greedy": {},
+    "beams": {"num_beams": 3},
+    "beams sampled": {"num_beams": 2, "do_sample": True},
+    "several": {"num_return_sequences": 2, "do_sample": True},
+    "prompt look-up": {"prompt_lookup_num_tokens": 3},
+    "no cache": {"use_cache": False},
+    "static cache": {"cache_implementation": "static"},
+}
+
+
+@pytest.fixture
+def pair(make_model):
+    """pair(architecture) -> the model as transformers has it, and with decoding sped up."""
+
+    def load(architecture):
+        folder = make_model(architecture)
+        plain, fast = (AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval() for _ in range(2))
+        speed_up_decoding(fast)
+        return plain, fast
+
+    return load
+
+
+def normal(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def decoded(model, ids):
+    """Logits of every token of ids [batch, length]: the first half as a prompt, then one by one."""
+    half, cache, logits = ids.shape[1] // 2, None, []
+    with torch.inference_mode():
+        for piece in (ids[:, :half], *ids[:, half:].split(1, dim=1)):
+            out = model(piece, past_key_values=cache, use_cache=True)
+            cache, logits = out.past_key_values, [*logits, out.logits]
+    return torch.cat(logits, dim=1), cache
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_logits_of_every_architecture(pair, ids, architecture, monkeypatch):
+    monkeypatch.setattr(decoding, "ROOM", 16)  # of 24 tokens: the cache grows once while decoding
+    plain, fast = pair(architecture)
+    expected, found = decoded(plain, ids)[0], decoded(fast, ids)[0]
+    assert torch.allclose(expected, found, atol=1e-5)
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_generate_writes_the_same_tokens(pair, ids, architecture, way):
+    texts = []
+    for model in pair(architecture):
+        torch.manual_seed(0)
+        texts.append(model.generate(ids[:1, :8], min_new_tokens=20, max_new_tokens=20, pad_token_id=0, **way))
+    assert torch.equal(*texts)
+
+
+def test_padded_batches(pair, ids):
+    mask = torch.ones_like(ids)
+    mask[0, :5] = 0
+    options = {"attention_mask": mask, "max_new_tokens": 10, "do_sample": False, "pad_token_id": 0}
+    texts = [model.generate(ids, **options) for model in pair("gpt2")]
+    assert torch.equal(*texts)
+
+
+@pytest.mark.parametrize("change", [
+    lambda cache: cache.crop(-3),
+    lambda cache: cache.reorder_cache(torch.tensor([1, 0])),
+    lambda cache: cache.batch_select_indices(torch.tensor([1])),
+    lambda cache: cache.batch_repeat_interleave(2),
+    lambda cache: cache.reset(),
+], ids=["crop", "reorder", "select", "repeat", "reset"])  # fmt: skip
+def test_a_changed_cache_goes_on_as_transformers_own(pair, ids, change):
+    after = []
+    for model in pair("llama"):
+        _, cache = decoded(model, ids)
+        change(cache)
+        rows = cache.layers[0].keys.shape[0] if cache.get_seq_length() else 2
+        with torch.inference_mode():
+            logits = [model(token.expand(rows, 1), past_key_values=cache, use_cache=True).logits for token in ids[0, :3]]
+        after.append(torch.cat(logits))
+    assert torch.allclose(*after, atol=1e-5)
+
+
+def test_a_cache_outlives_the_mode_it_was_made_in(pair, ids):
+    plain, fast = pair("gpt2")
+    logits = []
+    for model in (plain, fast):
+        _, cache = decoded(model, ids)
+        with torch.no_grad():
+            model(ids[:, :1], past_key_values=cache)
+        logits.append(model(ids[:, :2], past_key_values=cache).logits)
+    assert torch.allclose(*logits, atol=1e-5) and logits[1].requires_grad
+
+
+def test_the_cache_is_not_copied_for_every_token():
+    layer = GrowingLayer()
+    for length in range(1, 200):
+        keys, _ = layer.update(normal(2, 4, 1, 16, seed=length), normal(2, 4, 1, 16))
+        assert layer.get_seq_length() == length
+        if length == 1:
+            first = keys.data_ptr()
+    assert keys.data_ptr() == first
+    assert all(torch.equal(keys[:, :, at], normal(2, 4, 16, seed=at + 1)) for at in range(199))
+
+
+def test_a_users_own_attention_and_cache_are_left_alone(make_model, ids):
+    model = AutoModelForCausalLM.from_pretrained(make_model("gpt2"), attn_implementation="eager")
+    speed_up_decoding(model)
+    assert model.config._attn_implementation == "eager"
+    cache = DynamicCache()
+    for number in range(2):
+        cache.update(normal(2, 4, 3, 16), normal(2, 4, 3, 16), number)
+    layer = cache.layers[0]
+    with torch.inference_mode():
+        model(ids, past_key_values=cache)
+    assert cache.layers[0] is layer
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 7, 64, 300])
+@pytest.mark.parametrize(("heads", "shared"), [(1, 1), (12, 1), (2, 4)])
+def test_attention_is_torchs(length, heads, shared):
+    query = normal(2, heads * shared, 1, 48)
+    keys, values = normal(2, heads, 512, 48, seed=1)[:, :, :length], normal(2, heads, 400, 48, seed=2)[:, :, :length]
+    exact = torch.nn.functional.scaled_dot_product_attention(
+        query.double(), keys.double(), values.double(), scale=0.3, enable_gqa=True
+    )
+    assert can_attend(query, keys, values)
+    assert torch.allclose(attend(query, keys, values, 0.3).double(), exact.transpose(1, 2), atol=1e-6)
+
+
+def test_large_scores_do_not_overflow():
+    query, keys, values = 1e3 * normal(1, 2, 1, 16), 1e3 * normal(1, 2, 9, 16), normal(1, 2, 9, 16)
+    exact = torch.nn.functional.scaled_dot_product_attention(query, keys, values, scale=1.0)
+    assert torch.allclose(attend(query, keys, values, 1.0), exact.transpose(1, 2), atol=1e-5)
+
+
+def test_what_attention_does_not_take():
+    query, keys = normal(1, 2, 1, 16), normal(1, 2, 9, 16)
+    assert not can_attend(query.expand(1, 2, 3, 16), keys, keys)
+    assert not can_attend(query.half(), keys.half(), keys.half())
+    assert not can_attend(query, keys, keys[..., :8])
+    assert not can_attend(query, keys.transpose(2, 3).contiguous().transpose(2, 3), keys)
