@@ -35,9 +35,20 @@ class QWeight(nn.Module):
         """x W^T + bias by the fastest kernel there is; what it prepares is prepared at the first call."""
         if torch.is_grad_enabled() and x.requires_grad:
             return reference.Product(self.qtensor)(x, bias)
+        return self._kernel()(x, bias)
+
+    def picked(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows of the weight, int64 of any shape -> [..., in] in the dtype the weight stands for."""
+        return self._kernel().picked(rows.flatten()).to(self.dtype).view(*rows.shape, self.shape[1])
+
+    def _kernel(self) -> kernels.Product:
         if self._product is None:
             self._product = kernels.product_of(self.qtensor)
-        return self._product(x, bias)
+        return self._product
+
+    def multiply_with(self, product: kernels.Product) -> None:
+        """Take another kernel than the fastest, to compare them."""
+        self._product = product
 
     def dense(self) -> torch.Tensor:
         """The weight dequantized, in the dtype it stands for, and kept: for the small weights of norms."""
@@ -140,8 +151,7 @@ class QEmbedding(nn.Embedding):
         embedding.weight = weight
 
     def forward(self, indices: torch.Tensor) -> torch.Tensor:
-        rows = self.weight.qtensor.dequantize_rows(indices.flatten())
-        return rows.to(self.weight.dtype).view(*indices.shape, -1)
+        return self.weight.picked(indices)
 
 
 class QNorm(nn.Module):

@@ -108,6 +108,26 @@ def test_threads_of_python_may_use_one_weight_at_once():
             check(lambda *_, y=y: y, tensor, x)
 
 
+@EACH
+@pytest.mark.parametrize("make", [cpu.Product, reference.Product], ids=["cpu", "reference"])
+def test_picked_rows_are_those_of_the_weight(scheme, make):
+    tensor, rows = quantize(normal(37, 192), scheme), torch.tensor([36, 0, 0, 17])
+    assert torch.allclose(make(tensor).picked(rows), dequantize(tensor)[rows], rtol=1e-6, atol=1e-6)
+
+
+def test_no_rows():
+    product = cpu.Product(quantize(normal(8, 16), Scheme()))
+    assert product.picked(torch.tensor([], dtype=torch.long)).shape == (0, 16)
+    assert product(normal(0, 16), normal(8)).shape == (0, 8)
+
+
+@pytest.mark.parametrize("rows", [[-1], [8], [0, 9, 1]])
+def test_rows_that_are_not_there_are_refused(rows):
+    product = cpu.Product(quantize(normal(8, 16), Scheme()))
+    with pytest.raises(IndexError, match="of a weight with 8 rows"):
+        product.picked(torch.tensor(rows))
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_any_number_of_threads(threads):
     before = torch.get_num_threads()

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Protocol
 
 import torch
 
 from quant.kernels import reference
 from quant.qtensor import QTensor
 
-Product = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
+
+class Product(Protocol):
+    """What is done with one quantized weight [out, in]."""
+
+    def __call__(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """x [..., in] -> x W^T + bias, [..., out] in x's dtype."""
+
+    def picked(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows of the weight, int64 [n] -> float32 [n, in]; no others are read."""
 
 
 def product_of(weight: QTensor) -> Product:
-    """x, bias -> x W^T + bias, by the fastest kernel for the device the weight lies on."""
+    """The fastest kernel for the device the weight lies on."""
     if weight.codes.device.type == "cpu":
         from quant.kernels import cpu  # here, because numba takes a while to import and nobody else needs it
 

@@ -62,9 +62,19 @@ class Product:
         else:
             bias = None if bias is None else bias.float().contiguous()
             loop = _MULTIPLY_ROW if count == 1 and self._is_blocked else _MULTIPLY_ROWS
-            addresses = flat.data_ptr(), y.data_ptr(), 0 if bias is None else bias.data_ptr()
+            addresses = flat.data_ptr(), y.data_ptr(), 0 if bias is None else bias.data_ptr(), 0
             team.run(loop, team.job_of(*addresses, count, *self._addresses, self.rows, *self._sizes))
         return y if y.dtype == x.dtype else y.to(x.dtype)
+
+    def picked(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows of the weight, int64 [n] -> float32 [n, in]; no others are read. Raises IndexError as torch does."""
+        rows = rows.contiguous()
+        if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < self.rows:
+            raise IndexError(f"rows {int(rows.min())} to {int(rows.max())} of a weight with {self.rows} rows")
+        y = torch.empty((len(rows), self.columns))
+        addresses = 0, y.data_ptr(), 0, rows.data_ptr(), 0, *self._addresses
+        team.run(_DECODE, team.job_of(*addresses, len(rows), *self._sizes))
+        return y
 
     def _by_tiles(self, x: torch.Tensor, y: torch.Tensor) -> None:
         height = max(1, TILE // self.columns)
@@ -72,6 +82,6 @@ class Product:
         for start in range(0, self.rows, height):
             rows = min(height, self.rows - start)
             moved = [address + start * size for address, size in zip(self._addresses, self._row_bytes, strict=False)]
-            addresses = 0, tile.data_ptr(), 0, 0, *moved, *self._addresses[len(moved) :]
+            addresses = 0, tile.data_ptr(), 0, 0, 0, *moved, *self._addresses[len(moved) :]
             team.run(_DECODE, team.job_of(*addresses, rows, *self._sizes))
             torch.matmul(x, tile[:rows].T, out=y[:, start : start + rows])

@@ -21,9 +21,9 @@ from quant.kernels.team import LOOP, pointer, take
 
 BLOCK = 32  # codes that a step of _row_dot decodes
 
-# Places in a job of quant.kernels.team: addresses and sizes. The addresses BIAS and ZEROS may be 0: there are none.
-(_, X, Y, BIAS, COUNT, CODES, SCALES, ZEROS, VALUES, PLANES, ROWS, COLUMNS, GROUPS, ROW_BYTES, BITS, WAY, HEIGHT,
- FIELDS) = range(18)
+# Places in a job of quant.kernels.team: addresses and sizes. An address that is 0: there are none of these.
+(_, X, Y, BIAS, PICKED, COUNT, CODES, SCALES, ZEROS, VALUES, PLANES, ROWS, COLUMNS, GROUPS, ROW_BYTES, BITS, WAY, HEIGHT,
+ FIELDS) = range(19)
 # How codes are decoded: in equal steps counted from the middle one, by a table of 16, or by any other table.
 STEPS, TABLE, ANY = range(3)
 
@@ -420,13 +420,14 @@ def multiply_rows(job_pointer):
 
 @cfunc(LOOP, cache=True)
 def decode(job_pointer):
-    """Rows of packed codes -> float32 [rows, columns], at Y."""
+    """Rows of packed codes, those that PICKED names (int64 [rows]) or all in order -> float32 [rows, columns], at Y."""
     job = carray(job_pointer, FIELDS)
     rows, columns, height = job[ROWS], job[COLUMNS], job[HEIGHT]
     y = carray(pointer(job[Y]), (rows, columns), numpy.float32)
+    picked = carray(pointer(job[PICKED]), rows if job[PICKED] else 0, numpy.int64)
     while True:
         start = take(job_pointer) * height
         if start >= rows:
             break
         for row in range(start, min(rows, start + height)):
-            _decode_row(job, row, y[row])
+            _decode_row(job, picked[row] if len(picked) else row, y[row])

@@ -25,3 +25,7 @@ class Product:
             tile = self.weight.dequantize_rows(part).to(x.dtype)
             tiles.append(torch.nn.functional.linear(x, tile, None if bias is None else bias[part]))
         return tiles[0] if len(tiles) == 1 else torch.cat(tiles, dim=-1)
+
+    def picked(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows of the weight, int64 [n] -> float32 [n, in]; no others are read."""
+        return self.weight.dequantize_rows(rows)

@@ -10,7 +10,6 @@ samples count, the others are set aside, and what scatters still is flagged.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import median
 
@@ -74,10 +73,10 @@ class Samples:
         return cls({}, {})
 
     def add(self, phase: str, who: str, ms: float) -> None:
-        self.ms.setdefault(phase, {name: [] for name in WHO})[who].append(ms)
+        self.ms.setdefault(phase, {}).setdefault(who, []).append(ms)
 
     def scatter(self, phase: str) -> float:
-        """Median absolute deviation over median, the wider of the two models."""
+        """Median absolute deviation over median, the widest of the models."""
         return max(found["mad"] / found["median"] for found in map(spread, self.ms[phase].values()))
 
     @property
@@ -121,22 +120,20 @@ def compare(variant: Runner, base: Runner, text: torch.Tensor, clock: Clock) -> 
 
 
 def measure(models: dict[str, Runner], prompts: dict[str, torch.Tensor], tokens: int, rounds: int) -> Samples:
-    """All rounds of the models "variant" and "base"; prompts: phase -> ids, in the order they are run, `prefill` last.
+    """All rounds of the models by name; prompts: phase -> ids, in the order they are run, `prefill` last.
     tokens: to generate after it; 0 leaves decode and generate out."""
-    _round(models, prompts, min(SLICE, tokens), False, Samples.empty())  # warms up
+    _round(models, prompts, min(SLICE, tokens), -1, Samples.empty())  # warms up
     samples = Samples.empty()
     for number in progress(range(rounds), "benchmark"):
-        _round(models, prompts, tokens, number % 2 == 0, samples)
+        _round(models, prompts, tokens, number, samples)
     return samples
 
 
-def _round(
-    models: dict[str, Runner], prompts: dict[str, torch.Tensor], tokens: int, variant_first: bool, samples: Samples
-) -> None:
-    """Both models through every phase, in turn."""
-    whole = dict.fromkeys(WHO, 0.0)
+def _round(models: dict[str, Runner], prompts: dict[str, torch.Tensor], tokens: int, number: int, samples: Samples) -> None:
+    """All models through every phase, in turn; who begins changes from round to round, and from piece to piece."""
+    whole = dict.fromkeys(models, 0.0)
     for phase, prompt in prompts.items():
-        for who in _turn(variant_first):
+        for who in _turn(models, number):
             start = time.perf_counter()
             token = models[who].prefill(prompt)
             whole[who] = _ms_since(start)
@@ -144,7 +141,7 @@ def _round(
             samples.add(phase, who, whole[who])
     for piece, done in enumerate(range(0, tokens, SLICE)):
         count = min(SLICE, tokens - done)
-        for who in _turn(variant_first == (piece % 2 == 0)):
+        for who in _turn(models, number + piece):
             model, generated = models[who], samples.generated[who]
             start = time.perf_counter()
             for _ in range(count):
@@ -152,12 +149,14 @@ def _round(
             elapsed = _ms_since(start)
             whole[who] += elapsed
             samples.add("decode", who, elapsed / count)
-    for who in WHO if tokens else ():
+    for who in models if tokens else ():
         samples.add("generate", who, whole[who])
 
 
-def _turn(variant_first: bool) -> Iterator[str]:
-    return iter(WHO) if variant_first else reversed(WHO)
+def _turn(models: dict[str, Runner], number: int) -> list[str]:
+    names = list(models)
+    first = number % len(names)
+    return names[first:] + names[:first]
 
 
 def _ms_since(start: float) -> float:

@@ -1,0 +1,59 @@
+"""make bench, on a model small enough for a test: every variant is really quantized, loaded and run."""
+
+import json
+
+import pytest
+from transformers import GPT2Config
+
+from quant.errors import InputError
+from quant.measure import speed
+
+RATIOS = {
+    "int8_vs_fp32", "int4_vs_fp32", "nf4_vs_fp32", "int8_vs_llamacpp_q8_0", "int4_vs_llamacpp_q4_0", "int8_vs_bnb_int8",
+    "nf4_vs_bnb_nf4", "prefill_vs_fp32",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    """What one run of a tiny model prints and writes."""
+    config = GPT2Config(architectures=["GPT2LMHeadModel"], n_embd=64, n_head=2, n_layer=1, n_positions=64, n_ctx=64,
+                        vocab_size=2048, bos_token_id=0, eos_token_id=0, dtype="float32")  # fmt: skip
+    out = tmp_path_factory.mktemp("bench") / "bench.json"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(speed.SUBJECTS, "tiny", speed.Subject(config, {"prefill_long": 32, "prefill": 8}, tokens=20, rounds=2))
+        patch.setattr(speed, "OUT", out)
+        speed.main("tiny")
+    return json.loads(out.read_text())
+
+
+def test_every_variant_is_measured_in_turn(bench):
+    assert set(bench["ratios"]) == RATIOS and bench["ratios"] == bench["models"]["tiny"]["ratios"]
+    variants = bench["models"]["tiny"]["variants"]
+    assert len(variants) == 11
+    for found in variants.values():
+        assert len(found["decode"]["ms"]["raw"]) == 4  # two rounds of a slice of 16 tokens and one of 4
+        assert len(found["prefill_long"]["ms"]["raw"]) == len(found["prefill"]["ms"]["raw"]) == 2
+
+
+def test_numbers_fit_each_other(bench):
+    found = bench["models"]["tiny"]
+    for variant in found["variants"].values():
+        rate = variant["weight_bytes_per_token"] / variant["decode"]["ms"]["median"] / 1e6
+        assert variant["gb_per_s"] == pytest.approx(rate, rel=1e-3)
+        assert variant["share_of_bandwidth"] == pytest.approx(rate / found["memory_read_gb_per_s"], rel=1e-3)
+    assert found["variants"]["fp32"]["decode"]["speed_over_fp32"]["raw"] == [1.0] * 4
+    bytes_of = {name: variant["weight_bytes_per_token"] for name, variant in found["variants"].items()}
+    assert bytes_of["fp32"] == bytes_of["fp32_our_decoding"] > bytes_of["bf16"] > bytes_of["int8"] > bytes_of["nf4"]
+    assert bytes_of["int8"] == bytes_of["int8_dequantized_each_call"]
+
+
+def test_the_table_has_a_line_for_each(bench):
+    lines = speed.table("tiny", bench["models"]["tiny"])
+    for variant in bench["models"]["tiny"]["variants"]:
+        assert sum(line.startswith(f"{variant} ") for line in lines) == 1
+
+
+def test_an_unknown_model_is_refused_before_any_work():
+    with pytest.raises(InputError, match="unknown model gpt3; known: gpt2-124m, llama-1b"):
+        speed.main("gpt3")
