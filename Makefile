@@ -1,6 +1,7 @@
 # make repro   the whole pipeline            make test   the tests
 # make setup   only the environment          make clean  remove what can be made again
 # make readme  the README's table and figure, from reports/
+# make bench   how fast quantized models are, on shapes of real models; about 15 minutes
 
 VENV := .venv
 ACTIVE := . $(VENV)/bin/activate &&
@@ -10,13 +11,16 @@ export DVC_NO_ANALYTICS := true
 IGNORED := git ls-files --others --ignored --exclude-standard --directory models data reports
 MADE := ls -d $(VENV) .dvc/cache .dvc/tmp 2>/dev/null; $(IGNORED)
 
-.PHONY: repro test setup clean lint readme
+.PHONY: repro test setup clean lint readme bench
 
 repro: setup
 	$(ACTIVE) dvc repro
 
 test: setup lint
 	$(ACTIVE) python -m pytest
+
+bench: setup
+	$(ACTIVE) python -m quant.measure.speed
 
 readme: setup
 	$(ACTIVE) python -m quant.report.readme

@@ -69,6 +69,9 @@ def _attend_heads(job_pointer):
                 scaling, weights, out[part])
 
 
+_ATTEND_HEADS = _attend_heads.address
+
+
 def attend(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float) -> torch.Tensor:
     """query [batch, heads, 1, width]; keys, values [batch, key heads, length, width], all float32 -> [batch, 1, heads, width].
 
@@ -79,8 +82,8 @@ def attend(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scalin
     out = torch.empty((batch, 1, heads, width))
     factor = ctypes.c_float(scaling)
     _, key_heads, length, _ = keys.shape
-    team.run(_attend_heads.address, team.job_of(
-        query.data_ptr(), keys.data_ptr(), values.data_ptr(), out.data_ptr(), ctypes.addressof(factor), batch, heads,
+    team.run(_ATTEND_HEADS, team.Job(
+        0, query.data_ptr(), keys.data_ptr(), values.data_ptr(), out.data_ptr(), ctypes.addressof(factor), batch, heads,
         heads // key_heads, length, width, *keys.stride()[:2], *values.stride()[:2],
     ))  # fmt: skip
     return out

@@ -14,7 +14,7 @@ import torch
 
 from quant.codebooks import LinearGrid, grid_of
 from quant.kernels import loops, team
-from quant.kernels.loops import ANY, BLOCK, STEPS, TABLE
+from quant.kernels.loops import ANY, BIAS, BLOCK, CODES, COUNT, PICKED, ROWS, SCALES, STEPS, TABLE, ZEROS, X, Y
 from quant.qtensor import QTensor
 
 FEW = 16  # rows of activations up to which each row of the weight is decoded for itself, instead of in tiles
@@ -48,8 +48,9 @@ class Product:
         groups = scales.shape[1]
         self._is_blocked = way != ANY and self.columns // groups % BLOCK == 0
         self._row_bytes = [0 if tensor is None else tensor.stride(0) * tensor.element_size() for tensor in self._held[:3]]
-        self._addresses = [0 if tensor is None else tensor.data_ptr() for tensor in self._held]
-        self._sizes = [self.columns, groups, codes.shape[1], scheme.bits, way, max(1, PART // self.columns)]
+        addresses = [0 if tensor is None else tensor.data_ptr() for tensor in self._held]
+        sizes = self.rows, self.columns, groups, codes.shape[1], scheme.bits, way, max(1, PART // self.columns)
+        self._job = bytes(team.Job(0, 0, 0, 0, 0, 0, *addresses, *sizes))
 
     def __call__(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """x [..., in] of any floating dtype -> [..., out] in x's dtype; computed in float32."""
@@ -60,10 +61,12 @@ class Product:
             self._by_tiles(flat.view(count, self.columns), y.view(count, self.rows))
             y = y if bias is None else y.add_(bias)
         else:
-            bias = None if bias is None else bias.float().contiguous()
-            loop = _MULTIPLY_ROW if count == 1 and self._is_blocked else _MULTIPLY_ROWS
-            addresses = flat.data_ptr(), y.data_ptr(), 0 if bias is None else bias.data_ptr(), 0
-            team.run(loop, team.job_of(*addresses, count, *self._addresses, self.rows, *self._sizes))
+            job = team.Job.from_buffer_copy(self._job)
+            job[X], job[Y], job[COUNT] = flat.data_ptr(), y.data_ptr(), count
+            if bias is not None:
+                bias = bias.float().contiguous()
+                job[BIAS] = bias.data_ptr()
+            team.run(_MULTIPLY_ROW if count == 1 and self._is_blocked else _MULTIPLY_ROWS, job)
         return y if y.dtype == x.dtype else y.to(x.dtype)
 
     def picked(self, rows: torch.Tensor) -> torch.Tensor:
@@ -72,8 +75,9 @@ class Product:
         if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < self.rows:
             raise IndexError(f"rows {int(rows.min())} to {int(rows.max())} of a weight with {self.rows} rows")
         y = torch.empty((len(rows), self.columns))
-        addresses = 0, y.data_ptr(), 0, rows.data_ptr(), 0, *self._addresses
-        team.run(_DECODE, team.job_of(*addresses, len(rows), *self._sizes))
+        job = team.Job.from_buffer_copy(self._job)
+        job[Y], job[PICKED], job[ROWS] = y.data_ptr(), rows.data_ptr(), len(rows)
+        team.run(_DECODE, job)
         return y
 
     def _by_tiles(self, x: torch.Tensor, y: torch.Tensor) -> None:
@@ -81,7 +85,9 @@ class Product:
         tile = torch.empty((min(height, self.rows), self.columns))
         for start in range(0, self.rows, height):
             rows = min(height, self.rows - start)
-            moved = [address + start * size for address, size in zip(self._addresses, self._row_bytes, strict=False)]
-            addresses = 0, tile.data_ptr(), 0, 0, 0, *moved, *self._addresses[len(moved) :]
-            team.run(_DECODE, team.job_of(*addresses, rows, *self._sizes))
+            job = team.Job.from_buffer_copy(self._job)
+            job[Y], job[ROWS] = tile.data_ptr(), rows
+            for place, size in zip((CODES, SCALES, ZEROS), self._row_bytes, strict=True):
+                job[place] += start * size
+            team.run(_DECODE, job)
             torch.matmul(x, tile[:rows].T, out=y[:, start : start + rows])

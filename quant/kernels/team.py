@@ -26,12 +26,10 @@ if _parallel:
     _parallel.restype = None
 
 
-def job_of(*numbers: int) -> ctypes.Array:
-    """A job: a zero, which counts the parts taken, and the numbers of sizes and addresses that its loop asks for."""
-    return (ctypes.c_int64 * (1 + len(numbers)))(0, *numbers)
+Job = ctypes.c_int64 * 24  # its first number counts the parts taken; the others are what its loop asks for
 
 
-def run(loop: int, job: ctypes.Array) -> None:
+def run(loop: int, job: Job) -> None:
     """Run the compiled loop at an address (of numba.cfunc of LOOP) over a job, which is used up, until all parts are done.
 
     On as many threads as torch uses now.
