@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import dvc.api
 import yaml
 
+from quant.command import run
 from quant.errors import InputError
 from quant.files import whole_file
 from quant.report.style import FAMILIES, INK, in_style, new_axes, save
@@ -32,6 +32,8 @@ def read_sweep(parameter: str, variant: str, project: Path = Path()) -> list[dic
     Of the experiments of this commit, and the commit itself, those that differ in this parameter alone; where there are
     several such sets, the one with the most values.
     """
+    if not (project / "dvc.yaml").is_file():
+        raise InputError(f"there is no dvc.yaml in {project.resolve()}; run this in the project's folder")
     sets: dict[str, dict[str, dict]] = {}
     for experiment in dvc.api.exp_show(str(project)):
         if experiment["rev"] == "workspace":
@@ -135,7 +137,4 @@ def main(words: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    run(main)
