@@ -60,11 +60,14 @@ def _draw_size_quality(run: Run):
     figure, axes = new_axes(8, 5)
     front = front_names(run)
     steps = [(r.metrics["weights_mib"], r.metrics["ppl"]) for r in run.named(front)]
-    axes.plot(*zip(*steps, strict=True), color=QUIET, linewidth=1.2, drawstyle="steps-post", linestyle="--", zorder=1)
+    corners = [steps[0]]
+    for (_, before), (x, y) in pairwise(steps):
+        corners += [(x, before), (x, y)]
+    axes.plot(*zip(*corners, strict=True), color=QUIET, linewidth=1.2, linestyle="--", zorder=1)
     log_axis(axes.xaxis, axes, "x")
     if wide_range([y for _, y in points]):
         log_axis(axes.yaxis, axes, "y")
-    scatter(axes, run.results, points, front)
+    scatter(axes, run.results, points, front, corners)
     axes.set(xlabel="weights in memory (MiB)", ylabel="perplexity per token")
     return figure
 
