@@ -178,6 +178,8 @@ def write_corpus(corpus: Corpus, out: Path, private: Path = PRIVATE) -> None:
 
 def load_corpus(folder: Path, private: Path = PRIVATE) -> Corpus:
     """What `write_corpus` wrote. Text that is not passed on, and so is missing in a clone, is fetched again where it can be."""
+    if not (Path(folder) / "corpus.json").is_file():
+        raise InputError(f"{folder} holds no text; run dvc repro download, which brings it")
     about = read_json(Path(folder) / "corpus.json")
     path = private / f"{about['sha256']}.txt" if about["private"] else Path(folder) / "lines.txt"
     if about["private"] and not path.is_file():

@@ -5,11 +5,9 @@
 
 from __future__ import annotations
 
-import argparse
-import sys
 from pathlib import Path
-from typing import NoReturn
 
+from quant.command import Parser, run
 from quant.errors import InputError
 from quant.files import whole_folder
 from quant.formats import compressed_tensors
@@ -32,11 +30,6 @@ def export(artifact: Path, out: Path, form: str) -> None:
         FORMATS[form](artifact, folder)
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(message)
-
-
 def main(words: list[str]) -> None:
     parser = Parser(prog="python -m quant.export", description="Write an artifact in a format that others read.")
     parser.add_argument("artifact", type=Path, help="a folder that stages/quantize.py wrote, such as models/int4")
@@ -47,7 +40,4 @@ def main(words: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    run(main)

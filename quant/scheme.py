@@ -117,6 +117,8 @@ def _check_table(table: tuple, bits: int) -> None:
 def known_keys(cls, values: dict, what: str) -> dict:
     """`values`, or an InputError that names the keys `cls` does not have."""
     names = [field.name for field in fields(cls)]
+    if not isinstance(values, dict):
+        raise InputError(f"{what} is {values!r}; expected keys and values, of {', '.join(names)}")
     unknown = sorted(set(values) - set(names))
     if unknown:
         raise InputError(f"unknown {what} key {', '.join(map(repr, unknown))}; known: {', '.join(names)}")

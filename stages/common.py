@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import inspect
 import os
 import sys
 from collections.abc import Callable
@@ -42,8 +43,14 @@ def parameters() -> dict:
 
 def run(stage: Callable[..., None]) -> None:
     """Call a stage with the command line's words; what the user can mend ends as one line and status 1."""
+    words = sys.argv[1:]
     try:
-        stage(*sys.argv[1:])
+        inspect.signature(stage).bind(*words)
+    except TypeError:
+        names = " ".join(name.upper() for name in inspect.signature(stage).parameters) or "no words"
+        sys.exit(f"error: {Path(sys.argv[0]).stem} takes {names}; found {' '.join(words) or 'none'}")
+    try:
+        stage(*words)
     except InputError as error:
         sys.exit(f"error: {_what()}: {error}")
     except OSError as error:

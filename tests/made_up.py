@@ -35,7 +35,7 @@ def made_up(params=PARAMS, **changes):
     """A run of all variants of `params`. changes: variant (- as _) -> metrics that differ from DEFAULTS, and
 
     noise: how far a block of text strays from the mean change, in per cent of perplexity and in mnat (0.01);
-    noisy: whether the timings scattered (False); text: what it generates.
+    noisy: whether the timings scattered (False); text: what it generates; gb_per_s: what decoding reads; cuda: memory of a GPU.
     """
     results = tuple(_result(variant, dict(changes.get(variant.name.replace("-", "_"), {}))) for variant in variants(params))
     return Run(results, WEIGHTS, params)
@@ -43,13 +43,14 @@ def made_up(params=PARAMS, **changes):
 
 def _result(variant, changes):
     noise, noisy, text = changes.pop("noise", 0.01), changes.pop("noisy", False), changes.pop("text", "the same words")
+    speed = {key: changes.pop(key) for key in ("gb_per_s", "cuda") if key in changes}
     metrics = DEFAULTS | changes
     if variant.name == "base":
         metrics |= {"ppl_change_pct": 0.0, "kld_mnats": 0.0}
         noise = 0.0
     else:
         metrics["ppl"] = metrics["ppl"] * (1 + metrics["ppl_change_pct"] / 100)
-    return Result(variant, metrics, _quality(variant, metrics, noise), _speed(metrics, noisy, text))
+    return Result(variant, metrics, _quality(variant, metrics, noise), _speed(metrics, noisy, text, **speed))
 
 
 def _quality(variant, metrics, noise):
@@ -97,7 +98,7 @@ def _spread(median, width=0.01):
             "raw": [median * (1 + width * i) for i in (-2, -1, 0, 1, 2)]}
 
 
-def _speed(metrics, noisy, text):
+def _speed(metrics, noisy, text, gb_per_s=5.0, cuda=None):
     def phase(ms, speedup, prompt, tokens):
         width = 0.3 if noisy else 0.01
         return {"prompt_tokens": prompt, "asked_tokens": prompt, "tokens": tokens, "ms": _spread(ms, width),
@@ -105,12 +106,12 @@ def _speed(metrics, noisy, text):
                 "base_tokens_per_s": 1000 / ms / speedup, "is_noisy": noisy}
 
     decode = phase(metrics["decode_ms_per_token"], metrics["decode_speedup"], 128, 64)
-    decode |= {"weight_bytes_per_token": 2**20, "base_weight_bytes_per_token": 2**22, "gb_per_s": 1.5, "base_gb_per_s": 5.0}
+    decode |= {"weight_bytes_per_token": 2**20, "base_weight_bytes_per_token": 2**22, "gb_per_s": gb_per_s, "base_gb_per_s": 5.0}
     prefill = phase(metrics["prefill_ms"], metrics["prefill_speedup"], 128, 128)
     return {
         "metrics": metrics,
         "memory": {"interpreter_mib": 250.0, "load_peak_mib": 100.0, "generate_peak_mib": metrics["peak_rss_mib"],
-                   "resident_mib": 90.0, "cuda": None},
+                   "resident_mib": 90.0, "cuda": cuda},
         "load": {"load_s": metrics["load_s"], "base_load_s": 1.0, "first_call_ms": 20.0, "base_first_call_ms": 15.0},
         "timing": {"prefill": prefill, "prefill_long": None, "decode": decode, "generate": phase(80.0, 1.0, 128, 64)},
         "attempts": 2 if noisy else 1,

@@ -157,6 +157,22 @@ def test_a_sweep_takes_what_differs_in_one_parameter_and_was_really_evaluated(sw
     assert [row["ppl"] for row in rows] == [45.0, 26.25, 20.390625]
 
 
+def test_labels_of_a_sweep_do_not_lie_on_each_other():
+    from quant.report.style import in_style
+    from quant.report.sweep import draw_sweep
+
+    rows = [{"value": bits, "ppl": 7.84 * (1 + change / 100), "ppl_change_pct": change, "bits_per_weight": bits + 0.17}
+            for bits, change in ((2, 998.5), (3, 9.73), (4, 1.43), (5, 0.28), (6, 0.05), (8, 0.013))]
+    with in_style():
+        figure = draw_sweep(rows, "quant.bits", "whole")
+        figure.canvas.draw()
+        (axes,) = figure.axes
+        for labels in (axes.texts, axes.get_xticklabels()):
+            boxes = [label.get_window_extent() for label in labels]
+            assert len(boxes) == 6
+            assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
 def test_a_sweep_is_drawn_and_printed(swept):
     words = [sys.executable, "-m", "quant.report.sweep", "quant.bits", "whole"]
     done = subprocess.run(words, cwd=swept, env={**environment(), "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)

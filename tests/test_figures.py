@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 from conftest import ROOT
-from made_up import made_up
+from made_up import PARAMS, made_up
 from PIL import Image
 
 from quant.checkpoint import Checkpoint
@@ -16,7 +16,7 @@ from quant.report.style import FAMILIES, GRIDS, PARTS
 from quant.report.weights import Sample, compare_schemes, error_map, error_of_schemes, histogram
 
 ASKED_FOR = {"size-quality", "size-speed", "ppl-change", "divergence", "latency", "bytes", "error-map", "histogram", "error-bits",
-             "grids"}
+             "grids", "pairs"}
 
 
 def test_the_front_is_what_nothing_beats():
@@ -47,8 +47,33 @@ def test_captions_say_what_this_run_shows():
     assert "1 of 9 variants lie below" in caption("size-speed", nf4={"decode_speedup": 0.5})
     assert "`nf4` is closer to base than `int4`" in caption("grids", nf4={"kld_mnats": 0.1})
     assert "`nf4` is further from base than `int4`" in caption("grids", nf4={"kld_mnats": 9.0})
+    assert "Real are 8 of 36 pairs by divergence" in caption("pairs", nf4={"kld_mnats": 0.1})
+    assert "Real are 0 of 36 pairs by divergence" in caption("pairs", **{name: {"noise": 1.0} for name in names})
+    steps = {"nf4": {"weights_mib": 10.0, "ppl_change_pct": 1.0}}
+    assert "Real among its steps down: from `nf4` to `base`." in caption("size-quality", **steps)
+    assert "None of its steps down is real" in caption("size-quality", nf4=steps["nf4"] | {"noise": 9.0})
+    assert "Of what is quantized" in caption("bytes")
+    floats = made_up(PARAMS | {"recipes": {}, "bnb": {}, "gguf": {"f16": {"type": "F16"}}})
+    assert not any("quantized" in figure.caption(floats) for figure in figures_of(floats) if figure.name == "bytes")
     assert "`nf4`" in caption("latency", nf4={"noisy": True}) and "No timing scattered" in caption("latency")
     assert all(len(figure.caption(made_up())) > 60 for figure in figures_of(made_up()))
+
+
+def test_the_pairs_are_those_whose_interval_leaves_out_zero():
+    from quant.measure.bootstrap import difference
+    from quant.report.selection import compared
+
+    run = made_up(nf4={"kld_mnats": 0.1}, fp4={"kld_mnats": 3.0, "noise": 2.0}, int4={"kld_mnats": 2.0})
+    (figure,) = [figure for figure in figures_of(run) if figure.name == "pairs"]
+    drawn = figure.draw(run)
+    for axes, kind in zip(drawn.axes, ("kld", "ppl"), strict=True):
+        names, measured = [label.get_text() for label in axes.get_yticklabels()], compared(run, kind)
+        cells = axes.images[0].get_array()
+        assert sorted(names) == sorted(measured)
+        for i, better in enumerate(names):
+            for j, worse in enumerate(names):
+                gap = difference(measured[worse], measured[better], kind)
+                assert bool(cells[i, j]) == (gap.is_real and gap.value > 0)
 
 
 def test_colours_differ_in_lightness():

@@ -5,6 +5,7 @@ import copy
 import pytest
 from made_up import CORPUS, MODEL, PARAMS, made_up
 
+from quant.report import tables
 from quant.report.document import render_markdown
 from quant.report.figures import figures_of
 from quant.report.findings import findings, order_by
@@ -47,7 +48,7 @@ def test_the_fastest_is_named_only_where_one_is_faster():
 
 def test_overlapping_rounds_are_not_ranked_and_noise_is_told():
     close = {"nf4": {"decode_speedup": 3.0}, "int4": {"decode_speedup": 2.95}}
-    assert "`int4` overlap with its own" in finding("Fastest", **close)
+    assert "Fastest: `nf4` and `int4`**, which decode at 3.00 and 2.95 times" in finding("Fastest", **close)
     assert "overlap" not in finding("Fastest", nf4={"decode_speedup": 3.0}, int4={"decode_speedup": 2.0})
     assert "scattered" in finding("Fastest", nf4={"decode_speedup": 9.0, "noisy": True})
     assert "scattered" not in finding("Fastest", nf4={"decode_speedup": 9.0})
@@ -65,9 +66,12 @@ def test_equals_at_four_bits_are_not_ranked():
     unsure = {"nf4": {"kld_mnats": 1.0, "noise": 1.0}, "int4": {"kld_mnats": 1.01, "noise": 1.0},
               **{name: {"kld_mnats": 9.0} for name in ("fp4", "bnb_nf4", "gguf_q4_0")}}
     said = finding("Best at 4 bits", **unsure)
-    assert said.startswith("**Best at 4 bits: `") and "`, which this text does not put in order**" in said
-    assert {"`int4`", "`nf4`"} == set(said.partition(",")[0].removeprefix("**Best at 4 bits: ").split(" and "))
-    assert "Closer to base than `" in said and "`fp4`" in said.partition("Closer")[2]
+    assert said.startswith("**Best at 4 bits: `")
+    assert "**, which this text does not put in order (divergence 1.000 to 1.010 mnat)" in said
+    assert {"`int4`", "`nf4`"} == set(said.partition("**,")[0].removeprefix("**Best at 4 bits: ").split(" and "))
+    assert "All of them are closer to base than `" in said and "`fp4`" in said.partition("closer")[2]
+    assert "the smallest of them: `int4`, 7.00 MiB" in finding("Best at 4 bits", **unsure | {
+        "int4": unsure["int4"] | {"weights_mib": 7.0}})
 
 
 def test_nonlinear_and_linear_turn_with_the_data():
@@ -76,9 +80,9 @@ def test_nonlinear_and_linear_turn_with_the_data():
         return finding("Nonlinear against linear", **sizes)
 
     better = {"kld_mnats": 0.1, "ppl_change_pct": -1.0}
-    assert "`nf4` is better than `int4` by divergence, and by perplexity is better than it" in verdict(nf4=better)
-    assert "`nf4` is worse than `int4` by divergence, and by perplexity is worse than it" in verdict(int4=better)
-    assert "`nf4` can't be told from `int4` by divergence" in verdict(nf4={"noise": 1.0}, int4={"noise": 1.0})
+    assert "Compared with `int4`, `nf4` is better by divergence and better by perplexity" in verdict(nf4=better)
+    assert "Compared with `int4`, `nf4` is worse by divergence and worse by perplexity" in verdict(int4=better)
+    assert "`nf4` is not different for certain by divergence and not" in verdict(nf4={"noise": 1.0}, int4={"noise": 1.0})
 
 
 def test_grids_of_unequal_size_are_not_compared():
@@ -92,6 +96,9 @@ def test_smaller_is_called_slower_only_where_it_is():
     small = {"weights_mib": 50.0}
     assert "1 decode slower (`whole`) and 1 faster (`nf4`)" in finding(
         "Smaller is not faster", whole=small | {"decode_speedup": 0.3}, nf4=small | {"decode_speedup": 3.0})
+    slow = {"whole": small | {"decode_speedup": 0.3}}
+    assert "Reading base's weights at the speed of memory would take 25 %" in finding("Smaller is not faster", **slow)
+    assert "Reading base's" not in finding("Smaller is not faster", base={"gb_per_s": 15.0}, **slow)
     assert "none decodes slower" in finding("Smaller is not slower", nf4=small | {"decode_speedup": 3.0})
 
 
@@ -108,14 +115,61 @@ def test_two_implementations_are_different_only_for_real():
 def test_changes_that_are_not_real_are_listed():
     everyone_changed = everyone(ppl_change_pct=1.0)
     assert finding("Every change of perplexity is real", **everyone_changed)
-    assert "of `fp4` contains zero" in finding("What perplexity can't tell", **everyone_changed | {"fp4": {"noise": 1.0}})
+    unsure = everyone_changed | {"fp4": {"noise": 1.0}}
+    assert "whether `fp4` raises it or lowers it" in finding("What perplexity can't tell", **unsure)
+
+
+def test_the_finer_measure_is_the_one_that_tells_more_apart():
+    by_divergence = {name: {"kld_mnats": 1.0 + i} for i, name in enumerate(everyone())}
+    assert "Divergence, which compares whole distributions, is the finer measure: of 36 pairs of variants it tells 36 apart" in \
+        finding("What perplexity can't tell", **by_divergence)
+    by_perplexity = {name: {"ppl_change_pct": 1.0 * i} for i, name in enumerate(everyone())}
+    said = finding("What perplexity can't tell", **by_perplexity)
+    assert "Of 36 pairs of variants perplexity tells 36 apart, divergence " in said
 
 
 def test_nothing_is_ranked_within_a_tier():
     changes = {"nf4": {"kld_mnats": 3.0, "noise": 1.0}, "int4": {"kld_mnats": 3.01, "noise": 1.0}, "fp4": {"kld_mnats": 9.0}}
     tiers = order_by(made_up(**changes), "kld")
-    assert tiers[0] == ["base"] and tiers[-1] == ["fp4"]
-    assert {"nf4", "int4"} == set(tiers[-2])
+    assert tiers[-1] == ["fp4"] and {"nf4", "int4"} == set(tiers[-2])
+    assert not any("base" in tier for tier in tiers), "base's divergence from itself is no result"
+    assert order_by(made_up(**changes), "ppl")[0].count("base") == 1
+
+
+def test_what_perplexity_can_not_rank_is_said_and_what_it_can_is_listed():
+    def section(**changes):
+        text = render_markdown(made_up(**changes), CORPUS, MODEL)
+        return text.partition("### What can be ranked")[2].partition("\n### ")[0]
+
+    alike = {name: {"noise": 1.0, "kld_mnats": 1.0 + 5 * i} for i, name in enumerate(everyone())}
+    assert "By perplexity there is one tier only" in section(**alike)
+    apart = section(**everyone(ppl_change_pct=1.0) | {"fp4": {"ppl_change_pct": 9.0, "weights_mib": 3.0}})
+    assert "By perplexity, the lowest first" in apart and "| 3 | `fp4` | +9.000 | 3.00 |" in apart
+
+
+def test_a_recipe_that_departs_from_the_plain_rule_is_told():
+    assert "In `nf4`" not in render_markdown(made_up(), CORPUS, MODEL)
+    params = copy.deepcopy(PARAMS)
+    params["recipes"]["nf4"]["double_quant"] = True
+    params["recipes"]["int4"] |= {"symmetric": False, "fit": "hqq"}
+    text = render_markdown(made_up(params), CORPUS, MODEL)
+    assert "In `nf4` the scales are stored in 8 bits" in text and "In `int4` each group stores its lowest value as well" in text
+    assert "In `int4` scales come from another rule" in text
+
+
+def test_memory_of_a_gpu_is_told_where_there_is_one():
+    assert "GPU" not in tables.memory(made_up())
+    cuda = {"allocated_mib": 31.0, "load_peak_mib": 32.0, "generate_peak_mib": 33.0}
+    lines = tables.memory(made_up(nf4={"cuda": cuda})).splitlines()
+    assert lines[0].endswith("| GPU loading MiB | GPU generating MiB | GPU allocated MiB |")
+    (line,) = [line for line in lines if line.startswith("| nf4 |")]
+    assert line.endswith("| 32 | 33 | 31 |")
+
+
+def test_gguf_files_are_listed_by_what_they_hold():
+    lines = tables.gguf(made_up()).splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| base", "| gguf-f16", "| gguf-q4_0"]
+    assert tables.gguf(made_up(PARAMS | {"gguf": {}})) == ""
 
 
 def test_which_variants_compare_comes_from_the_parameters():
@@ -138,7 +192,7 @@ def test_a_grid_that_a_recipe_spells_out_takes_part():
     params = copy.deepcopy(PARAMS)
     params["recipes"]["own"] = {**params["recipes"]["nf4"], "codebook": [value / 7 for value in range(-7, 8)]}
     run = made_up(params, own={"kld_mnats": 0.1})
-    assert "`own` is better than `int4`" in "".join(findings(run))
+    assert "`own` is better by divergence" in "".join(findings(run))
     (figure,) = [figure for figure in figures_of(run) if figure.name == "grids"]
     assert [label.get_text() for label in figure.draw(run).axes[0].get_xticklabels()] == ["int4", "nf4", "fp4", "own"]
 
@@ -204,8 +258,6 @@ def test_the_readme_shows_the_committed_metrics():
 
 
 def test_a_table_has_a_cell_for_every_heading():
-    from quant.report.tables import MEMORY, QUALITY, SPEED
-
-    for columns in (QUALITY, SPEED, MEMORY):
+    for columns in (tables.QUALITY, tables.DIVERGENCE, tables.SPEED, tables.MEMORY):
         lines = table(made_up().results, columns).splitlines()
         assert len({line.count("|") for line in lines}) == 1 and len(lines) == 2 + len(made_up().results)

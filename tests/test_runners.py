@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from quant.measure import quality
-from quant.measure.quality import Live, score, summarize
+from quant.measure.quality import Live, divergence, score, summarize
 from quant.measure.windows import Protocol, Tokens
 from quant.runners import open_runner
 
@@ -52,6 +52,36 @@ def test_the_score_is_the_sum_over_the_windows_one_by_one(runtimes, text, kind, 
     found = evaluate(runner, tokens, protocol)
     assert len(found) == count
     assert summarize(found)["ppl"] == pytest.approx(math.exp(total / count), rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["int4", "bnb-nf4", "gguf-q4_k_m"])
+def test_divergence_is_that_of_whole_distributions_side_by_side(runtimes, text, kind):
+    """Every number by its definition, in float64, from logits kept for the whole text: what the scorer never does."""
+    base, variant = open_runner(runtimes["base"]), open_runner(runtimes[kind])
+    joined = Tokens(text.ids, text.bytes, text.words)
+    scores = score(Live(variant), Live(base), joined, Protocol(context=48, stride=48))
+    p, q = [], []
+    for start in range(0, len(text.ids) - 1, 48):
+        inputs = text.ids[start : min(start + 48, len(text.ids) - 1)].view(1, -1)
+        for rows, runner in ((p, base), (q, variant)):
+            rows.append(torch.softmax(runner.logits(inputs)[0].double(), -1))
+    p, q, wanted = torch.cat(p).numpy(), torch.cat(q).numpy(), text.ids[1:].numpy()
+    kld = 1000 * (p * numpy.log(p / q)).sum(-1)
+    ordered, at = numpy.sort(kld), numpy.arange(len(wanted))
+    summary, found = summarize(scores), divergence(scores)
+    assert summary["kld_mnats"] == pytest.approx(kld.mean(), rel=1e-3) and kld.mean() > 0.1
+    for key, level in (("median", 0.5), ("p99", 0.99), ("p999", 0.999)):
+        place = level * (len(kld) - 1)  # between two of the sorted values, by their distance
+        below, share = int(place), place % 1
+        expected = (1 - share) * ordered[below] + share * ordered[min(below + 1, len(kld) - 1)]
+        assert found["kld_mnats"][key] == pytest.approx(expected, rel=1e-3, abs=1e-3)
+    best, mine = (numpy.argsort(-values, axis=-1)[:, :5] for values in (p, q))
+    assert found["top1_agree_pct"] == pytest.approx(100 * (best[:, 0] == mine[:, 0]).mean(), abs=0.3)
+    shared = [len(set(a) & set(b)) for a, b in zip(best.tolist(), mine.tolist(), strict=True)]
+    assert found["top5_agree_pct"] == pytest.approx(100 * numpy.mean(shared) / 5, abs=0.3)
+    change = 100 * (q[at, wanted] - p[at, wanted])
+    moved = found["true_token_change_pct"]
+    assert (moved["mean"], moved["rms"]) == pytest.approx((change.mean(), (change**2).mean() ** 0.5), rel=1e-2, abs=1e-6)
 
 
 @PROTOCOLS

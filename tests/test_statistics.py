@@ -1,5 +1,8 @@
 """Intervals hold what they promise, and nothing is ranked that can't be told apart."""
 
+import math
+import random
+
 import numpy
 import pytest
 
@@ -52,6 +55,23 @@ def test_the_difference_has_its_units_and_its_sign():
     assert difference(base, worse).value == pytest.approx(100 * numpy.expm1(-0.01))
     assert difference(worse, base, "kld").value == pytest.approx(1000 * (0.03 + 0.01 - 0.01))
     assert mean_kld(worse).value == pytest.approx(40)
+
+
+@pytest.mark.parametrize("count", [6400, 6499])
+def test_the_interval_is_that_of_drawing_blocks_one_by_one(count):
+    """A plain loop with its own dice, over blocks of which the last may be shorter: ratio of perplexities, difference of KLDs."""
+    a, b = made_up(count, change=0.002, noise=0.05, seed=1), made_up(count, noise=0.03, seed=2, kld=0.02)
+    dice, changes, gaps = random.Random(7), [], []
+    for _ in range(4000):
+        drawn = [dice.randrange(len(a.tokens)) for _ in a.tokens]
+        tokens = sum(a.tokens[i] for i in drawn)
+        mine, theirs = (math.exp(sum(blocks.nll[i] for i in drawn) / tokens) for blocks in (a, b))
+        changes.append(100 * (mine / theirs - 1))
+        gaps.append(1000 * sum(a.kld[i] - b.kld[i] for i in drawn) / tokens)
+    for measure, draws in (("ppl", changes), ("kld", gaps)):
+        found, low, high = difference(a, b, measure), *numpy.percentile(draws, [2.5, 97.5])
+        assert (found.low, found.high) == pytest.approx((low, high), abs=0.08 * (high - low)), measure
+        assert low < found.value < high
 
 
 def test_nothing_differs_from_itself():
@@ -120,6 +140,7 @@ def test_no_tier_parts_two_that_are_alike():
 def test_spread_and_ratios():
     found = spread([5.0, 1.0, 2.0, 100.0, 3.0])
     assert (found["median"], found["mad"], found["p90"], found["raw"]) == (3.0, 2.0, 100.0, [5.0, 1.0, 2.0, 100.0, 3.0])
+    assert [spread([float(i) for i in range(1, count + 1)])["p90"] for count in (1, 9, 10, 11, 20, 100)] == [1, 9, 9, 10, 18, 90]
     assert ratios_of_pairs([4.0, 9.0], [2.0, 3.0]) == [2.0, 3.0]
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from itertools import combinations
 
 import numpy
 
@@ -93,14 +94,25 @@ def mean_kld(blocks: Blocks) -> Difference:
     return _interval(blocks.kld, blocks.tokens, "kld")
 
 
+def in_order(measured: Mapping[str, Blocks], measure: str = "ppl") -> list[str]:
+    """The variants' names by what was measured, the lowest first, whether or not their differences are real."""
+    totals = {name: float((blocks.nll if measure == "ppl" else blocks.kld).sum()) for name, blocks in measured.items()}
+    return sorted(measured, key=lambda name: (totals[name], name))
+
+
+def real_pairs(measured: Mapping[str, Blocks], measure: str = "ppl") -> list[tuple[str, str]]:
+    """(better, worse) for every two variants whose difference is real."""
+    return [(better, worse) for better, worse in combinations(in_order(measured, measure), 2)
+            if difference(measured[worse], measured[better], measure).is_real]
+
+
 def tiers(measured: Mapping[str, Blocks], measure: str = "ppl") -> list[list[str]]:
     """The variants' names from best to worst in groups, within which nothing is ranked.
 
     A group ends only where each of its members and of those before differs for real from all that follow, so no variant
     stands above another that it can't be told from.
     """
-    totals = {name: float((blocks.nll if measure == "ppl" else blocks.kld).sum()) for name, blocks in measured.items()}
-    order = sorted(measured, key=lambda name: (totals[name], name))
+    order, real = in_order(measured, measure), set(real_pairs(measured, measure))
     reach, found = 0, [order[:1]] if order else []  # reach: the last that one of those so far can't be told from
     for i, name in enumerate(order):
         if i > reach:
@@ -108,7 +120,7 @@ def tiers(measured: Mapping[str, Blocks], measure: str = "ppl") -> list[list[str
             reach = i
         elif i:
             found[-1].append(name)
-        ties = [j for j in range(i + 1, len(order)) if not difference(measured[name], measured[order[j]], measure).is_real]
+        ties = [j for j in range(i + 1, len(order)) if (name, order[j]) not in real]
         reach = max([reach, *ties])
     return found
 

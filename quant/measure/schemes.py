@@ -6,15 +6,13 @@ scores its variants, and forgotten. With words, only rows that hold one of them:
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import yaml
-
 from quant import ggml
 from quant.artifact import write_artifact
+from quant.command import project_params, run
 from quant.corpus import load_corpus
 from quant.errors import InputError
 from quant.evaluation import evaluate
@@ -53,12 +51,13 @@ def rows() -> Iterator[tuple[str, dict]]:
 
 
 def main(words: list[str]) -> None:
-    protocol = Protocol.from_dict(yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))["evaluate"])
+    protocol = Protocol.from_dict(project_params()["evaluate"])
+    chosen = [(name, values) for name, values in rows() if not words or any(word in name for word in words)]
+    if not chosen:
+        raise InputError(f"no scheme's name holds {' or '.join(words)}; they are {', '.join(name for name, _ in rows())}")
     corpus = load_corpus(Path("data/eval"))
     print(f"{'scheme':24} {'bits/weight':>11} {'ppl':>9} {'change %':>9} {'95 % interval':>19} {'KLD mnat':>9} {'top-1 %':>8}")
-    for name, values in rows():
-        if words and not any(word in name for word in words):
-            continue
+    for name, values in chosen:
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "artifact"
             family = "bnb" if "type" in values else "scratch"
@@ -77,7 +76,4 @@ def main(words: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    run(main)

@@ -6,16 +6,14 @@ machine hits both alike; each is counted by its fastest round. Prints tokens per
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-import yaml
 
+from quant.command import Parser, project_params, run, whole_number
 from quant.corpus import load_corpus
-from quant.errors import InputError
 from quant.measure.quality import Live, batches, score
 from quant.measure.statistics import ratios_of_pairs, spread
 from quant.measure.windows import Protocol, tokenize, windows
@@ -25,8 +23,16 @@ from quant.variants import BASE
 LINES = 600
 
 
-def main(folder: Path = BASE, rounds: int = 10) -> None:
-    protocol = Protocol.from_dict(yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))["evaluate"])
+def main(words: list[str]) -> None:
+    parser = Parser(prog="python -m quant.measure.scoring_speed", description=__doc__.partition(":")[0] + ".")
+    parser.add_argument("model", nargs="?", type=Path, default=BASE, help="a folder that transformers opens (models/base)")
+    parser.add_argument("rounds", nargs="?", type=whole_number, default=10, help="times that both are measured (10)")
+    given = parser.parse_args(words)
+    compare(given.model, given.rounds)
+
+
+def compare(folder: Path, rounds: int) -> None:
+    protocol = Protocol.from_dict(project_params()["evaluate"])
     corpus = load_corpus(Path("data/eval"))
     tokens = tokenize(replace(corpus, lines=corpus.lines[:LINES]), BASE, protocol)
     runner = TransformersRunner(folder, "float32", "cpu")
@@ -52,7 +58,4 @@ def main(folder: Path = BASE, rounds: int = 10) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(Path(sys.argv[1]) if len(sys.argv) > 1 else BASE, int(sys.argv[2]) if len(sys.argv) > 2 else 10)
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    run(main)

@@ -6,13 +6,16 @@ from statistics import median
 
 
 def spread(samples: list[float]) -> dict:
-    """Median, median absolute deviation and 90th percentile of raw samples, which are kept too."""
+    """Median, median absolute deviation and 90th percentile of raw samples, which are kept too.
+
+    p90 is the smallest sample that nine in ten do not exceed.
+    """
     middle = median(samples)
     ordered = sorted(samples)
     return {
         "median": middle,
         "mad": median(abs(sample - middle) for sample in samples),
-        "p90": ordered[min(len(ordered) - 1, int(0.9 * len(ordered)))],
+        "p90": ordered[(9 * len(ordered) + 9) // 10 - 1],
         "raw": samples,
     }
 

@@ -20,6 +20,7 @@ from statistics import median
 import torch
 
 from quant.checkpoint import TensorInfo, write_checkpoint
+from quant.command import Parser, run, whole_number
 from quant.errors import InputError
 from quant.files import write_json
 
@@ -91,7 +92,15 @@ def measure(what: str, source: Path, out: Path) -> tuple[float, int]:
     return seconds, memory
 
 
-def main(gigabytes: float = 1, rounds: int = 5) -> None:
+def main(words: list[str]) -> None:
+    parser = Parser(prog="python -m quant.measure.streaming_speed", description=__doc__.partition(":")[0] + ".")
+    parser.add_argument("gigabytes", nargs="?", type=float, default=1.0, help="size of the checkpoint (1)")
+    parser.add_argument("rounds", nargs="?", type=whole_number, default=5, help="times that each is measured (5)")
+    given = parser.parse_args(words)
+    compare(given.gigabytes, given.rounds)
+
+
+def compare(gigabytes: float, rounds: int) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         source, out = Path(temporary) / "model", Path(temporary) / "out"
         source.mkdir()
@@ -122,7 +131,4 @@ def main(gigabytes: float = 1, rounds: int = 5) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(float(sys.argv[1]) if len(sys.argv) > 1 else 1, int(sys.argv[2]) if len(sys.argv) > 2 else 5)
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    run(main)

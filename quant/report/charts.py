@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from itertools import pairwise
 
 from matplotlib.transforms import Bbox
 
@@ -23,8 +24,12 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
     return front
 
 
-def scatter(axes, results: Sequence[Result], points: Sequence[tuple[float, float]], bold: Collection[str] = ()) -> None:
-    """Points by family, labelled; a label moves up or down while it would lie on an earlier one. bold: names that stand out."""
+def scatter(axes, results: Sequence[Result], points: Sequence[tuple[float, float]], bold: Collection[str] = (),
+            line: Sequence[tuple[float, float]] = ()) -> None:
+    """Points by family, labelled; a label moves up or down while it would lie on an earlier one or on a piece of `line`.
+
+    bold: names that stand out; line: the corners of what is drawn with steps, in the axes' units.
+    """
     for result, (x, y) in zip(results, points, strict=True):
         look = FAMILIES[result.family]
         axes.scatter(x, y, color=look.colour, marker=look.marker, s=45, zorder=3, edgecolors="white", linewidths=0.6)
@@ -33,7 +38,9 @@ def scatter(axes, results: Sequence[Result], points: Sequence[tuple[float, float
     axes.figure.canvas.draw()
     places = [axes.transData.transform(point) for point in points]
     markers = [Bbox.from_extents(x - 5, y - 5, x + 5, y + 5) for x, y in places]
-    taken = [axes.get_legend().get_window_extent(), *markers]
+    corners = [axes.transData.transform(corner) for corner in line]
+    pieces = [Bbox([corner, following]).padded(1) for corner, following in pairwise(corners)]
+    taken = [axes.get_legend().get_window_extent(), *markers, *pieces]
     for result, point in sorted(zip(results, points, strict=True), key=lambda pair: -pair[1][1]):
         for x, y in _OFFSETS:
             label = axes.annotate(

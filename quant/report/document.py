@@ -36,6 +36,7 @@ def write_report(run: Run, reports: Path, corpus: Mapping, model: Mapping) -> No
 
 def render_markdown(run: Run, corpus: Mapping, model: Mapping) -> str:
     floor = corpus["floor_nats"]
+    tiers = {kind: order_by(run, kind) for kind in ("kld", "ppl")}
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         keep_trailing_newline=True, autoescape=False,
@@ -50,10 +51,13 @@ def render_markdown(run: Run, corpus: Mapping, model: Mapping) -> str:
         machine=run.base.speed["environment"],
         clock=run.base.speed["clock"],
         findings=findings(run),
-        tiers={kind: order_by(run, kind) for kind in ("kld", "ppl")},
+        tiers=tiers,
+        rankings={kind: tables.ranking(run, tiers[kind], key) for kind, key in (("kld", "kld_mnats"), ("ppl", "ppl_change_pct"))},
+        divergence_table=tables.table(run.results, tables.DIVERGENCE),
+        gguf_table=tables.gguf(run),
         quality_table=tables.table(run.results, tables.QUALITY),
         speed_table=tables.table(run.results, tables.SPEED),
-        memory_table=tables.table(run.results, tables.MEMORY),
+        memory_table=tables.memory(run),
         grids=equal_grids(run),
         grids_table=tables.table(equal_grids(run), tables.QUALITY),
         left_in_float=tables.left_in_float(run),

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
-from quant.measure.bootstrap import difference
+from matplotlib.colors import ListedColormap
+
+from quant.measure.bootstrap import difference, in_order, real_pairs
 from quant.report.charts import axes_by_variant, bars, by_variant, log_axis, pareto_front, scatter, stacks, wide_range
 from quant.report.kinship import recipe
 from quant.report.results import Run
-from quant.report.selection import equal_grids, grid_of
+from quant.report.selection import compared, equal_grids, grid_of, quantized
 from quant.report.style import FAMILIES, GRIDS, INK, OWN_TABLE, QUIET, in_style, legend_of, looks_of, new_axes, save
 from quant.report.weight_figures import draw_error_against_bits, draw_error_map, draw_histogram
 from quant.report.words import joined, named
@@ -57,19 +60,31 @@ def _draw_size_quality(run: Run):
     figure, axes = new_axes(8, 5)
     front = front_names(run)
     steps = [(r.metrics["weights_mib"], r.metrics["ppl"]) for r in run.named(front)]
-    axes.plot(*zip(*steps, strict=True), color=QUIET, linewidth=1.2, drawstyle="steps-post", linestyle="--", zorder=1)
+    corners = [steps[0]]
+    for (_, before), (x, y) in pairwise(steps):
+        corners += [(x, before), (x, y)]
+    axes.plot(*zip(*corners, strict=True), color=QUIET, linewidth=1.2, linestyle="--", zorder=1)
     log_axis(axes.xaxis, axes, "x")
     if wide_range([y for _, y in points]):
         log_axis(axes.yaxis, axes, "y")
-    scatter(axes, run.results, points, front)
+    scatter(axes, run.results, points, front, corners)
     axes.set(xlabel="weights in memory (MiB)", ylabel="perplexity per token")
     return figure
 
 
 def _caption_size_quality(run: Run) -> str:
-    names = named(run.named(front_names(run)))
-    return (f"Lower left is better. The dashed steps are the Pareto front, its members in bold: {names}. Nothing here is both "
-            "smaller and of lower perplexity than one of them; whether a small step up or down is real, the next figure says.")
+    front = run.named(front_names(run))
+    steps = [(small, large) for small, large in pairwise(front) if difference(large.blocks, small.blocks).is_real]
+    ppl = [r.metrics["ppl"] for r in run.results]
+    real = ""
+    if steps:
+        listed = joined([f"from `{small.name}` to `{large.name}`" for small, large in steps])
+        real = f" Real among its steps down: {listed}."
+    elif len(front) > 1:
+        real = " None of its steps down is real: in each pair of neighbours the interval of the difference contains zero."
+    return (f"Lower left is better. The dashed steps are the Pareto front, its members in bold: {named(front)}. Nothing here is "
+            f"both smaller and of lower perplexity than one of them.{real} From the lowest point to the highest perplexity rises "
+            f"by {100 * (max(ppl) / min(ppl) - 1):.2g} %.")
 
 
 def _draw_size_speed(run: Run):
@@ -116,6 +131,39 @@ def _caption_change(run: Run) -> str:
             f"{seen}.")
 
 
+PAIRS = {"kld": ("divergence", "by divergence from base"), "ppl": ("perplexity", "by perplexity")}
+
+
+def _draw_pairs(run: Run):
+    height = 0.21 * len(run.results)
+    figure, panels = new_axes(10, height + 1.6, ncols=2)
+    for axes, (kind, (_, title)) in zip(panels, PAIRS.items(), strict=True):
+        measured = compared(run, kind)
+        order = in_order(measured, kind)
+        real = set(real_pairs(measured, kind))
+        cells = [[(better, worse) in real for worse in order] for better in order]
+        axes.imshow(cells, cmap=ListedColormap(["#eeeeee", FAMILIES["scratch"].colour]), vmin=0, vmax=1, aspect="auto")
+        axes.set_xticks(range(len(order)), order, rotation=90, fontsize=8)
+        axes.set_yticks(range(len(order)), order, fontsize=8)
+        axes.set_xticks([i - 0.5 for i in range(1, len(order))], minor=True)
+        axes.set_yticks([i - 0.5 for i in range(1, len(order))], minor=True)
+        axes.grid(visible=False)
+        axes.grid(which="minor", color="white", linewidth=1.5)
+        axes.tick_params(which="both", length=0)
+        axes.spines[:].set_visible(False)
+        axes.set_title(title, loc="left")
+    return figure
+
+
+def _caption_pairs(run: Run) -> str:
+    counts = []
+    for kind, (name, _) in PAIRS.items():
+        measured = compared(run, kind)
+        counts.append(f"{len(real_pairs(measured, kind))} of {len(measured) * (len(measured) - 1) // 2} pairs by {name}")
+    return ("Filled: the variant on the left is better than the one below, for the interval of their difference leaves out zero. "
+            f"Best on top and at the left. Pale above the diagonal: this text does not tell. Real are {' and '.join(counts)}.")
+
+
 def _draw_divergence(run: Run):
     figure, axes = axes_by_variant(run.others)
     for i, result in enumerate(run.others):
@@ -129,6 +177,7 @@ def _draw_divergence(run: Run):
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g}")
     by_variant(axes, run.others, "KL divergence from base, per token (mnat)")
+    legend_of(axes, looks_of([r.family for r in run.others]), loc="best")
     return figure
 
 
@@ -175,12 +224,11 @@ def _draw_bytes(run: Run):
 
 
 def _caption_bytes(run: Run) -> str:
-    shares = {r.name: r.bytes_by("part").get("floats", 0) / sum(r.bytes_by("part").values()) for r in run.others
-              if r.family != "float"}
+    shares = {r.name: r.bytes_by("part").get("floats", 0) / sum(r.bytes_by("part").values()) for r in quantized(run)}
     seen = ""
     if shares:
         most = max(shares, key=shares.__getitem__)
-        seen = f" In `{most}`, {100 * shares[most]:.0f} % of the bytes are weights left in floating point, the most of all."
+        seen = (f" Of what is quantized, `{most}` leaves most in floating point: {100 * shares[most]:.0f} % of its bytes.")
     return ("Every tensor that a model holds, scales included, tied weights once: on the left by what the bytes are, on the "
             f"right by what they belong to.{seen}")
 
@@ -216,7 +264,7 @@ def _grid_bar(axes, place: int, value: float, grid: str, interval: tuple[float, 
     if interval:
         axes.plot([place, place], interval, color=INK, linewidth=1.2, marker="_", markersize=8)
         top = max(value, interval[1])
-    axes.annotate(f"{value:.3g}", (place, max(0, top)), xytext=(0, 3), textcoords="offset points", ha="center", fontsize=8)
+    axes.annotate(f"{value:#.3g}", (place, max(0, top)), xytext=(0, 3), textcoords="offset points", ha="center", fontsize=8)
     axes.margins(y=0.12)
 
 
@@ -266,9 +314,11 @@ def _caption_histogram(run: Run) -> str:
     data = run.weights["histogram"]
     used = sorted(((grid["entropy_bits"], name.upper()) for name, grid in data["grids"].items()), reverse=True)
     bits = ", ".join(f"{bits:.2f} by {name}" for bits, name in used)
+    values = joined([f"{name.upper()}'s {len(grid['values'])}" for name, grid in data["grids"].items()])
     return (f"Grey: the weights of `{data['module']}` (kurtosis {data['kurtosis']:.1f}; a normal distribution has 3), each over "
             f"the largest of its group of {data['group_size']}. Stems: the values a 4-bit grid offers, as high as the share of "
-            f"weights that lands on each. The more even the stems, the more of the 4 bits is used: {bits}.")
+            f"weights that lands on each. The more even the stems, the more of the 4 bits is used: {bits}. Values "
+            f"that 16 codes name: {values}.")
 
 
 def _sampled(data: Mapping) -> str:
@@ -281,6 +331,7 @@ FIGURES = (
     Figure("size-quality", "Size against quality", _caption_size_quality, _draw_size_quality),
     Figure("ppl-change", "Change of perplexity", _caption_change, _draw_change),
     Figure("divergence", "Divergence", _caption_divergence, _draw_divergence),
+    Figure("pairs", "Which differences are real", _caption_pairs, _draw_pairs),
     Figure("size-speed", "Size against speed", _caption_size_speed, _draw_size_speed),
     Figure("latency", "Latency", _caption_latency, _draw_latency),
     Figure("bytes", "What the bytes are", _caption_bytes, _draw_bytes),

@@ -5,10 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from quant.corpus import FEW_LINES
+from quant.report.kinship import recipe
 from quant.report.results import Result, Run
-from quant.report.selection import equal_grids, grid_of
+from quant.report.selection import equal_grids, grid_of, quantized
 from quant.report.style import GRIDS
-from quant.report.words import joined, named
+from quant.report.words import joined, named, span
+
+TEXTS = {"grammar": "text of the embedded grammar", "ptb": "the Penn Treebank", "wikitext2": "WikiText-2"}
+
+
+def text_name(corpus: Mapping) -> str:
+    """What was scored, in words."""
+    return TEXTS.get(corpus["source"], f"`{corpus['source']}`")
 
 
 def few_lines(corpus: Mapping) -> str:
@@ -58,14 +66,38 @@ def _prompts(run: Run) -> list[str]:
 def bandwidth(run: Run) -> str:
     """How much of what memory delivers decoding used."""
     machine = run.base.speed["environment"]["memory_read_gb_per_s"]
-    quantized = [r for r in run.others if r.family != "float"]
     base = f"base read {run.base.decode['gb_per_s']:.2g} GB/s of weights while decoding"
-    if not quantized:
+    if not quantized(run):
         return f"Here {base}; this machine's memory delivers {machine:.1f}."
-    most = max(quantized, key=lambda r: r.decode["gb_per_s"])
-    least = min(quantized, key=lambda r: r.decode["gb_per_s"])
+    most = max(quantized(run), key=lambda r: r.decode["gb_per_s"])
+    least = min(quantized(run), key=lambda r: r.decode["gb_per_s"])
     return (f"Here {base}, of the {machine:.1f} that this machine's memory delivers; of the quantized variants `{most.name}` "
             f"read most, {most.decode['gb_per_s']:.2g}, and `{least.name}` least, {least.decode['gb_per_s']:.2g}.")
+
+
+def first_call(run: Run) -> str:
+    """Why the first call of our own variants stands out, where their products are compiled for the processor."""
+    own = [r for r in run.results if r.family == "scratch" and r.speed["memory"]["cuda"] is None]
+    if not own:
+        return ""
+    grown = [r.speed["memory"]["resident_mib"] - r.speed["memory"]["load_peak_mib"] for r in own]
+    return (f" The variants from scratch load compiled products at their first call, once in a process, however large the model: "
+            f"that is part of the {span(grown, '{:.0f}')} MiB that they grow by after loading.")
+
+
+def schemes(run: Run) -> str:
+    """In what the recipes of this run depart from a scale that maps the largest weight onto the end of a symmetric grid."""
+    recipes = {r.name: recipe(r.name, run.params) for r in run.results if r.family == "scratch"}
+
+    def those(departs) -> str:
+        return joined([f"`{name}`" for name in names]) if (names := [n for n, r in recipes.items() if departs(r)]) else ""
+
+    notes = [
+        (those(lambda r: r["fit"] != "range"), "scales come from another rule (`fit`), which may clip the largest weights"),
+        (those(lambda r: not r["symmetric"]), "each group stores its lowest value as well, and the grid begins there"),
+        (those(lambda r: r["double_quant"]), "the scales are stored in 8 bits"),
+    ]
+    return "".join(f" In {names} {what}." for names, what in notes if names)
 
 
 def grid_times(run: Run) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from quant.measure.bootstrap import Blocks
 from quant.report.kinship import equal_but_for_the_grid, nominal_bits, recipe
 from quant.report.results import Result, Run
 from quant.report.style import GRIDS
@@ -17,6 +18,16 @@ def near_base(run: Run) -> list[Result]:
 def at_four_bits(run: Run) -> list[Result]:
     """Variants that store most of their codes in 4 bits."""
     return [r for r in run.others if nominal_bits(r.name, run.params) == 4]
+
+
+def compared(run: Run, kind: str) -> dict[str, Blocks]:
+    """What is ranked: by perplexity ("ppl") all variants, by divergence from base ("kld") all but base."""
+    return {r.name: r.blocks for r in (run.others if kind == "kld" else run.results)}
+
+
+def quantized(run: Run) -> list[Result]:
+    """Variants that store codes: neither base, bf16 nor a GGUF file of floats."""
+    return [r for r in run.others if nominal_bits(r.name, run.params) is not None]
 
 
 def summary(run: Run) -> dict[str, float]:

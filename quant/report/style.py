@@ -40,6 +40,7 @@ HATCHES = ("", "//", "..", "xx", "", "\\\\")
 SETTINGS = {
     "figure.figsize": (8, 4.8),
     "figure.dpi": 120,
+    "figure.constrained_layout.w_pad": 0.08,  # inches; names at the edge don't touch it
     "font.family": "DejaVu Sans",
     "font.size": 10,
     "text.color": INK,

@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import dvc.api
 import yaml
 
+from quant.command import run
 from quant.errors import InputError
 from quant.files import whole_file
+from quant.report.charts import log_axis, wide_range
 from quant.report.style import FAMILIES, INK, in_style, new_axes, save
 from quant.variants import variant_named
 
@@ -32,6 +33,8 @@ def read_sweep(parameter: str, variant: str, project: Path = Path()) -> list[dic
     Of the experiments of this commit, and the commit itself, those that differ in this parameter alone; where there are
     several such sets, the one with the most values.
     """
+    if not (project / "dvc.yaml").is_file():
+        raise InputError(f"there is no dvc.yaml in {project.resolve()}; run this in the project's folder")
     sets: dict[str, dict[str, dict]] = {}
     for experiment in dvc.api.exp_show(str(project)):
         if experiment["rev"] == "workspace":
@@ -76,21 +79,22 @@ def is_current(name: str, lock: Mapping, params: Mapping) -> bool:
 
 
 def draw_sweep(rows: list[dict], parameter: str, variant: str):
-    """Perplexity against the parameter, each point with its bits per weight."""
+    """Perplexity against the parameter, each point with its change from base, and below each value its bits per weight."""
     look = FAMILIES[variant_named(variant).family]
     figure, axes = new_axes(7, 4.2)
     numbers = all(isinstance(row["value"], int | float) for row in rows)
     x, y = [row["value"] if numbers else str(row["value"]) for row in rows], [row["ppl"] for row in rows]
     axes.plot(x, y, color=look.colour, marker=look.marker, linewidth=1.2)
     for row, place in zip(rows, zip(x, y, strict=True), strict=True):
-        axes.annotate(f"{row['bits_per_weight']:.2f} bits/weight\n{row['ppl_change_pct']:+.2f} %", place, xytext=(6, 6),
-                      textcoords="offset points", fontsize=8, color=INK)
-    if max(y) > 3 * min(y):
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter("{x:g}")
-    axes.set_xticks(x)
-    axes.margins(x=0.15, y=0.2)
-    axes.set(xlabel=parameter, ylabel="perplexity per token", title=f"{variant}: perplexity against {parameter}")
+        form = "{:+,.0f} %" if abs(row["ppl_change_pct"]) >= 100 else "{:+.3g} %"
+        axes.annotate(form.format(row["ppl_change_pct"]), place, xytext=(0, 7), textcoords="offset points", fontsize=8, color=INK,
+                      ha="center")
+    if wide_range(y):
+        log_axis(axes.yaxis, axes, "y")
+    axes.set_xticks(x, [f"{row['value']}\n{row['bits_per_weight']:.2f}" for row in rows])
+    axes.margins(x=0.1, y=0.15)
+    axes.set(xlabel=f"{parameter}, and below it bits per weight with scales", ylabel="perplexity per token",
+             title=f"{variant}: perplexity, and its change from base, against {parameter}")
     return figure
 
 
@@ -135,7 +139,4 @@ def main(words: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    run(main)

@@ -15,6 +15,12 @@ def named(things: Iterable) -> str:
     return joined([f"`{thing.name}`" for thing in things])
 
 
+def span(values: Iterable[float], form: str) -> str:
+    """The least and the largest, or the one number where both read alike: 0.401 to 0.416."""
+    low, high = form.format(min(found := list(values))), form.format(max(found))
+    return low if low == high else f"{low} to {high}"
+
+
 def signed(value: float, digits: int = 3) -> str:
     """+0.012, -0.500, 0.000"""
     text = f"{value:+.{digits}f}"

@@ -1,0 +1,56 @@
+"""Commands and stages that are called wrongly say in one line what they take."""
+
+import pytest
+from conftest import ROOT, run_stage
+
+from quant.corpus import load_corpus
+from quant.errors import InputError
+from quant.measure import schemes, scoring_speed, streaming_speed
+from quant.measure.windows import Protocol
+from quant.report import sweep
+
+
+@pytest.mark.parametrize(("main", "words", "message"), [
+    (sweep.main, [], "expected PARAMETER VARIANT"),
+    (schemes.main, ["int9", "x"], "no scheme's name holds int9 or x; they are int8 tensor, int8 row"),
+    (scoring_speed.main, ["models/base", "many"], "rounds: 'many' is no whole number from 1"),
+    (scoring_speed.main, ["models/base", "0"], "rounds: '0' is no whole number from 1"),
+    (scoring_speed.main, ["a", "1", "b"], "unrecognized arguments: b"),
+    (streaming_speed.main, ["large"], "gigabytes: invalid float value: 'large'"),
+])  # fmt: skip
+def test_words_that_can_not_be(main, words, message, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(InputError, match=message):
+        main(words)
+
+
+@pytest.mark.parametrize(("main", "words", "message"), [
+    (sweep.main, ["quant.bits", "whole"], r"no dvc\.yaml in .*; run this in the project's folder"),
+    (schemes.main, [], r"no params\.yaml in .*; run this in the project's folder"),
+    (scoring_speed.main, [], r"no params\.yaml in .*; run this in the project's folder"),
+])  # fmt: skip
+def test_another_folder(main, words, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=message):
+        main(words)
+
+
+def test_text_that_is_not_there_yet(tmp_path):
+    with pytest.raises(InputError, match="eval holds no text; run dvc repro download"):
+        load_corpus(tmp_path / "eval")
+
+
+@pytest.mark.parametrize("values", [None, [1], "joined/1"])
+def test_a_section_that_is_no_mapping(values):
+    with pytest.raises(InputError, match=r"evaluate is .*; expected keys and values, of protocol, context"):
+        Protocol.from_dict(values)
+
+
+@pytest.mark.parametrize(("words", "line"), [
+    (("evaluate",), "error: evaluate takes NAME; found none"),
+    (("evaluate", "base", "nf4"), "error: evaluate takes NAME; found base nf4"),
+    (("plot", "nf4"), "error: plot takes no words; found nf4"),
+])  # fmt: skip
+def test_a_stage_called_with_too_few_or_too_many_words(words, line):
+    done = run_stage(*words, cwd=ROOT)
+    assert done.returncode == 1 and done.stderr.splitlines() == [line]
