@@ -81,7 +81,7 @@ def test_products_are_exact_but_for_rounding(scheme):
 
 
 @RUNS
-@EACH
+@pytest.mark.parametrize("scheme", SCHEMES[::3], ids=lambda scheme: scheme.label)
 def test_half_precision(scheme):
     tensor = quantize(normal(9, 192), scheme)
     for count in (1, 5):

@@ -1,15 +1,17 @@
 """Products on a CUDA GPU, in Triton: codes are read as they are stored, and become weights in registers only.
 
-One row of activations (decoding a token) reads each code once and each activation a few times, from cache: at `bits` a
-weight the least time is out * in * bits / 8 bytes over the bandwidth of the GPU's memory, half of bfloat16's at 8 bits and a
-quarter at 4, scales aside. Nothing is multiplied by tensor cores then, and all is computed in float32.
+One row of activations (decoding a token) reads each code once, and the activations from cache, so the least time is
+out * in * bits / 8 bytes over the bandwidth of the GPU's memory: at 8 bits half of bfloat16's, at 4 a quarter, scales aside.
+All is computed in float32, without tensor cores. Compiled for sm_90 the inner loop has 5.3 instructions a code at 8 bits and
+6.4 at 4: there a GPU with much bandwidth for its clock is bound by the rate of instructions before it is by memory.
 
 More rows take tiles of the matrix through the tensor cores: a tile's weights are computed in float32 and rounded to the
 activations' dtype, as the reference does it; the sums are float32. Float32 activations are multiplied as float32, never as
-TF32. A tile of codes is read once for every BLOCK_M rows of activations, mostly from the second cache.
+TF32, without tensor cores. A tile's codes are read again for every BLOCK_M rows of activations, mostly from the second cache.
 
 Every width, grid and grouping takes the same two kernels. Codes of 8 bits are read as bytes and those of 4 as halves of bytes;
-any other width, and 4 bits in groups of an odd size, fetches two bytes a code, which costs instructions but no bandwidth.
+any other width, and 4 bits in groups of an odd size, fetches two bytes a code one by one, which costs many instructions.
+Values of a table are looked up in shared memory.
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ class Blocks:
     stages: int
 
 
-# Reasoned, not measured: no GPU was at hand.
+# Reasoned from what Triton compiles for sm_80 and sm_90, not measured: no GPU was at hand.
 # One row: 4 warps of threads with a PIECE each span 2048 columns; 4 rows of the weight share the activations they load and
 # keep 4 loads a thread under way. A weight of 4096 rows makes 1024 programs, several for each of a GPU's 100 or so processors.
 ONE_ROW = Blocks(m=1, n=4, columns=2048, warps=4, stages=1)
@@ -102,9 +104,8 @@ class Product:
         arguments = {
             "x": x, "codes": self.codes, "scales": self.scales, "zeros": self.zeros, "table": self.table, "bias": bias, "y": y,
             "out_features": self.rows, "in_features": self.columns, "row_bytes": self.codes.shape[1],
-            "scale_stride": self.scale_stride,
-            "BLOCK_N": blocks.n, "PIECES": columns // self.constants["PIECE"], **self.constants,
-            "num_warps": blocks.warps, "num_stages": blocks.stages,
+            "scale_stride": self.scale_stride, **self.constants, "PIECES": columns // self.constants["PIECE"],
+            "BLOCK_N": blocks.n, "num_warps": blocks.warps, "num_stages": blocks.stages,
         }  # fmt: skip
         parts = triton.cdiv(self.rows, blocks.n)
         if len(x) == 1:
@@ -198,6 +199,7 @@ def _steps(
         second = tl.load(places + byte + 1, mask=is_row & (byte + 1 < row_bytes), other=0).to(tl.int32)
         code = ((first | (second << 8)) >> (bit % 8)) & ((1 << BITS) - 1)
     if values is not None:
+        # Not a load from memory: in the tiles' loop Triton would stage that through shared memory, value by value.
         flat = tl.gather(values, tl.reshape(code, (code.numel,)), 0)
         return tl.reshape(flat, code.shape)
     # 2**23 in float32 has the code's bits for its last ones: an "or" and an exact difference, where converting is slow.

@@ -1,12 +1,12 @@
 """Products with quantized weights on a CUDA GPU, in turn with others: python -m quant.measure.cuda_speed [ROUNDS]
 
 The others are bfloat16 and bitsandbytes. Matrices of a Llama of 8 B parameters, with random weights; activations in bfloat16.
-There are so many copies of each
-weight that no cache holds them all, and a sample is a pass over the copies: as in a model, where every weight is another,
-and Python starts one product after the other. A fast GPU may so wait for Python; that is part of the time, for all alike.
+There are so many copies of each weight that no cache holds them all, and a sample is a pass over the copies: as in a model,
+where every weight is another, and Python starts one product after the other. A fast GPU may wait for Python in it, as it would
+in a model: where a product takes about as long however large its matrix is, that is what was measured.
 
 Prints, for each matrix and number of rows, the median time of a product, how often faster than bfloat16 it is (median of the
-ratios round by round, ± their median absolute deviation), and the bytes of the weight over that time, as a fraction of what
+ratios round by round, ± their median absolute deviation), and the bytes of the weight over that time, also as a fraction of what
 the GPU's memory gives when it is read.
 """
 
