@@ -26,4 +26,8 @@ def product_of(weight: QTensor) -> Product:
         from quant.kernels import cpu  # here, because numba takes a while to import and nobody else needs it
 
         return cpu.Product(weight)
+    if weight.codes.device.type == "cuda":
+        from quant.kernels import cuda  # here, because it imports triton, which only a GPU needs
+
+        return cuda.Product(weight)
     return reference.Product(weight)
