@@ -16,7 +16,7 @@ MADE := ls -d $(VENV) .dvc/cache .dvc/tmp 2>/dev/null; $(IGNORED)
 repro: setup
 	$(ACTIVE) dvc repro
 
-test: setup lint
+test: setup lint $(VENV)/ready-to-test
 	$(ACTIVE) python -m pytest
 
 bench: setup
@@ -36,6 +36,10 @@ $(VENV)/ready: requirements.txt quant/methods/llama_cpp_setup.py
 	$(ACTIVE) python -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or later is needed")'
 	$(ACTIVE) pip install --quiet --requirement requirements.txt
 	$(ACTIVE) python -m quant.methods.llama_cpp_setup
+	@touch $@
+
+$(VENV)/ready-to-test: tests/requirements.txt $(VENV)/ready
+	$(ACTIVE) pip install --quiet --requirement tests/requirements.txt
 	@touch $@
 
 clean:

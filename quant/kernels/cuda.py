@@ -71,6 +71,7 @@ class Product:
 
     def __init__(self, weight: QTensor):
         scheme, grid = weight.scheme, grid_of(weight.scheme)
+        self.weight = weight
         self.rows, self.columns = weight.shape
         self.codes = weight.codes.contiguous()
         self.scales = (weight.scales.rows(slice(None)) if scheme.double_quant else weight.scales).contiguous()
@@ -96,6 +97,10 @@ class Product:
             with torch.cuda.device_of(flat):  # Triton launches on the current device
                 kernel[grid](**arguments)
         return y.view(*x.shape[:-1], self.rows)
+
+    def picked(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows of the weight, int64 [n] -> float32 [n, in]; no others are read."""
+        return self.weight.dequantize_rows(rows)
 
     def launch(self, x: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor) -> tuple[triton.JITFunction, tuple, dict]:
         """The kernel for x [rows, in], its grid of programs and its arguments."""

@@ -92,7 +92,11 @@ def import_libraries(folder: Path) -> None:
         import accelerate  # noqa: F401
         import bitsandbytes  # noqa: F401
     elif method == METHOD:
-        import quant.kernels.cpu  # noqa: F401
+        import quant.kernels.attention
+        import quant.kernels.cpu
+
+        if torch.cuda.is_available():
+            import quant.kernels.cuda  # noqa: F401
 
 
 def _part(name: str, parameter: torch.Tensor) -> str:
