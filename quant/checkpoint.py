@@ -84,15 +84,26 @@ def read_config(folder: Path) -> dict:
     return config
 
 
+def shard_names(index: Path) -> list[str]:
+    """The files that an index of weights names. Raises InputError unless each is a safetensors file beside it."""
+    try:
+        names = sorted(set(read_json(index)["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise InputError(f"{index} is not an index of weights ({first_line(error)}); fetch the model again") from None
+    if not names:
+        raise InputError(f"{index} names no file of weights; fetch the model again")
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+            raise InputError(f"{index} names {name!r}; expected safetensors files in its own folder; refused")
+    return names
+
+
 def shard_paths(folder: Path) -> list[Path]:
     """The safetensors files of a folder: those its index names, or model.safetensors."""
     folder = Path(folder)
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(read_json(index)["weight_map"].values()))
-        if any(Path(name).name != name for name in names):
-            raise InputError(f"{index} names a file outside its folder; refused")
-        paths = [folder / name for name in names]
+        paths = [folder / name for name in shard_names(index)]
         missing = [path.name for path in paths if not path.is_file()]
         if missing:
             raise InputError(f"{folder} lacks {', '.join(missing)}, which its index names; fetch the model again")

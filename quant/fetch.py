@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,8 +11,8 @@ from pathlib import Path
 from quant import hub
 from quant.architectures import architecture_of
 from quant.artifact import COMPANION_KINDS, COMPANIONS, copy_companions
-from quant.checkpoint import Checkpoint, read_config, shard_paths
-from quant.errors import InputError, first_line
+from quant.checkpoint import Checkpoint, read_config, shard_names, shard_paths
+from quant.errors import InputError
 from quant.files import whole_folder, write_manifest
 from quant.hub import RemoteFile, Snapshot
 from quant.license import License
@@ -101,11 +100,7 @@ def weight_files(snapshot: Snapshot) -> list[str]:
     """The safetensors files of a repository: those its index names, or model.safetensors."""
     held: Mapping[str, RemoteFile] = snapshot.files
     if INDEX in held:
-        path = hub.fetch(snapshot, [INDEX])[INDEX]
-        try:
-            shards = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise InputError(f"{snapshot.repo}: {INDEX} is not an index of weights ({first_line(error)})") from None
+        shards = shard_names(hub.fetch(snapshot, [INDEX])[INDEX])
         missing = [name for name in shards if name not in held]
         if missing:
             raise InputError(f"{snapshot.repo}{_as_cached(snapshot)} lacks {', '.join(missing)}, which its index names")

@@ -1,12 +1,13 @@
 """The Hugging Face Hub: what a repository holds at one commit, its files fetched and checked, and its failures in one line.
 
 All of it goes through the Hub's own client, so HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE, HF_TOKEN and `hf auth login` work as
-everywhere. Fetched files stay in the client's cache: a download that was stopped keeps what it has, a second one of the same
-commit fetches nothing, and offline the cache is all there is.
+everywhere. Fetched files stay in the client's cache: a download that was stopped, even killed, is taken up where it stopped, a
+second one of the same commit fetches nothing, and offline the cache is all there is.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import re
 import shutil
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException
+from json import JSONDecodeError
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -98,7 +100,7 @@ def announce(snapshot: Snapshot, names: list[str], copy_to: Path) -> None:
 
     absent = [name for name in names if not isinstance(
         try_to_load_from_cache(snapshot.repo, name, revision=snapshot.commit, repo_type=snapshot.kind), str)]
-    come = sum(snapshot.files[name].size for name in absent)
+    come = sum(snapshot.files[name].size - _begun(snapshot, name) for name in absent)
     cache = _existing(Path(constants.HF_HUB_CACHE))
     needed = {cache: come}
     beside = _existing(copy_to)
@@ -118,17 +120,62 @@ def announce(snapshot: Snapshot, names: list[str], copy_to: Path) -> None:
 def fetch(snapshot: Snapshot, names: Iterable[str]) -> dict[str, Path]:
     """Files of a snapshot by name, from the cache or the Hub, each checked against the hash that the Hub has for it.
 
-    A file with a wrong hash is deleted. A cut connection is taken up where it broke off.
+    A file with a wrong hash is deleted. A cut connection is taken up where it broke off, also by another process.
     """
-    from huggingface_hub import hf_hub_download
-
     paths = {}
     with in_one_line(snapshot.repo, snapshot.commit):
         for name in names:
-            paths[name] = Path(patiently(lambda name=name: hf_hub_download(
-                snapshot.repo, name, repo_type=snapshot.kind, revision=snapshot.commit, etag_timeout=TIMEOUT)))
+            paths[name] = patiently(lambda name=name: _downloaded(snapshot, name))
             _check(paths[name], name, snapshot)
     return paths
+
+
+def _downloaded(snapshot: Snapshot, name: str) -> Path:
+    """A file in the client's cache, brought there if need be.
+
+    The client begins a file anew in every process, and leaves what it has to nobody where it is killed. So a large file comes
+    under a name that its hash gives, is taken up there by a range request, and is put where the client looks for it.
+    """
+    from huggingface_hub import constants, hf_hub_download, hf_hub_url
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import WeakFileLock, build_hf_headers
+
+    blob, count = _blob(snapshot, name), snapshot.files[name].size
+    if blob and not blob.exists() and count <= constants.MAX_HTTP_DOWNLOAD_SIZE:
+        partial = _partial(blob)
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        locks = Path(constants.HF_HUB_CACHE) / ".locks" / blob.parent.parent.name  # the client's own, so that it waits as well
+        locks.mkdir(parents=True, exist_ok=True)
+        with WeakFileLock(locks / f"{blob.name}.lock"):
+            if partial.exists() and partial.stat().st_size > count:
+                partial.unlink()
+            with open(partial, "ab") as file:
+                http_get(hf_hub_url(snapshot.repo, name, repo_type=snapshot.kind, revision=snapshot.commit), file,
+                         resume_size=file.tell(), headers=build_hf_headers(), expected_size=count, displayed_filename=name)
+            partial.replace(blob)
+    return Path(hf_hub_download(snapshot.repo, name, repo_type=snapshot.kind, revision=snapshot.commit, etag_timeout=TIMEOUT))
+
+
+def _blob(snapshot: Snapshot, name: str) -> Path | None:
+    """Where the client's cache has the content of a large file, which it calls by its sha256; None for a small one."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    sha256 = snapshot.files[name].sha256
+    if sha256 is None or not LINKED.fullmatch(sha256):
+        return None
+    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=snapshot.repo, repo_type=snapshot.kind) / "blobs" / sha256
+
+
+def _partial(blob: Path) -> Path:
+    return blob.with_name(f"{blob.name}.incomplete")
+
+
+def _begun(snapshot: Snapshot, name: str) -> int:
+    """Bytes of a file that a download which was stopped left."""
+    blob = _blob(snapshot, name)
+    partial = blob and _partial(blob)
+    return min(partial.stat().st_size, snapshot.files[name].size) if partial and partial.is_file() else 0
 
 
 def fetch_file(url: str, sha256: str, out: Path) -> Path:
@@ -154,14 +201,25 @@ def in_one_line(repo: str, revision: str | None = None) -> Iterator[None]:
 
     try:
         yield
+    except InputError:
+        raise
     except (httpx2.HTTPError, OfflineModeIsEnabled, EntryNotFoundError, HFValidationError, RevisionResolutionError) as error:
-        raise InputError(_without_token(_explain(error, repo, revision))) from None
-    except (OSError, RuntimeError) as error:  # the client wraps in a RuntimeError what broke an upload
+        raise InputError(_without_secrets(_explain(error, repo, revision))) from None
+    except JSONDecodeError as error:
+        raise InputError(f"{_host()} does not answer as a Hub does for {repo} ({first_line(error)}): perhaps the page of a proxy "
+                         "or of a network that wants a login; check the network and HF_ENDPOINT") from None
+    except (OSError, RuntimeError, ValueError) as error:  # the client wraps in a RuntimeError what broke an upload
         if isinstance(error.__cause__, httpx2.HTTPError):
-            raise InputError(_without_token(_explain(error.__cause__, repo, revision))) from None
-        if getattr(error, "errno", None) is not None:  # the machine's own, such as a full disk
+            raise InputError(_without_secrets(_explain(error.__cause__, repo, revision))) from None
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # told by whoever writes to that disk
             raise
-        raise InputError(_without_token(f"{repo} on {_host()}: {first_line(error)}; run the same command again")) from None
+        if getattr(error, "errno", None) is not None:
+            raise InputError(f"{repo}: {first_line(error)}; HF_HOME names the folder where the Hub's client keeps files and "
+                             "token, and this user must be able to write there") from None
+        if isinstance(error, UnicodeEncodeError):
+            raise InputError(f"{repo}: a token or an address holds a character that can't be sent ({error.reason}); check "
+                             "HF_TOKEN and HF_ENDPOINT") from None
+        raise InputError(_without_secrets(f"{repo} on {_host()}: {first_line(error)}; run the same command again")) from None
 
 
 def patiently(call: Callable[[], Answer]) -> Answer:
@@ -184,7 +242,7 @@ def patiently(call: Callable[[], Answer]) -> Answer:
             if wait is None:
                 raise
             reason = f"broke off ({first_line(error)})"
-        print(f"{_host()} {reason}; trying again in {wait} s", file=sys.stderr, flush=True)
+        print(_without_secrets(f"{_host()} {reason}; trying again in {wait} s"), file=sys.stderr, flush=True)
         time.sleep(wait)
     raise AssertionError("the last round returns or raises")
 
@@ -280,12 +338,13 @@ def _host() -> str:
     """The Hub's host, without a password that HF_ENDPOINT may carry."""
     from huggingface_hub import constants
 
-    parts = urlsplit(constants.ENDPOINT)
-    return parts.hostname + (f":{parts.port}" if parts.port else "")
+    return urlsplit(constants.ENDPOINT).netloc.rpartition("@")[2] or constants.ENDPOINT
 
 
-def _without_token(text: str) -> str:
-    from huggingface_hub import get_token
+def _without_secrets(text: str) -> str:
+    """Without the token, and without the user and password that HF_ENDPOINT may carry."""
+    from huggingface_hub import constants, get_token
 
-    token = get_token()
-    return text.replace(token, "***") if token else text
+    for secret in (get_token(), urlsplit(constants.ENDPOINT).netloc.rpartition("@")[0]):
+        text = text.replace(secret, "***") if secret else text
+    return text
