@@ -53,6 +53,8 @@ class Checkpoint:
         self.tensors: dict[str, TensorInfo] = {}
         for path in shard_paths(self.folder):
             self.tensors.update(read_header(path))
+        if not self.tensors:
+            raise InputError(f"{folder} holds no tensor; expected the weights of a model")
 
     def read(self, name: str, buffer: torch.Tensor | None = None) -> torch.Tensor:
         """One tensor, in the dtype it is stored in; see `read_tensor`."""
@@ -131,6 +133,8 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
             header = json.loads(file.read(length))
             header.pop("__metadata__", None)
             infos = {name: _tensor_info(path, 8 + length, entry) for name, entry in header.items()}
+        except InputError:
+            raise
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{path} has a corrupt header ({first_line(error)}); fetch it again") from None
     end = 8 + length
@@ -147,7 +151,8 @@ def _tensor_info(path: Path, data: int, entry: Mapping) -> TensorInfo:
     begin, stop = entry["data_offsets"]
     shape = entry["shape"]
     if entry["dtype"] not in DTYPES:
-        raise ValueError(f"dtype {entry['dtype']}")
+        raise InputError(f"{path} holds tensors of dtype {entry['dtype']}; expected one of {', '.join(DTYPES)}, so give a copy "
+                         "of the model in 16 or 32 bits")
     if not all(isinstance(n, int) and n >= 0 for n in (*shape, begin, stop)):
         raise ValueError(f"shape {shape}, offsets {begin} to {stop}")
     info = TensorInfo(DTYPES[entry["dtype"]], tuple(shape), path, data + begin)

@@ -73,10 +73,25 @@ def fetch_model(model: ModelSource, out: Path) -> None:
               f"it: -S model.revision={snapshot.commit}, or in params.yaml", flush=True)
     names = needed_files(snapshot)
     folder = hub.fetch(snapshot, ["config.json"])["config.json"].parent
-    architecture_of(read_config(folder))  # before the weights come
+    require_usable(read_config(folder), model.source)  # before the weights come
     hub.announce(snapshot, names, copy_to=out)
     hub.fetch(snapshot, names)
     _copy(folder, out, model.source, snapshot.commit)
+
+
+def require_usable(config: Mapping, name: str) -> None:
+    """Raises InputError unless a model of this config can be quantized: a known architecture, and not quantized already."""
+    architecture_of(config)
+    done = config.get("quantization_config")
+    if done is not None:
+        method = done.get("quant_method", "by a method it doesn't name") if isinstance(done, Mapping) else done
+        raise InputError(f"{name} is quantized already ({method}); give the model that it was made from, which its page or card "
+                         "names")
+
+
+def require_tokenizer(folder: Path) -> None:
+    if not any((folder / name).is_file() for name in TOKENIZERS):
+        raise InputError(f"{folder} has no tokenizer; expected {' or '.join(TOKENIZERS)} beside the weights")
 
 
 def needed_files(snapshot: Snapshot) -> list[str]:
@@ -121,9 +136,8 @@ def _as_cached(snapshot: Snapshot) -> str:
 
 def _copy(source: Path, out: Path, name: str, commit: str | None) -> None:
     checkpoint = Checkpoint(source)
-    architecture_of(checkpoint.config)
-    if not any((source / tokenizer).is_file() for tokenizer in TOKENIZERS):
-        raise InputError(f"{source} has no tokenizer; expected {' or '.join(TOKENIZERS)} beside the weights")
+    require_usable(checkpoint.config, name)
+    require_tokenizer(source)
     license = License.from_card(source / CARD)
     shards = shard_paths(source)
     with whole_folder(out) as folder:

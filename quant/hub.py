@@ -24,7 +24,7 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 from quant.errors import InputError, first_line
-from quant.files import sha256_of
+from quant.files import sha256_of, whole_file
 from quant.units import duration, size
 
 TIMEOUT = 10  # seconds to wait for the Hub to answer
@@ -89,6 +89,17 @@ def resolve(repo: str, revision: str | None, kind: str = "model") -> Snapshot:
     files = {file.rfilename: RemoteFile(file.size or 0, file.lfs and file.lfs.sha256, None if file.lfs else file.blob_id)
              for file in info.siblings}
     return Snapshot(repo, kind, info.sha, files)
+
+
+def check_access(snapshot: Snapshot) -> None:
+    """InputError unless its files may be fetched: of a gated repository all may see the listing, and perhaps the card."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+    name = max(snapshot.files, key=lambda name: snapshot.files[name].size, default=None)
+    if name is not None:
+        with in_one_line(snapshot.repo, snapshot.commit):
+            url = hf_hub_url(snapshot.repo, name, repo_type=snapshot.kind, revision=snapshot.commit)
+            patiently(lambda: get_hf_file_metadata(url, timeout=TIMEOUT))
 
 
 def announce(snapshot: Snapshot, names: list[str], copy_to: Path) -> None:
@@ -179,17 +190,17 @@ def _begun(snapshot: Snapshot, name: str) -> int:
 
 
 def fetch_file(url: str, sha256: str, out: Path) -> Path:
-    """Download a file, and refuse it unless it has the sha256 that is expected."""
-    try:
-        with urllib.request.urlopen(url, timeout=30) as response, open(out, "wb") as file:
-            shutil.copyfileobj(response, file)
-    except (OSError, HTTPException) as error:
-        raise InputError(f"can't fetch {url}: {first_line(error)}; "
-                         "fetch it elsewhere and give the file's path as the source") from None
-    found = sha256_of(out)
-    if found != sha256:
-        out.unlink()
-        raise InputError(f"{url} has sha256 {found}, expected {sha256}; refused")
+    """Download a small file to `out`, which is there only if it has the sha256 that is expected."""
+    with whole_file(out) as partial:
+        try:
+            with urllib.request.urlopen(url, timeout=30) as response:
+                partial.write_bytes(response.read())  # at once: read piece by piece, a cut body would not be noticed
+        except (OSError, HTTPException) as error:
+            raise InputError(f"can't fetch {url}: {first_line(error)}; "
+                             "fetch it elsewhere and give the file's path as the source") from None
+        found = sha256_of(partial)
+        if found != sha256:
+            raise InputError(f"{url} has sha256 {found}, expected {sha256}; refused")
     return out
 
 
@@ -209,8 +220,8 @@ def in_one_line(repo: str, revision: str | None = None) -> Iterator[None]:
         raise InputError(f"{_host()} does not answer as a Hub does for {repo} ({first_line(error)}): perhaps the page of a proxy "
                          "or of a network that wants a login; check the network and HF_ENDPOINT") from None
     except (OSError, RuntimeError, ValueError) as error:  # the client wraps in a RuntimeError what broke an upload
-        if isinstance(error.__cause__, httpx2.HTTPError):
-            raise InputError(_without_secrets(_explain(error.__cause__, repo, revision))) from None
+        if http_error(error) is not None:
+            raise InputError(_without_secrets(_explain(http_error(error), repo, revision))) from None
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # told by whoever writes to that disk
             raise
         if getattr(error, "errno", None) is not None:
@@ -220,6 +231,15 @@ def in_one_line(repo: str, revision: str | None = None) -> Iterator[None]:
             raise InputError(f"{repo}: a token or an address holds a character that can't be sent ({error.reason}); check "
                              "HF_TOKEN and HF_ENDPOINT") from None
         raise InputError(_without_secrets(f"{repo} on {_host()}: {first_line(error)}; run the same command again")) from None
+
+
+def http_error(error: BaseException | None) -> BaseException | None:
+    """The answer of the Hub, or of the network, that stands behind an error; None where there is none."""
+    import httpx2
+
+    while error is not None and not isinstance(error, httpx2.HTTPError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def patiently(call: Callable[[], Answer]) -> Answer:
@@ -314,7 +334,8 @@ def _explain(error: BaseException, repo: str, revision: str | None) -> str:
         return (f"{where} is not (whole) in the cache {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE forbids to fetch it; unset "
                 "it, or give a local folder")
     if isinstance(error, GatedRepoError):
-        return f"{repo} is gated ({status}): accept its terms at {constants.ENDPOINT}/{repo}, then run this again ({login})"
+        page = f"datasets/{repo}" if f"/datasets/{repo}" in error.response.url.path else repo
+        return f"{repo} is gated ({status}): accept its terms at {constants.ENDPOINT}/{page}, then run this again ({login})"
     if isinstance(error, RevisionNotFoundError):
         return f"{repo} has no revision {revision!r} (404); its page lists its branches, tags and commits"
     if status == 401:
