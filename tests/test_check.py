@@ -40,6 +40,23 @@ def test_sizes_are_those_that_were_measured():
         assert found[name].held_bytes / 2**20 == pytest.approx(measured[name]["weights_mib"], rel=0.1), name
 
 
+def test_sizes_are_those_of_what_is_made(runtimes):
+    """Of every family, against the files and the opened model: memory to the byte, disk but for headers and a vocabulary."""
+    from quant.runners import open_runner
+
+    found = foretold(runtimes["base"],
+                     recipes={"int4": {"include": ["*"], "bits": 4, "group_size": 64, "symmetric": False}},
+                     bnb={"int8": {"type": "int8"}, "nf4": {"type": "nf4"}, "nf4-dq": {"type": "nf4", "double_quant": True}},
+                     gguf={"f16": {"type": "F16"}, "q8_0": {"type": "Q8_0"}, "q4_k_m": {"type": "Q4_K_M"}})
+    assert set(found) - {"base", "bf16"} == set(runtimes) - {"base", "converted"}
+    for name in set(found) - {"base", "bf16"}:
+        files = sum(path.stat().st_size for path in runtimes[name].iterdir() if path.suffix in (".safetensors", ".gguf"))
+        held = sum(held.bytes for held in open_runner(runtimes[name]).tensors())
+        mixed = name == "gguf-q4_k_m"  # llama.cpp gives some blocks more bits; a mean over many is foretold, and here is but one
+        assert found[name].file_bytes == pytest.approx(files, **({"rel": 0.15} if mixed else {"abs": 80_000})), name
+        assert found[name].held_bytes == pytest.approx(held, rel=0.15 if mixed else 0), name
+
+
 def test_a_model_on_the_hub_is_checked_without_its_weights(make_model, tmp_path):
     """The command itself: under 10 s of work, a sharded model of 24 MB at a commit, of which it reads the headers."""
     from safetensors.torch import load, save
