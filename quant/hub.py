@@ -86,9 +86,13 @@ def resolve(repo: str, revision: str | None, kind: str = "model") -> Snapshot:
             return cached
         if not is_commit(revision):  # so that the cache knows it too, when the Hub is out of reach
             patiently(lambda: api.resolve_revision(repo, revision=revision, repo_type=kind))
-    files = {file.rfilename: RemoteFile(file.size or 0, file.lfs and file.lfs.sha256, None if file.lfs else file.blob_id)
-             for file in info.siblings}
-    return Snapshot(repo, kind, info.sha, files)
+    return Snapshot(repo, kind, info.sha, files_of(info))
+
+
+def files_of(info) -> dict[str, RemoteFile]:
+    """The files that the client's answer about a repository lists, by name."""
+    return {file.rfilename: RemoteFile(file.size or 0, file.lfs and file.lfs.sha256, None if file.lfs else file.blob_id)
+            for file in info.siblings or []}
 
 
 def check_access(snapshot: Snapshot) -> None:
@@ -215,13 +219,13 @@ def in_one_line(repo: str, revision: str | None = None) -> Iterator[None]:
     except InputError:
         raise
     except (httpx2.HTTPError, OfflineModeIsEnabled, EntryNotFoundError, HFValidationError, RevisionResolutionError) as error:
-        raise InputError(_without_secrets(_explain(error, repo, revision))) from None
+        raise InputError(without_secrets(_explain(error, repo, revision))) from None
     except JSONDecodeError as error:
         raise InputError(f"{_host()} does not answer as a Hub does for {repo} ({first_line(error)}): perhaps the page of a proxy "
                          "or of a network that wants a login; check the network and HF_ENDPOINT") from None
     except (OSError, RuntimeError, ValueError) as error:  # the client wraps in a RuntimeError what broke an upload
         if http_error(error) is not None:
-            raise InputError(_without_secrets(_explain(http_error(error), repo, revision))) from None
+            raise InputError(without_secrets(_explain(http_error(error), repo, revision))) from None
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # told by whoever writes to that disk
             raise
         if getattr(error, "errno", None) is not None:
@@ -230,7 +234,7 @@ def in_one_line(repo: str, revision: str | None = None) -> Iterator[None]:
         if isinstance(error, UnicodeEncodeError):
             raise InputError(f"{repo}: a token or an address holds a character that can't be sent ({error.reason}); check "
                              "HF_TOKEN and HF_ENDPOINT") from None
-        raise InputError(_without_secrets(f"{repo} on {_host()}: {first_line(error)}; run the same command again")) from None
+        raise InputError(without_secrets(f"{repo} on {_host()}: {first_line(error)}; run the same command again")) from None
 
 
 def http_error(error: BaseException | None) -> BaseException | None:
@@ -262,7 +266,7 @@ def patiently(call: Callable[[], Answer]) -> Answer:
             if wait is None:
                 raise
             reason = f"broke off ({first_line(error)})"
-        print(_without_secrets(f"{_host()} {reason}; trying again in {wait} s"), file=sys.stderr, flush=True)
+        print(without_secrets(f"{_host()} {reason}; trying again in {wait} s"), file=sys.stderr, flush=True)
         time.sleep(wait)
     raise AssertionError("the last round returns or raises")
 
@@ -291,6 +295,11 @@ def _by_blob(file) -> RemoteFile:
                       known if known and len(known) == 40 else None)
 
 
+def git_hash(data: bytes) -> str:
+    """The name that git gives to a content."""
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+
+
 def _existing(path: Path) -> Path:
     """The nearest folder above that is there."""
     path = path.absolute()
@@ -302,9 +311,7 @@ def _check(path: Path, name: str, snapshot: Snapshot) -> None:
     if expected.sha256:
         kind, wanted, found = "sha256", expected.sha256, sha256_of(path)
     elif expected.git_sha1:
-        data = path.read_bytes()  # small: whatever is large is LFS
-        git = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False)
-        kind, wanted, found = "git hash", expected.git_sha1, git.hexdigest()
+        kind, wanted, found = "git hash", expected.git_sha1, git_hash(path.read_bytes())  # small: whatever is large is LFS
     else:
         return
     if found != wanted:
@@ -348,7 +355,7 @@ def _explain(error: BaseException, repo: str, revision: str | None) -> str:
         asked = error.response.headers.get("Retry-After")
         return f"{where}: {_host()} has had too many requests (429); wait{f' {asked} s' if asked else ''} and run this again"
     if status is not None and status >= 500:
-        return f"{where}: {_host()} fails ({status}); try again later: what has been fetched is kept"
+        return f"{where}: {_host()} fails ({status}); try again later: what has come or gone so far is kept"
     if status is not None:
         return f"{where}: {_host()} answers {status}: {first_line(error)}"
     return (f"can't reach {_host()} for {where}: {first_line(error)}; check the network, the proxy and HF_ENDPOINT, or give a "
@@ -362,7 +369,7 @@ def _host() -> str:
     return urlsplit(constants.ENDPOINT).netloc.rpartition("@")[2] or constants.ENDPOINT
 
 
-def _without_secrets(text: str) -> str:
+def without_secrets(text: str) -> str:
     """Without the token, and without the user and password that HF_ENDPOINT may carry."""
     from huggingface_hub import constants, get_token
 
