@@ -149,26 +149,35 @@ def _downloaded(snapshot: Snapshot, name: str) -> Path:
     """A file in the client's cache, brought there if need be.
 
     The client begins a file anew in every process, and leaves what it has to nobody where it is killed. So a large file comes
-    under a name that its hash gives, is taken up there by a range request, and is put where the client looks for it.
+    under a name that its hash gives, is taken up there by a range request, and is put where the client looks for it; by plain
+    HTTP, as the Hub's other protocol, Xet, can't go on with a part of a file.
     """
     from huggingface_hub import constants, hf_hub_download, hf_hub_url
-    from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import WeakFileLock, build_hf_headers
+    from huggingface_hub.utils import WeakFileLock
 
     blob, count = _blob(snapshot, name), snapshot.files[name].size
     if blob and not blob.exists() and count <= constants.MAX_HTTP_DOWNLOAD_SIZE:
-        partial = _partial(blob)
-        partial.parent.mkdir(parents=True, exist_ok=True)
         locks = Path(constants.HF_HUB_CACHE) / ".locks" / blob.parent.parent.name  # the client's own, so that it waits as well
-        locks.mkdir(parents=True, exist_ok=True)
+        for folder in (blob.parent, locks):
+            folder.mkdir(parents=True, exist_ok=True)
+        url = hf_hub_url(snapshot.repo, name, repo_type=snapshot.kind, revision=snapshot.commit)
         with WeakFileLock(locks / f"{blob.name}.lock"):
-            if partial.exists() and partial.stat().st_size > count:
-                partial.unlink()
-            with open(partial, "ab") as file:
-                http_get(hf_hub_url(snapshot.repo, name, repo_type=snapshot.kind, revision=snapshot.commit), file,
-                         resume_size=file.tell(), headers=build_hf_headers(), expected_size=count, displayed_filename=name)
-            partial.replace(blob)
+            if not blob.exists():  # brought by another process meanwhile
+                _take_up(blob, url, count, name)
     return Path(hf_hub_download(snapshot.repo, name, repo_type=snapshot.kind, revision=snapshot.commit, etag_timeout=TIMEOUT))
+
+
+def _take_up(blob: Path, url: str, count: int, name: str) -> None:
+    """Bring the `count` bytes at `url` to `blob`, those that are missing of what a download before it left."""
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers
+
+    partial = _partial(blob)
+    if partial.exists() and partial.stat().st_size > count:
+        partial.unlink()
+    with open(partial, "ab") as file:
+        http_get(url, file, resume_size=file.tell(), headers=build_hf_headers(), expected_size=count, displayed_filename=name)
+    partial.replace(blob)
 
 
 def _blob(snapshot: Snapshot, name: str) -> Path | None:

@@ -133,6 +133,18 @@ def test_a_download_that_was_killed_goes_on_where_it_was(hub, make_model, tmp_pa
     assert not list((tmp_path / "home").rglob("*.incomplete"))
 
 
+def test_two_downloads_at_once_fetch_a_large_file_once(hub, make_model, tmp_path):
+    files, shards, large = sharded(make_model)
+    hub.add("tiny/model", {**files, **shards})
+    outs = [tmp_path / "one", tmp_path / "two"]
+    running = [subprocess.Popen([sys.executable, str(ROOT / "tests" / "hub_client.py"), json.dumps([fetch("tiny/model", out)])],
+                                env=hub.environment(tmp_path / "home"), stdout=subprocess.DEVNULL) for out in outs]
+    assert [process.wait() for process in running] == [0, 0]
+    for out in outs:
+        assert {path.name: path.read_bytes() for path in out.glob("*safetensors*")} == shards
+    assert sum(sha256(large) in path for path in hub.paths("GET")) == 1
+
+
 def project(folder) -> None:
     """A folder to run the stage in, which takes tiny/model."""
     for name in ("stages", "quant"):
@@ -255,16 +267,20 @@ def test_what_is_not_what_the_hub_lists_is_refused_and_deleted(hub, files, tmp_p
     wrong = weights[:-1] + bytes([weights[-1] ^ 1])
     hub.faults += [Fault(f"GET /cdn/{sha256(weights)}", replace=wrong),
                    Fault("GET /tiny/model/resolve/*/tokenizer_config.json", replace=files["tokenizer_config.json"][::-1])]
+    hub.add("short/model", files)
     hub.add("big/model", files)
     hub.listed_sizes["big/model", "model.safetensors"] = 10**18
     out = tmp_path / "base"
+    hub.faults.append(Fault(f"GET /cdn/{sha256(weights)}", replace=weights[:-9]))
     answers, _ = steps(hub, tmp_path / "home", fetch("tiny/model", out), fetch("tiny/model", out), fetch("big/model", out),
-                       fetch("tiny/model", out))
+                       fetch("short/model", out), fetch("tiny/model", out))
     assert "tokenizer_config.json has git hash" in answers[0]["error"] and "deleted" in answers[0]["error"]
     assert f"model.safetensors has sha256 {sha256(wrong)}, the Hub lists {sha256(weights)}; deleted" in answers[1]["error"]
     assert "needs 2e+09 GB on the disk of" in answers[2]["error"] and "HF_HOME" in answers[2]["error"]
     assert not any("big/model/resolve" in path and "safetensors" in path for path in hub.paths()), "refused before it is asked"
-    assert answers[3] == {"value": None} and (out / "model.safetensors").read_bytes() == weights
+    assert f"file should be of size {len(weights)} but has size {len(weights) - 9}" in answers[3]["error"]
+    assert "run the same command again" in answers[3]["error"] and "\n" not in answers[3]["error"]
+    assert answers[4] == {"value": None} and (out / "model.safetensors").read_bytes() == weights
     assert all(path.read_bytes() != wrong for path in (tmp_path / "home").rglob("*") if path.is_file())
 
 
@@ -295,15 +311,17 @@ def test_an_index_that_can_not_be_followed_is_refused_before_weights_come(hub, f
 
 
 def test_a_password_in_the_address_and_a_home_that_is_none(hub, files, tmp_path):
-    """HF_ENDPOINT with a user and a password, of which nothing is shown; HF_HOME where nobody can write; no address at all."""
+    """HF_ENDPOINT with a user and a password, of which nothing is shown; no address at all; HF_HOME where nobody can write, or
+    offline with nothing in it."""
     hub.add("tiny/gated", files, token=TOKEN, gated=True)
     (tmp_path / "file").write_text("")
     environments = [
         {"HF_ENDPOINT": f"http://user:passed@127.0.0.1:{hub.port}"}, {"HF_ENDPOINT": "http://user:passed@127.0.0.1:1"},
-        {"HF_HOME": str(tmp_path / "file")}, {"HF_ENDPOINT": "nowhere"},
+        {"HF_HOME": str(tmp_path / "file")}, {"HF_ENDPOINT": "nowhere"}, {"HF_HUB_OFFLINE": "1"},
     ]  # fmt: skip
     expected = [f"is gated (403): accept its terms at http://***@127.0.0.1:{hub.port}", "can't reach 127.0.0.1:1 for tiny/gated",
-                "Not a directory", "can't reach nowhere for tiny/gated"]
+                "Not a directory", "can't reach nowhere for tiny/gated",
+                f"tiny/gated is not (whole) in the cache {tmp_path / 'home' / 'hub'}, and HF_HUB_OFFLINE forbids to fetch it"]
     for environment, words in zip(environments, expected, strict=True):
         (answer,), printed = steps(hub, tmp_path / "home", fetch("tiny/gated", tmp_path / "base"), **environment)
         assert words in answer["error"] and "\n" not in answer["error"] and "passed" not in printed, answer
