@@ -150,7 +150,7 @@ def _downloaded(snapshot: Snapshot, name: str) -> Path:
 
     The client begins a file anew in every process, and leaves what it has to nobody where it is killed. So a large file comes
     under a name that its hash gives, is taken up there by a range request, and is put where the client looks for it; by plain
-    HTTP, as the Hub's other protocol, Xet, can't go on with a part of a file.
+    HTTP, as by the Hub's other protocol, Xet, the client writes a file anew as well.
     """
     from huggingface_hub import constants, hf_hub_download, hf_hub_url
     from huggingface_hub.utils import WeakFileLock
