@@ -22,11 +22,10 @@ import torch
 import yaml
 
 from quant import hub
-from quant.architectures import architecture_of
 from quant.checkpoint import DTYPES, Checkpoint, TensorInfo, read_config, shard_paths
-from quant.corpus import FEW_LINES, TextSource
+from quant.corpus import FEW_LINES, TextSource, count_lines
 from quant.errors import InputError, first_line
-from quant.fetch import CARD, TOKENIZERS, ModelSource, needed_files, weight_files
+from quant.fetch import CARD, TOKENIZERS, ModelSource, needed_files, require_tokenizer, require_usable, weight_files
 from quant.forecast import Forecast, Model, forecasts
 from quant.license import License
 from quant.methods import llama_cpp
@@ -56,6 +55,8 @@ def facts_of(source: ModelSource) -> Facts:
     if source.is_local:
         folder = Path(source.source)
         checkpoint = Checkpoint(folder)
+        require_usable(checkpoint.config, source.source)
+        require_tokenizer(folder)
         return Facts(source.source, folder, Model(checkpoint.config, checkpoint.tensors), checkpoint.dtype,
                      len(shard_paths(folder)), 0, License.from_card(folder / CARD))
     snapshot = hub.resolve(source.source, source.revision)
@@ -63,6 +64,7 @@ def facts_of(source: ModelSource) -> Facts:
     weights = weight_files(snapshot)
     small = [name for name in names if name not in weights]
     folder = hub.fetch(snapshot, small)["config.json"].parent
+    require_usable(read_config(folder), source.source)
     tensors = _remote_tensors(snapshot, weights)
     model = Model(read_config(folder), tensors)
     return Facts(f"{source.source} at {snapshot.commit}", folder, model, _main_dtype(tensors.values()), len(weights),
@@ -73,13 +75,18 @@ def gguf_obstacle(model: Model, folder: Path) -> str | None:
     """What keeps llama.cpp from a model: its architecture, or a tokenizer that its converter does not know; None: nothing."""
     names = model.config.get("architectures") or []
     try:
+        if not names:
+            return "config.json names no architectures, by which llama.cpp's converter goes"
         if not set(names) & llama_cpp.supported_architectures():
-            return f"llama.cpp has no architecture for {', '.join(names) or model.config['model_type']}"
+            return f"llama.cpp has no architecture for {', '.join(names)}"
         if (folder / "tokenizer.model").is_file() or not (folder / "tokenizer.json").is_file():
             return None  # SentencePiece, which it reads; or files that tell only when they are converted
         from tokenizers import Tokenizer
 
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        try:
+            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        except Exception as error:  # the library has no narrower class
+            raise InputError(f"{folder / 'tokenizer.json'} can't be read: {first_line(error)}; fetch the model again") from error
         tokens, places = max(tokenizer.get_vocab().values(), default=-1) + 1, model.config.get("vocab_size")
         if places is not None and tokens > places:
             return f"the tokenizer has {tokens:,} tokens, the model places for {places:,}; llama.cpp's converter refuses that"
@@ -159,17 +166,13 @@ def describe_text(source: TextSource) -> str:
     if source.dataset is not None:
         snapshot = hub.resolve(source.dataset, source.revision, "dataset")
         return f"{source.source}: commit {snapshot.commit}, {len(snapshot.files)} files; streamed"
-    paths = [Path(source.source)] if Path(source.source).is_file() else sorted(Path(source.source).rglob("*.txt"))
-    if not paths:
-        raise InputError(f"corpus {source.source!r} is no text file and no folder of them; expected grammar, ptb, wikitext2, "
-                         "hub:owner/name, or a path")
-    lines = sum(bool(line.strip()) for path in paths for line in path.read_text(encoding="utf-8", errors="replace").splitlines())
+    lines = count_lines(source.source)
     few = f"; fewer than {FEW_LINES:,}: small differences between variants may be chance" if lines < FEW_LINES else ""
-    return f"{source.source}: {lines:,} lines{few}"
+    return f"{source.source}: {lines:,} line{'s' if lines > 1 else ''}{few}"
 
 
 def _remote_tensors(snapshot: hub.Snapshot, names: list[str]) -> dict[str, TensorInfo]:
-    """The headers of safetensors files on the Hub, some at a time; each must describe a file of the size the Hub lists."""
+    """The headers of safetensors files on the Hub, some at a time; none may describe more than the Hub lists."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import SafetensorsParsingError
 
@@ -181,10 +184,19 @@ def _remote_tensors(snapshot: hub.Snapshot, names: list[str]) -> dict[str, Tenso
         return Checkpoint(hub.fetch(snapshot, names)[names[0]].parent).tensors
     with hub.in_one_line(snapshot.repo, snapshot.commit), ThreadPoolExecutor(HEADERS_AT_ONCE) as pool:
         try:
-            for found in pool.map(header, names):
+            for file, found in zip(names, pool.map(header, names), strict=True):
+                strange = {one.dtype for one in found.tensors.values()} - set(DTYPES)
+                if strange:
+                    raise InputError(f"{snapshot.repo}: {file} holds tensors of dtype {', '.join(sorted(strange))}; expected one "
+                                     f"of {', '.join(DTYPES)}, so give a copy of the model in 16 or 32 bits")
+                end, listed = max((one.data_offsets[1] for one in found.tensors.values()), default=0), snapshot.files[file].size
+                if end > listed:
+                    raise InputError(f"{snapshot.repo}: {file} has {listed:,} bytes, its header says more than {end:,}: cut off")
                 tensors |= {name: TensorInfo(DTYPES[one.dtype], tuple(one.shape)) for name, one in found.tensors.items()}
-        except (SafetensorsParsingError, KeyError) as error:
+        except SafetensorsParsingError as error:
             raise InputError(f"{snapshot.repo} has a safetensors header that can't be read: {first_line(error)}") from None
+    if not tensors:
+        raise InputError(f"{snapshot.repo} holds no tensor; expected the weights of a model")
     return tensors
 
 
@@ -211,7 +223,6 @@ def main(words: list[str]) -> None:
     name, _, revision = words[0].partition("@") if not Path(words[0]).is_dir() else (words[0], "", "")
     text = describe_text(TextSource(words[1])) if len(words) == 2 else None
     facts = facts_of(ModelSource(name, revision or None))
-    architecture_of(facts.model.config)
     found = forecasts(facts.model, params, gguf_obstacle(facts.model, facts.folder))
     print(describe(facts, found, text, available_memory()))
 

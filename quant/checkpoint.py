@@ -53,6 +53,8 @@ class Checkpoint:
         self.tensors: dict[str, TensorInfo] = {}
         for path in shard_paths(self.folder):
             self.tensors.update(read_header(path))
+        if not self.tensors:
+            raise InputError(f"{folder} holds no tensor; expected the weights of a model")
 
     def read(self, name: str, buffer: torch.Tensor | None = None) -> torch.Tensor:
         """One tensor, in the dtype it is stored in; see `read_tensor`."""
@@ -84,15 +86,26 @@ def read_config(folder: Path) -> dict:
     return config
 
 
+def shard_names(index: Path) -> list[str]:
+    """The files that an index of weights names. Raises InputError unless each is a safetensors file beside it."""
+    try:
+        names = sorted(set(read_json(index)["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise InputError(f"{index} is not an index of weights ({first_line(error)}); fetch the model again") from None
+    if not names:
+        raise InputError(f"{index} names no file of weights; fetch the model again")
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+            raise InputError(f"{index} names {name!r}; expected safetensors files in its own folder; refused")
+    return names
+
+
 def shard_paths(folder: Path) -> list[Path]:
     """The safetensors files of a folder: those its index names, or model.safetensors."""
     folder = Path(folder)
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(read_json(index)["weight_map"].values()))
-        if any(Path(name).name != name for name in names):
-            raise InputError(f"{index} names a file outside its folder; refused")
-        paths = [folder / name for name in names]
+        paths = [folder / name for name in shard_names(index)]
         missing = [path.name for path in paths if not path.is_file()]
         if missing:
             raise InputError(f"{folder} lacks {', '.join(missing)}, which its index names; fetch the model again")
@@ -120,6 +133,8 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
             header = json.loads(file.read(length))
             header.pop("__metadata__", None)
             infos = {name: _tensor_info(path, 8 + length, entry) for name, entry in header.items()}
+        except InputError:
+            raise
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{path} has a corrupt header ({first_line(error)}); fetch it again") from None
     end = 8 + length
@@ -136,7 +151,8 @@ def _tensor_info(path: Path, data: int, entry: Mapping) -> TensorInfo:
     begin, stop = entry["data_offsets"]
     shape = entry["shape"]
     if entry["dtype"] not in DTYPES:
-        raise ValueError(f"dtype {entry['dtype']}")
+        raise InputError(f"{path} holds tensors of dtype {entry['dtype']}; expected one of {', '.join(DTYPES)}, so give a copy "
+                         "of the model in 16 or 32 bits")
     if not all(isinstance(n, int) and n >= 0 for n in (*shape, begin, stop)):
         raise ValueError(f"shape {shape}, offsets {begin} to {stop}")
     info = TensorInfo(DTYPES[entry["dtype"]], tuple(shape), path, data + begin)

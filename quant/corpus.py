@@ -218,21 +218,23 @@ def _read_dataset(source: TextSource) -> Corpus:
     if not hub.is_commit(source.revision):
         print(f"{source.source}: {source.revision or 'main'} is commit {snapshot.commit}; to get the same text every time, pin "
               f"it: -S data.revision={snapshot.commit}, or in params.yaml", flush=True)
+    hub.check_access(snapshot)
     split, column = source.split or "test", source.column or "text"
     with hub.in_one_line(source.dataset, snapshot.commit):
         try:
             rows = datasets.load_dataset(source.dataset, source.config, split=split, revision=snapshot.commit, streaming=True)
             first = next(iter(rows), {})
-            texts = [name for name, value in first.items() if isinstance(value, str)]
+            texts = [name for name, value in first.items() if value is None or isinstance(value, str)]
             if column not in texts:
                 raise InputError(f"{source.source} has no column of text called {column!r}; set data.column to one of "
                                  f"{', '.join(texts) or 'none: it has no text'}")
             about = Corpus(source.source, (), revision=snapshot.commit, license=_dataset_license(snapshot), split=split)
-            return _chosen((row[column] for row in rows.select_columns(column)), source, about)
-        except ValueError as error:
-            if isinstance(error, InputError):
+            return _chosen((row[column] or "" for row in rows.select_columns(column)), source, about)
+        except (ValueError, RuntimeError, StopIteration, datasets.exceptions.DatasetsError) as error:
+            if isinstance(error, InputError) or hub.http_error(error) is not None:
                 raise
-            raise InputError(f"{source.source}, config {source.config}, split {split}: {first_line(error)}") from None
+            reason = "it has no rows" if isinstance(error, StopIteration) else first_line(error)
+            raise InputError(f"{source.source}, config {source.config}, split {split}: {reason}") from None
 
 
 def _dataset_license(snapshot: hub.Snapshot) -> str | None:
@@ -242,9 +244,17 @@ def _dataset_license(snapshot: hub.Snapshot) -> str | None:
     return license.label if license.id else None
 
 
+def count_lines(source: str) -> int:
+    """Lines of text in a file or a folder, read as `read_corpus` reads them, and with its errors."""
+    count = sum(_check_utf8(path) for path in _text_files(source))
+    if not count:
+        raise InputError(f"corpus {source} has no line of text; expected one sentence per line")
+    return count
+
+
 def _chosen(rows: Iterable[str], source: TextSource, about: Corpus) -> Corpus:
-    """The lines of all rows; a row of a dataset may hold several."""
-    lines = (line.strip() for row in rows for line in row.splitlines())
+    """The lines of all rows; a row of a dataset may hold several, and the first of a file a mark of the byte order."""
+    lines = (line.strip() for row in rows for line in row.removeprefix("\ufeff").splitlines())
     chosen = tuple(islice((line for line in lines if line), source.sentences))
     if not chosen:
         raise InputError(f"corpus {source.source} has no line of text; expected one sentence per line")
@@ -275,13 +285,16 @@ def _read_files(paths: list[Path]) -> list[str]:
         return list(datasets.Dataset.from_text(names, cache_dir=cache, keep_in_memory=True)["text"])
 
 
-def _check_utf8(path: Path) -> None:
+def _check_utf8(path: Path) -> int:
+    """How many of a file's lines hold text."""
+    count = 0
     if path.stat().st_size == 0:
         raise InputError(f"corpus {path} is empty; expected one sentence per line")
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             try:
-                line.decode("utf-8")
+                count += sum(bool(part.strip()) for part in line.decode("utf-8").splitlines())
             except UnicodeDecodeError as error:
                 raise InputError(f"corpus {path} is not UTF-8: line {number}, {first_line(error)}; convert it, "
                                  "for example with iconv -f latin1 -t utf-8") from None
+    return count

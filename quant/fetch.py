@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,8 +11,8 @@ from pathlib import Path
 from quant import hub
 from quant.architectures import architecture_of
 from quant.artifact import COMPANION_KINDS, COMPANIONS, copy_companions
-from quant.checkpoint import Checkpoint, read_config, shard_paths
-from quant.errors import InputError, first_line
+from quant.checkpoint import Checkpoint, read_config, shard_names, shard_paths
+from quant.errors import InputError
 from quant.files import whole_folder, write_manifest
 from quant.hub import RemoteFile, Snapshot
 from quant.license import License
@@ -74,10 +73,25 @@ def fetch_model(model: ModelSource, out: Path) -> None:
               f"it: -S model.revision={snapshot.commit}, or in params.yaml", flush=True)
     names = needed_files(snapshot)
     folder = hub.fetch(snapshot, ["config.json"])["config.json"].parent
-    architecture_of(read_config(folder))  # before the weights come
+    require_usable(read_config(folder), model.source)  # before the weights come
     hub.announce(snapshot, names, copy_to=out)
     hub.fetch(snapshot, names)
     _copy(folder, out, model.source, snapshot.commit)
+
+
+def require_usable(config: Mapping, name: str) -> None:
+    """Raises InputError unless a model of this config can be quantized: a known architecture, and not quantized already."""
+    architecture_of(config)
+    done = config.get("quantization_config")
+    if done is not None:
+        method = done.get("quant_method", "by a method it doesn't name") if isinstance(done, Mapping) else done
+        raise InputError(f"{name} is quantized already ({method}); give the model that it was made from, which its page or card "
+                         "names")
+
+
+def require_tokenizer(folder: Path) -> None:
+    if not any((folder / name).is_file() for name in TOKENIZERS):
+        raise InputError(f"{folder} has no tokenizer; expected {' or '.join(TOKENIZERS)} beside the weights")
 
 
 def needed_files(snapshot: Snapshot) -> list[str]:
@@ -101,11 +115,7 @@ def weight_files(snapshot: Snapshot) -> list[str]:
     """The safetensors files of a repository: those its index names, or model.safetensors."""
     held: Mapping[str, RemoteFile] = snapshot.files
     if INDEX in held:
-        path = hub.fetch(snapshot, [INDEX])[INDEX]
-        try:
-            shards = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise InputError(f"{snapshot.repo}: {INDEX} is not an index of weights ({first_line(error)})") from None
+        shards = shard_names(hub.fetch(snapshot, [INDEX])[INDEX])
         missing = [name for name in shards if name not in held]
         if missing:
             raise InputError(f"{snapshot.repo}{_as_cached(snapshot)} lacks {', '.join(missing)}, which its index names")
@@ -126,9 +136,8 @@ def _as_cached(snapshot: Snapshot) -> str:
 
 def _copy(source: Path, out: Path, name: str, commit: str | None) -> None:
     checkpoint = Checkpoint(source)
-    architecture_of(checkpoint.config)
-    if not any((source / tokenizer).is_file() for tokenizer in TOKENIZERS):
-        raise InputError(f"{source} has no tokenizer; expected {' or '.join(TOKENIZERS)} beside the weights")
+    require_usable(checkpoint.config, name)
+    require_tokenizer(source)
     license = License.from_card(source / CARD)
     shards = shard_paths(source)
     with whole_folder(out) as folder:

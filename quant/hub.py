@@ -1,12 +1,13 @@
 """The Hugging Face Hub: what a repository holds at one commit, its files fetched and checked, and its failures in one line.
 
 All of it goes through the Hub's own client, so HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE, HF_TOKEN and `hf auth login` work as
-everywhere. Fetched files stay in the client's cache: a download that was stopped keeps what it has, a second one of the same
-commit fetches nothing, and offline the cache is all there is.
+everywhere. Fetched files stay in the client's cache: a download that was stopped, even killed, is taken up where it stopped, a
+second one of the same commit fetches nothing, and offline the cache is all there is.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import re
 import shutil
@@ -17,12 +18,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException
+from json import JSONDecodeError
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
 from quant.errors import InputError, first_line
-from quant.files import sha256_of
+from quant.files import sha256_of, whole_file
 from quant.units import duration, size
 
 TIMEOUT = 10  # seconds to wait for the Hub to answer
@@ -84,9 +86,24 @@ def resolve(repo: str, revision: str | None, kind: str = "model") -> Snapshot:
             return cached
         if not is_commit(revision):  # so that the cache knows it too, when the Hub is out of reach
             patiently(lambda: api.resolve_revision(repo, revision=revision, repo_type=kind))
-    files = {file.rfilename: RemoteFile(file.size or 0, file.lfs and file.lfs.sha256, None if file.lfs else file.blob_id)
-             for file in info.siblings}
-    return Snapshot(repo, kind, info.sha, files)
+    return Snapshot(repo, kind, info.sha, files_of(info))
+
+
+def files_of(info) -> dict[str, RemoteFile]:
+    """The files that the client's answer about a repository lists, by name."""
+    return {file.rfilename: RemoteFile(file.size or 0, file.lfs and file.lfs.sha256, None if file.lfs else file.blob_id)
+            for file in info.siblings or []}
+
+
+def check_access(snapshot: Snapshot) -> None:
+    """InputError unless its files may be fetched: of a gated repository all may see the listing, and perhaps the card."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+    name = max(snapshot.files, key=lambda name: snapshot.files[name].size, default=None)
+    if name is not None:
+        with in_one_line(snapshot.repo, snapshot.commit):
+            url = hf_hub_url(snapshot.repo, name, repo_type=snapshot.kind, revision=snapshot.commit)
+            patiently(lambda: get_hf_file_metadata(url, timeout=TIMEOUT))
 
 
 def announce(snapshot: Snapshot, names: list[str], copy_to: Path) -> None:
@@ -98,7 +115,7 @@ def announce(snapshot: Snapshot, names: list[str], copy_to: Path) -> None:
 
     absent = [name for name in names if not isinstance(
         try_to_load_from_cache(snapshot.repo, name, revision=snapshot.commit, repo_type=snapshot.kind), str)]
-    come = sum(snapshot.files[name].size for name in absent)
+    come = sum(snapshot.files[name].size - _begun(snapshot, name) for name in absent)
     cache = _existing(Path(constants.HF_HUB_CACHE))
     needed = {cache: come}
     beside = _existing(copy_to)
@@ -118,31 +135,85 @@ def announce(snapshot: Snapshot, names: list[str], copy_to: Path) -> None:
 def fetch(snapshot: Snapshot, names: Iterable[str]) -> dict[str, Path]:
     """Files of a snapshot by name, from the cache or the Hub, each checked against the hash that the Hub has for it.
 
-    A file with a wrong hash is deleted. A cut connection is taken up where it broke off.
+    A file with a wrong hash is deleted. A cut connection is taken up where it broke off, also by another process.
     """
-    from huggingface_hub import hf_hub_download
-
     paths = {}
     with in_one_line(snapshot.repo, snapshot.commit):
         for name in names:
-            paths[name] = Path(patiently(lambda name=name: hf_hub_download(
-                snapshot.repo, name, repo_type=snapshot.kind, revision=snapshot.commit, etag_timeout=TIMEOUT)))
+            paths[name] = patiently(lambda name=name: _downloaded(snapshot, name))
             _check(paths[name], name, snapshot)
     return paths
 
 
+def _downloaded(snapshot: Snapshot, name: str) -> Path:
+    """A file in the client's cache, brought there if need be.
+
+    The client begins a file anew in every process, and leaves what it has to nobody where it is killed. So a large file comes
+    under a name that its hash gives, is taken up there by a range request, and is put where the client looks for it; by plain
+    HTTP, as by the Hub's other protocol, Xet, the client writes a file anew as well.
+    """
+    from huggingface_hub import constants, hf_hub_download, hf_hub_url
+    from huggingface_hub.utils import WeakFileLock
+
+    blob, count = _blob(snapshot, name), snapshot.files[name].size
+    if blob and not blob.exists() and count <= constants.MAX_HTTP_DOWNLOAD_SIZE:
+        locks = Path(constants.HF_HUB_CACHE) / ".locks" / blob.parent.parent.name  # the client's own, so that it waits as well
+        for folder in (blob.parent, locks):
+            folder.mkdir(parents=True, exist_ok=True)
+        url = hf_hub_url(snapshot.repo, name, repo_type=snapshot.kind, revision=snapshot.commit)
+        with WeakFileLock(locks / f"{blob.name}.lock"):
+            if not blob.exists():  # brought by another process meanwhile
+                _take_up(blob, url, count, name)
+    return Path(hf_hub_download(snapshot.repo, name, repo_type=snapshot.kind, revision=snapshot.commit, etag_timeout=TIMEOUT))
+
+
+def _take_up(blob: Path, url: str, count: int, name: str) -> None:
+    """Bring the `count` bytes at `url` to `blob`, those that are missing of what a download before it left."""
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers
+
+    partial = _partial(blob)
+    if partial.exists() and partial.stat().st_size > count:
+        partial.unlink()
+    with open(partial, "ab") as file:
+        http_get(url, file, resume_size=file.tell(), headers=build_hf_headers(), expected_size=count, displayed_filename=name)
+    partial.replace(blob)
+
+
+def _blob(snapshot: Snapshot, name: str) -> Path | None:
+    """Where the client's cache has the content of a large file, which it calls by its sha256; None for a small one."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    sha256 = snapshot.files[name].sha256
+    if sha256 is None or not LINKED.fullmatch(sha256):
+        return None
+    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=snapshot.repo, repo_type=snapshot.kind) / "blobs" / sha256
+
+
+def _partial(blob: Path) -> Path:
+    return blob.with_name(f"{blob.name}.incomplete")
+
+
+def _begun(snapshot: Snapshot, name: str) -> int:
+    """Bytes of a file that a download which was stopped left."""
+    blob = _blob(snapshot, name)
+    partial = blob and _partial(blob)
+    return min(partial.stat().st_size, snapshot.files[name].size) if partial and partial.is_file() else 0
+
+
 def fetch_file(url: str, sha256: str, out: Path) -> Path:
-    """Download a file, and refuse it unless it has the sha256 that is expected."""
-    try:
-        with urllib.request.urlopen(url, timeout=30) as response, open(out, "wb") as file:
-            shutil.copyfileobj(response, file)
-    except (OSError, HTTPException) as error:
-        raise InputError(f"can't fetch {url}: {first_line(error)}; "
-                         "fetch it elsewhere and give the file's path as the source") from None
-    found = sha256_of(out)
-    if found != sha256:
-        out.unlink()
-        raise InputError(f"{url} has sha256 {found}, expected {sha256}; refused")
+    """Download a small file to `out`, which is there only if it has the sha256 that is expected."""
+    with whole_file(out) as partial:
+        try:
+            with urllib.request.urlopen(url, timeout=30) as response:
+                partial.write_bytes(response.read())  # at once: read piece by piece, a cut body would not be noticed
+        except (OSError, HTTPException) as error:
+            raise InputError(f"can't fetch {url}: {first_line(error)}; "
+                             "fetch it elsewhere and give the file's path as the source") from None
+        found = sha256_of(partial)
+        if found != sha256:
+            raise InputError(f"{url} has sha256 {found}, expected {sha256}; refused")
     return out
 
 
@@ -154,14 +225,34 @@ def in_one_line(repo: str, revision: str | None = None) -> Iterator[None]:
 
     try:
         yield
+    except InputError:
+        raise
     except (httpx2.HTTPError, OfflineModeIsEnabled, EntryNotFoundError, HFValidationError, RevisionResolutionError) as error:
-        raise InputError(_without_token(_explain(error, repo, revision))) from None
-    except (OSError, RuntimeError) as error:  # the client wraps in a RuntimeError what broke an upload
-        if isinstance(error.__cause__, httpx2.HTTPError):
-            raise InputError(_without_token(_explain(error.__cause__, repo, revision))) from None
-        if getattr(error, "errno", None) is not None:  # the machine's own, such as a full disk
+        raise InputError(without_secrets(_explain(error, repo, revision))) from None
+    except JSONDecodeError as error:
+        raise InputError(f"{_host()} does not answer as a Hub does for {repo} ({first_line(error)}): perhaps the page of a proxy "
+                         "or of a network that wants a login; check the network and HF_ENDPOINT") from None
+    except (OSError, RuntimeError, ValueError) as error:  # the client wraps in a RuntimeError what broke an upload
+        if http_error(error) is not None:
+            raise InputError(without_secrets(_explain(http_error(error), repo, revision))) from None
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # told by whoever writes to that disk
             raise
-        raise InputError(_without_token(f"{repo} on {_host()}: {first_line(error)}; run the same command again")) from None
+        if getattr(error, "errno", None) is not None:
+            raise InputError(f"{repo}: {first_line(error)}; HF_HOME names the folder where the Hub's client keeps files and "
+                             "token, and this user must be able to write there") from None
+        if isinstance(error, UnicodeEncodeError):
+            raise InputError(f"{repo}: a token or an address holds a character that can't be sent ({error.reason}); check "
+                             "HF_TOKEN and HF_ENDPOINT") from None
+        raise InputError(without_secrets(f"{repo} on {_host()}: {first_line(error)}; run the same command again")) from None
+
+
+def http_error(error: BaseException | None) -> BaseException | None:
+    """The answer of the Hub, or of the network, that stands behind an error; None where there is none."""
+    import httpx2
+
+    while error is not None and not isinstance(error, httpx2.HTTPError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def patiently(call: Callable[[], Answer]) -> Answer:
@@ -184,7 +275,7 @@ def patiently(call: Callable[[], Answer]) -> Answer:
             if wait is None:
                 raise
             reason = f"broke off ({first_line(error)})"
-        print(f"{_host()} {reason}; trying again in {wait} s", file=sys.stderr, flush=True)
+        print(without_secrets(f"{_host()} {reason}; trying again in {wait} s"), file=sys.stderr, flush=True)
         time.sleep(wait)
     raise AssertionError("the last round returns or raises")
 
@@ -213,6 +304,11 @@ def _by_blob(file) -> RemoteFile:
                       known if known and len(known) == 40 else None)
 
 
+def git_hash(data: bytes) -> str:
+    """The name that git gives to a content."""
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+
+
 def _existing(path: Path) -> Path:
     """The nearest folder above that is there."""
     path = path.absolute()
@@ -224,9 +320,7 @@ def _check(path: Path, name: str, snapshot: Snapshot) -> None:
     if expected.sha256:
         kind, wanted, found = "sha256", expected.sha256, sha256_of(path)
     elif expected.git_sha1:
-        data = path.read_bytes()  # small: whatever is large is LFS
-        git = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False)
-        kind, wanted, found = "git hash", expected.git_sha1, git.hexdigest()
+        kind, wanted, found = "git hash", expected.git_sha1, git_hash(path.read_bytes())  # small: whatever is large is LFS
     else:
         return
     if found != wanted:
@@ -256,7 +350,8 @@ def _explain(error: BaseException, repo: str, revision: str | None) -> str:
         return (f"{where} is not (whole) in the cache {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE forbids to fetch it; unset "
                 "it, or give a local folder")
     if isinstance(error, GatedRepoError):
-        return f"{repo} is gated ({status}): accept its terms at {constants.ENDPOINT}/{repo}, then run this again ({login})"
+        page = f"datasets/{repo}" if f"/datasets/{repo}" in error.response.url.path else repo
+        return f"{repo} is gated ({status}): accept its terms at {constants.ENDPOINT}/{page}, then run this again ({login})"
     if isinstance(error, RevisionNotFoundError):
         return f"{repo} has no revision {revision!r} (404); its page lists its branches, tags and commits"
     if status == 401:
@@ -269,7 +364,7 @@ def _explain(error: BaseException, repo: str, revision: str | None) -> str:
         asked = error.response.headers.get("Retry-After")
         return f"{where}: {_host()} has had too many requests (429); wait{f' {asked} s' if asked else ''} and run this again"
     if status is not None and status >= 500:
-        return f"{where}: {_host()} fails ({status}); try again later: what has been fetched is kept"
+        return f"{where}: {_host()} fails ({status}); try again later: what has come or gone so far is kept"
     if status is not None:
         return f"{where}: {_host()} answers {status}: {first_line(error)}"
     return (f"can't reach {_host()} for {where}: {first_line(error)}; check the network, the proxy and HF_ENDPOINT, or give a "
@@ -280,12 +375,13 @@ def _host() -> str:
     """The Hub's host, without a password that HF_ENDPOINT may carry."""
     from huggingface_hub import constants
 
-    parts = urlsplit(constants.ENDPOINT)
-    return parts.hostname + (f":{parts.port}" if parts.port else "")
+    return urlsplit(constants.ENDPOINT).netloc.rpartition("@")[2] or constants.ENDPOINT
 
 
-def _without_token(text: str) -> str:
-    from huggingface_hub import get_token
+def without_secrets(text: str) -> str:
+    """Without the token, and without the user and password that HF_ENDPOINT may carry."""
+    from huggingface_hub import constants, get_token
 
-    token = get_token()
-    return text.replace(token, "***") if token else text
+    for secret in (get_token(), urlsplit(constants.ENDPOINT).netloc.rpartition("@")[0]):
+        text = text.replace(secret, "***") if secret else text
+    return text

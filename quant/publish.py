@@ -1,14 +1,15 @@
 """A variant out to the Hub: its files and a card made from this run's metrics, in one commit.
 
 Nothing is sent before `push`; `publication` only reads. What exists on the Hub is not overwritten unless a branch is named or the
-user confirms. An upload that was cut is repeated by the same call: the Hub keeps the large files it has received.
+user confirms. An upload that was cut is repeated by the same call: the Hub keeps the large files it has received, and a
+repository that holds the very same already is left as it is.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jinja2
@@ -16,7 +17,7 @@ import yaml
 
 from quant import hub
 from quant.errors import InputError
-from quant.files import read_json
+from quant.files import read_json, sha256_of
 from quant.license import License
 from quant.units import size
 from quant.variants import Variant
@@ -79,9 +80,8 @@ def publication(variant: Variant, repo: str, reports: Path = Path("reports"), co
     if variant.family == "gguf":
         file_type = read_json(variant.folder / "manifest.json")["type"]
         files = {f"{Path(base['source']).name}-{file_type}.gguf": variant.folder / "model.gguf"}
-    license = License(**base["license"])
     card = render_card(variant, repo, base, list(files), reports, code)
-    return Publication(variant.name, repo, files, card, license.warning)
+    return Publication(variant.name, repo, files, card, License(**base["license"]).warning)
 
 
 def render_card(variant: Variant, repo: str, base: Mapping, names: list[str], reports: Path, code: str | None) -> str:
@@ -92,6 +92,10 @@ def render_card(variant: Variant, repo: str, base: Mapping, names: list[str], re
     rows = [(heading, form.format(base_metrics[key]), form.format(metrics[key]))
             for key, (heading, form) in TABLE.items() if key in metrics]
     license = License(**base["license"])
+    if base["revision"] is None:  # a folder's path tells about this machine, and nothing to a reader
+        base = {**base, "source": Path(base["source"]).name}
+    elif license.link and "://" not in license.link:  # a file beside the base model's card
+        license = replace(license, link=f"https://huggingface.co/{base['source']}/blob/{base['revision']}/{license.link}")
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(HERE), undefined=jinja2.StrictUndefined, trim_blocks=True,
                                      lstrip_blocks=True, keep_trailing_newline=True, autoescape=False)
     return environment.get_template("card.md.jinja").render(
@@ -113,42 +117,69 @@ def render_card(variant: Variant, repo: str, base: Mapping, names: list[str], re
 
 
 def push(what: Publication, revision: str | None, public: bool, confirm: Callable[[str], bool]) -> str:
-    """Send a publication in one commit; the address of what is then on the Hub.
+    """Send a publication in one commit, unless it is there already; what was done, and the address on the Hub.
 
     revision: a branch to push to, made where it is missing; None: main, and only where the repository is new or empty, or where
     confirm(question) says yes. public: whether a new repository can be seen by all.
     """
-    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub import CommitOperationAdd, HfApi, constants
     from huggingface_hub.errors import RepositoryNotFoundError
     from huggingface_hub.utils import disable_progress_bars
+
+    if constants.is_offline_mode():
+        raise InputError("HF_HUB_OFFLINE is set, and a push needs the Hub; unset it")
 
     if not sys.stderr.isatty():  # in a file a bar is noise
         disable_progress_bars()
     api = HfApi()
     with hub.in_one_line(what.repo, revision):
+        def listed(branch: str | None):
+            return hub.patiently(lambda: api.model_info(what.repo, revision=branch, files_metadata=True, timeout=hub.TIMEOUT))
+
         try:
-            info = hub.patiently(lambda: api.model_info(what.repo, timeout=hub.TIMEOUT))
+            info = listed(None)
         except RepositoryNotFoundError:
-            api.create_repo(what.repo, private=not public)
-            info = hub.patiently(lambda: api.model_info(what.repo, timeout=hub.TIMEOUT))
-        held = {file.rfilename for file in info.siblings} - KEPT_ON_HUB
-        parent = info.sha
+            hub.patiently(lambda: api.create_repo(what.repo, private=not public, exist_ok=True))
+            info = listed(None)
         if revision is not None:
-            api.create_branch(what.repo, branch=revision, exist_ok=True)
-            parent = hub.patiently(lambda: api.model_info(what.repo, revision=revision, timeout=hub.TIMEOUT)).sha
-        elif held and not confirm(_question(what, held)):
+            hub.patiently(lambda: api.create_branch(what.repo, branch=revision, exist_ok=True))
+            info = listed(revision)
+        files = hub.files_of(info)
+        if _is_there(what, files):
+            return f"already there: {_address(what, info.sha)}"
+        held = set(files) - KEPT_ON_HUB
+        if revision is None and held and not confirm(_question(what, held)):
             raise InputError(f"{what.repo} exists and holds {len(held)} files; nothing was sent. Push beside them with "
                              "--revision BRANCH, confirm when asked, or choose another name")
         operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in what.files.items()]
         operations.append(CommitOperationAdd(path_in_repo="README.md", path_or_fileobj=what.card.encode()))
-        done = api.create_commit(what.repo, operations, commit_message=f"{what.variant}: quantized weights and card",
-                                 revision=revision, parent_commit=parent)
-    return f"{api.endpoint}/{what.repo}/tree/{done.oid}"
+        done = hub.patiently(lambda: api.create_commit(
+            what.repo, operations, commit_message=f"{what.variant}: quantized weights and card", revision=revision,
+            parent_commit=info.sha))
+    return f"pushed: {_address(what, done.oid)}"
+
+
+def _is_there(what: Publication, files: Mapping[str, hub.RemoteFile]) -> bool:
+    """Whether a repository with these files holds what would be sent, byte for byte."""
+    def same(name: str, path: Path) -> bool:
+        there = files[name]
+        return there.size == path.stat().st_size and (
+            sha256_of(path) == there.sha256 if there.sha256 else hub.git_hash(path.read_bytes()) == there.git_sha1)
+
+    if not {*what.files, "README.md"} <= set(files):
+        return False
+    return hub.git_hash(what.card.encode()) == files["README.md"].git_sha1 and all(map(same, what.files, what.files.values()))
+
+
+def _address(what: Publication, commit: str) -> str:
+    from huggingface_hub import constants
+
+    return hub.without_secrets(f"{constants.ENDPOINT}/{what.repo}/tree/{commit}")
 
 
 def _question(what: Publication, held: set[str]) -> str:
     over = sorted(held & {*what.files, "README.md"})
-    return (f"{what.repo} exists and holds {len(held)} files; {', '.join(over[:4]) or 'none'} {'...' if len(over) > 4 else ''}"
+    return (f"{what.repo} exists and holds {len(held)} files; {', '.join(over[:4]) or 'none'}{', ...' if len(over) > 4 else ''} "
             f"would be replaced. Type {what.repo} to go on: ")
 
 

@@ -28,10 +28,13 @@ def main(*words: str) -> None:
         raise InputError(f"variant {asked.variant!r}; expected one of {', '.join(v.name for v in known)}, or --all alone")
     found = [publication(variant, f"{asked.repo}-{variant.name}" if asked.all else asked.repo, code=asked.code)
              for variant in chosen]
+    if not asked.code and any(variant.family == "scratch" for variant in chosen):
+        print("note: weights quantized from scratch open with this pipeline; add --code URL, and the card says where it is",
+              flush=True)
     for one in found:
         print(one.listing(), flush=True)
         if asked.yes:
-            print(f"pushed: {push(one, asked.revision, asked.public, confirm(one.repo))}", flush=True)
+            print(push(one, asked.revision, asked.public, confirm(one.repo)), flush=True)
     if not asked.yes:
         print("nothing was sent; add --yes to send it", flush=True)
 
@@ -41,6 +44,7 @@ def confirm(repo: str):
         try:
             return input(question).strip() == repo
         except EOFError:  # nobody there to ask
+            print(flush=True)
             return False
 
     return answered

@@ -10,6 +10,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from quant.check import facts_of
 from quant.corpus import HubFile, TextSource, read_corpus, read_hub_file
 from quant.errors import InputError
 from quant.fetch import ModelSource, fetch_model
@@ -27,7 +28,11 @@ def rows(**values) -> list[str]:
     return read_hub_file(HubFile(**values))
 
 
-CALLS = {"model": model, "corpus": corpus, "rows": rows}
+def parameters(source: str) -> int:
+    return facts_of(ModelSource(source)).model.parameters
+
+
+CALLS = {"model": model, "parameters": parameters, "corpus": corpus, "rows": rows}
 
 for step in json.loads(sys.argv[1]):
     os.environ.update(step.get("environment", {}))

@@ -2,6 +2,7 @@
 
 import json
 import resource
+import shutil
 import subprocess
 import sys
 from contextlib import chdir
@@ -11,12 +12,12 @@ import torch
 import yaml
 from conftest import EMBEDDED, ROOT
 from hub_server import Hub
-from test_hub import CARD
+from test_hub import CARD, steps
 
 from quant.check import available_memory, describe, describe_text, facts_of, gguf_obstacle, main
 from quant.corpus import TextSource
 from quant.errors import InputError
-from quant.fetch import ModelSource
+from quant.fetch import ModelSource, fetch_model
 from quant.forecast import forecasts
 from quant.methods import gguf_sizes
 
@@ -37,6 +38,23 @@ def test_sizes_are_those_that_were_measured():
     for name in shared:
         assert found[name].file_bytes / 2**20 == pytest.approx(measured[name]["disk_mib"], rel=0.1), name
         assert found[name].held_bytes / 2**20 == pytest.approx(measured[name]["weights_mib"], rel=0.1), name
+
+
+def test_sizes_are_those_of_what_is_made(runtimes):
+    """Of every family, against the files and the opened model: memory to the byte, disk but for headers and a vocabulary."""
+    from quant.runners import open_runner
+
+    found = foretold(runtimes["base"],
+                     recipes={"int4": {"include": ["*"], "bits": 4, "group_size": 64, "symmetric": False}},
+                     bnb={"int8": {"type": "int8"}, "nf4": {"type": "nf4"}, "nf4-dq": {"type": "nf4", "double_quant": True}},
+                     gguf={"f16": {"type": "F16"}, "q8_0": {"type": "Q8_0"}, "q4_k_m": {"type": "Q4_K_M"}})
+    assert set(found) - {"base", "bf16"} == set(runtimes) - {"base", "converted"}
+    for name in set(found) - {"base", "bf16"}:
+        files = sum(path.stat().st_size for path in runtimes[name].iterdir() if path.suffix in (".safetensors", ".gguf"))
+        held = sum(held.bytes for held in open_runner(runtimes[name]).tensors())
+        mixed = name == "gguf-q4_k_m"  # llama.cpp gives some blocks more bits; a mean over many is foretold, and here is but one
+        assert found[name].file_bytes == pytest.approx(files, **({"rel": 0.15} if mixed else {"abs": 80_000})), name
+        assert found[name].held_bytes == pytest.approx(held, rel=0.15 if mixed else 0), name
 
 
 def test_a_model_on_the_hub_is_checked_without_its_weights(make_model, tmp_path):
@@ -98,6 +116,65 @@ def test_rows_that_k_quants_do_not_fit_are_told_as_llama_cpp_does_it(tmp_path):
     assert really == {"q5_0"} and foretold(EMBEDDED)["gguf-q4_k_m"].note is None
 
 
+@pytest.mark.parametrize(("name", "content", "message"), [
+    ("tokenizer.json", None, "has no tokenizer; expected tokenizer.json"),
+    ("model.safetensors", None, "has pickle weights only \\(pytorch_model.bin\\)"),
+    ("model.safetensors", b"\0" * 7, "is no whole safetensors file: 7 bytes"),
+    ("model.safetensors", b"\x02" + 7 * b"\0" + b"{}", "holds no tensor"),
+    ("model.safetensors", "float8", "holds tensors of dtype F8_E4M3; expected one of F64, .* copy of the model in 16 or 32 bits"),
+    ("config.json", b'{"model_type": "mamba"}', "architecture 'mamba' has no table of roles; known: gemma"),
+    ("config.json", b'{"model_type": "llama", "quantization_config": {"quant_method": "gptq"}}', "is quantized already .gptq"),
+])  # fmt: skip
+def test_a_folder_that_no_stage_can_start_from_is_refused_as_the_stage_does(make_model, tmp_path, name, content, message):
+    from safetensors.torch import save
+
+    folder = tmp_path / "model"
+    shutil.copytree(make_model("llama"), folder)
+    (folder / name).unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"pickle")
+    if content is not None:
+        eight = save({"model.norm.weight": torch.ones(4).to(torch.float8_e4m3fn)})
+        (folder / name).write_bytes(eight if content == "float8" else content)
+    with pytest.raises(InputError, match=message):
+        facts_of(ModelSource(str(folder)))
+    with pytest.raises(InputError, match=message):
+        fetch_model(ModelSource(str(folder)), tmp_path / "base")
+    assert not (tmp_path / "base").exists()
+
+
+def test_what_keeps_llama_cpp_from_a_model_is_told_of_files_that_are_not_right(make_model, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(make_model("llama"), folder)
+    (folder / "tokenizer.json").write_text("{}")
+    assert "tokenizer.json can't be read: Model missing" in foretold(folder)["gguf-f16"].obstacle
+    config = json.loads((folder / "config.json").read_text())
+    del config["architectures"]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert "names no architectures" in foretold(folder)["gguf-f16"].obstacle
+
+
+def test_a_header_on_the_hub_that_is_none_is_one_line(make_model, tmp_path):
+    """A header longer than any, one that describes more than the file has, one of no tensor, one of a dtype that is not known."""
+    from safetensors.torch import save
+
+    files = {path.name: path.read_bytes() for path in make_model("llama").iterdir()}
+    weights = files["model.safetensors"]
+    hub = Hub()
+    expected = [
+        ("endless", (1 << 40).to_bytes(8, "little") + weights[8:], "has a safetensors header that can't be read"),
+        ("cut", weights[:-100_000], "bytes, its header says more than"),
+        ("bare", b"\x02" + 7 * b"\0" + b"{}", "holds no tensor"),
+        ("float8", save({"a": torch.ones(4).to(torch.float8_e4m3fn)}), "holds tensors of dtype F8_E4M3"),
+    ]
+    for name, content, _ in expected:
+        hub.add(f"tiny/{name}", {**files, "model.safetensors": content})
+    calls = [{"call": "parameters", "with": {"source": f"tiny/{name}"}} for name, *_ in expected]
+    answers, _ = steps(hub, tmp_path / "home", *calls)
+    hub.close()
+    for (name, _, message), answer in zip(expected, answers, strict=True):
+        assert f"tiny/{name}" in answer["error"] and message in answer["error"] and "\n" not in answer["error"]
+
+
 def test_a_recipe_that_does_not_fit_and_a_type_that_is_none(make_model):
     rows = {"recipes": {"odd": {"group_size": 7}}, "gguf": {"x": {"type": "Q9_Z"}}, "bnb": {"x": {"type": "int4"}}}
     found = {one.name: one for one in forecasts(facts_of(ModelSource(str(make_model("gpt2")))).model, PARAMS | rows, None)}
@@ -135,7 +212,7 @@ def test_a_text_is_described(tmp_path):
 @pytest.mark.parametrize(("words", "message"), [
     (["nowhere"], "model 'nowhere' is no folder here and no Hub id"),
     ([], "expected MODEL \\[TEXT\\]"),
-    (["models/embedded", "no/such/text"], "corpus 'no/such/text' is no text file"),
+    (["models/embedded", "no/such/text"], "corpus 'no/such/text' is no file or folder here"),
 ])  # fmt: skip
 def test_what_can_not_be_checked_is_one_line(words, message):
     with chdir(ROOT), pytest.raises(InputError, match=message):

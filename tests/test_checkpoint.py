@@ -78,7 +78,7 @@ def test_a_header_of_absurd_length_is_refused_before_it_is_read(file):
     ({"config.json": '{"model_type": "gpt2"}', "model.safetensors.index.json": '{"weight_map": {"a": "x.safetensors"}}'},
      "lacks x.safetensors"),
     ({"config.json": '{"model_type": "gpt2"}', "model.safetensors.index.json": '{"weight_map": {"a": "../x.safetensors"}}'},
-     "outside its folder"),
+     "expected safetensors files in its own folder"),
 ])  # fmt: skip
 def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path, files, message):
     for name, text in files.items():

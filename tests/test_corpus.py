@@ -8,11 +8,12 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from conftest import ROOT
-from hub_server import Hub
+from hub_server import Fault, Hub
 from test_hub import steps
 
-from quant.corpus import WIKITEXT2, Corpus, TextSource, as_text, load_corpus, read_corpus, write_corpus
+from quant.corpus import WIKITEXT2, Corpus, TextSource, as_text, count_lines, load_corpus, read_corpus, write_corpus
 from quant.errors import InputError
+from quant.hub import fetch_file
 
 PTB = ROOT.parent / "shared" / "data" / "ptb" / "ptb.test.txt"
 
@@ -32,6 +33,37 @@ def test_a_file_is_its_lines(tmp_path):
     corpus = read(tmp_path / "text.txt")
     assert corpus.lines == ("one two", "three <unk> é") and corpus.words == 5 + 2
     assert read(tmp_path / "text.txt", 1).lines == ("one two",)
+
+
+@pytest.mark.parametrize("content", [b"one\r\ntwo\r\n", b"\xef\xbb\xbfone\ntwo", b"one\rtwo\r", "one\u2028two".encode()])
+def test_line_ends_and_marks_of_other_systems_are_no_text(tmp_path, content):
+    """Windows, old Mac and Unicode line ends, and the mark that Windows puts before UTF-8."""
+    (tmp_path / "text.txt").write_bytes(content)
+    assert read(tmp_path / "text.txt").lines == ("one", "two") and count_lines(str(tmp_path / "text.txt")) == 2
+
+
+def test_a_line_of_many_megabytes_is_one_line(tmp_path):
+    (tmp_path / "text.txt").write_bytes(b"word " * 3_000_000 + b"\nend\n")
+    corpus = read(tmp_path / "text.txt")
+    assert (len(corpus.lines), corpus.words) == (2, 3_000_003)
+
+
+def test_a_file_at_an_address_is_checked_and_refused_in_one_line(tmp_path):
+    """How the Penn Treebank comes, from a server of our own."""
+    hub = Hub()
+    commit = hub.add("tiny/text", {"a.txt": b"one\ntwo\n"}, kind="dataset")
+    url, out = f"{hub.endpoint}/datasets/tiny/text/resolve/{commit}/a.txt", tmp_path / "a.txt"
+    assert fetch_file(url, hashlib.sha256(b"one\ntwo\n").hexdigest(), out).read_bytes() == b"one\ntwo\n"
+    out.unlink()
+    with pytest.raises(InputError, match=f"{url} has sha256 .*, expected {'0' * 64}; refused"):
+        fetch_file(url, "0" * 64, out)
+    assert not out.exists()
+    hub.faults.append(Fault("GET *", times=1, cut_after=3))
+    for address, message in [(url, "IncompleteRead"), (f"{url}t", "404"), ("http://127.0.0.1:1/a.txt", "refused")]:
+        with pytest.raises(InputError, match=f"can't fetch {address}: .*{message}.*fetch it elsewhere"):
+            fetch_file(address, "0" * 64, out)
+        assert not out.exists()
+    hub.close()
 
 
 def test_a_folder_is_its_text_files_in_order(tmp_path):
@@ -63,6 +95,8 @@ def test_a_file_without_text_is_refused(tmp_path, content, message):
     (tmp_path / "text.txt").write_bytes(content)
     with pytest.raises(InputError, match=message):
         read(tmp_path / "text.txt")
+    with pytest.raises(InputError, match=message):
+        count_lines(str(tmp_path / "text.txt"))
 
 
 @pytest.mark.parametrize(("source", "sentences", "message"), [
@@ -125,6 +159,12 @@ def test_a_dataset_of_the_hub_through_datasets(tmp_path):
     repository.commits[WIKITEXT2.commit] = hub.files(WIKITEXT2.repo, kind="dataset")
     pinned = parquet(text=[" = Title = \n", ""])
     commit = hub.add("tiny/pinned", {"test.parquet": pinned}, kind="dataset")
+    for kind, content in {"nulls": b'{"text": null}\n{"text": "one"}\n{"text": null}\n', "bare": b"",
+                          "broken": b'{"text": nope\n'}.items():
+        hub.add(f"tiny/{kind}", {"train.jsonl": content}, kind="dataset")
+    hub.add("tiny/script", {"script.py": b"raise SystemExit"}, kind="dataset")
+    hub.add("tiny/gated", {"README.md": b"", "train.jsonl": b'{"text": "one"}'}, kind="dataset", token="none", gated=True)
+    hub.faults.append(Fault("GET /datasets/tiny/nulls/resolve/*", status=503))
 
     def corpus(source, **values):
         return {"call": "corpus", "with": {"source": source, **values}}
@@ -138,6 +178,11 @@ def test_a_dataset_of_the_hub_through_datasets(tmp_path):
         (corpus("hub:tiny/text", config="row", column="sentence"), "config row, split test: BuilderConfig 'row' not found"),
         (corpus("hub:tiny/text", split="tost", **raw), "Bad split: tost. Available splits: ['test', 'train']"),
         (corpus("hub:tiny/none"), "asks who you are (401)"),
+        (corpus("hub:tiny/nulls", split="train"), {"lines": ["one"]}),
+        (corpus("hub:tiny/bare", split="train"), "config None, split train: it has no rows"),
+        (corpus("hub:tiny/broken", split="train"), "JSON parse error"),
+        (corpus("hub:tiny/script"), "Dataset scripts are no longer supported"),
+        (corpus("hub:tiny/gated", split="train"), f"is gated (401): accept its terms at {hub.endpoint}/datasets/tiny/gated"),
         (corpus("wikitext2"), f"expected {WIKITEXT2.sha256}; refused"),
         ({"call": "rows", "with": {"repo": "tiny/pinned", "commit": commit, "name": "test.parquet",
                                    "sha256": hashlib.sha256(pinned).hexdigest()}}, [" = Title = \n", ""]),

@@ -3,11 +3,13 @@
 import json
 import os
 import pty
+import re
 import shutil
 import subprocess
 import sys
 import termios
 import threading
+import time
 
 import pytest
 import torch
@@ -62,8 +64,8 @@ def fetch(source, out, revision=None, **environment):
     return {"call": "model", "with": {"source": source, "revision": revision, "out": str(out)}, "environment": environment}
 
 
-def test_a_sharded_model_comes_through_the_stage_with_what_is_needed_and_resumes(hub, make_model, tmp_path):
-    """python stages/download.py on a terminal, with the line cut twice in a shard, and then without the Hub."""
+def sharded(make_model):
+    """A model in two shards: its files without them, the shards and their index, and the second one's 24 MiB."""
     from safetensors.torch import load, save
 
     files = {path.name: path.read_bytes() for path in make_model("llama", torch.bfloat16).iterdir()}
@@ -72,6 +74,12 @@ def test_a_sharded_model_comes_through_the_stage_with_what_is_needed_and_resumes
     names = dict.fromkeys(load(files["model.safetensors"]), first) | {"model.extra.weight": second}
     shards = {first: files.pop("model.safetensors"), second: large,
               "model.safetensors.index.json": json.dumps({"metadata": {}, "weight_map": names}).encode()}
+    return files, shards, large
+
+
+def test_a_sharded_model_comes_through_the_stage_with_what_is_needed_and_resumes(hub, make_model, tmp_path):
+    """python stages/download.py on a terminal, with the line cut twice in a shard, and then without the Hub."""
+    files, shards, large = sharded(make_model)
     commit = hub.add("tiny/model", {**files, **shards, **NOT_NEEDED, "README.md": CARD})
     hub.faults.append(Fault(f"GET /cdn/{sha256(large)}", times=2, cut_after=11 * MIB))  # the client writes 10 MiB at a time
 
@@ -97,14 +105,59 @@ def test_a_sharded_model_comes_through_the_stage_with_what_is_needed_and_resumes
     assert f"taking commit {commit[:12]} from the cache" in shown
 
 
-def download_stage(folder, environment) -> str:
-    """All that the stage prints, its errors on a terminal."""
+def test_a_download_that_was_killed_goes_on_where_it_was(hub, make_model, tmp_path):
+    """kill -9 in the middle of the second shard; the same command then asks for the rest of that one alone."""
+    files, shards, large = sharded(make_model)
+    hub.add("tiny/model", {**files, **shards})
+    hub.faults += [Fault(f"GET /cdn/{sha256(large)}", cut_after=11 * MIB), Fault(f"GET /cdn/{sha256(large)}", 99, cut_after=0)]
+    environment = hub.environment(tmp_path / "home")
+    project(tmp_path)
+    killed = subprocess.Popen([sys.executable, "stages/download.py"], cwd=tmp_path, env=environment,
+                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while hub.faults[1].times == 99:
+        assert killed.poll() is None
+        time.sleep(0.05)
+    killed.kill()
+    killed.wait()
+    (partial,) = (tmp_path / "home").rglob("*.incomplete")
+    assert partial.stat().st_size == 10 * MIB and not (tmp_path / "models").exists()
+
+    hub.faults.clear()
+    before = len(hub.asked)
+    shown = download_stage(tmp_path, environment)
+    come = [(asked.path, asked.header("Range")) for asked in hub.asked[before:] if asked.path.startswith("/cdn")]
+    assert [wanted for _, wanted in come] == [f"bytes={10 * MIB}-"] and sha256(large) in come[0][0]
+    assert "1 of 7 files to fetch, 14.7 MB" in shown, shown
+    base = tmp_path / "models" / "base"
+    assert {path.name: path.read_bytes() for path in base.glob("*safetensors*")} == shards
+    assert not list((tmp_path / "home").rglob("*.incomplete"))
+
+
+def test_two_downloads_at_once_fetch_a_large_file_once(hub, make_model, tmp_path):
+    files, shards, large = sharded(make_model)
+    hub.add("tiny/model", {**files, **shards})
+    outs = [tmp_path / "one", tmp_path / "two"]
+    running = [subprocess.Popen([sys.executable, str(ROOT / "tests" / "hub_client.py"), json.dumps([fetch("tiny/model", out)])],
+                                env=hub.environment(tmp_path / "home"), stdout=subprocess.DEVNULL) for out in outs]
+    assert [process.wait() for process in running] == [0, 0]
+    for out in outs:
+        assert {path.name: path.read_bytes() for path in out.glob("*safetensors*")} == shards
+    assert sum(sha256(large) in path for path in hub.paths("GET")) == 1
+
+
+def project(folder) -> None:
+    """A folder to run the stage in, which takes tiny/model."""
     for name in ("stages", "quant"):
         if not (folder / name).exists():
             (folder / name).symlink_to(ROOT / name)
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     params |= {"model": {"source": "tiny/model", "revision": None}, "data": {"source": "grammar", "sentences": 20}}
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
+
+
+def download_stage(folder, environment) -> str:
+    """All that the stage prints, its errors on a terminal."""
+    project(folder)
     shown, terminal, inside = [], *pty.openpty()
     termios.tcsetwinsize(inside, (40, 160))
 
@@ -135,6 +188,7 @@ def test_each_failure_is_one_line_that_says_what_to_do(hub, files, tmp_path):
     hub.add("tiny/mute", {key: files[key] for key in ("config.json", "model.safetensors")})
     hub.add("tiny/cut", {**files, "model.safetensors": files["model.safetensors"][:-9]})
     hub.add("tiny/strange", {**files, "config.json": b'{"model_type": "strange"}'})
+    hub.add("tiny/portal", files)
     for name in ("busy", "waits", "down", "shaky"):
         hub.add(f"tiny/{name}", files)
     hub.faults += [
@@ -142,6 +196,7 @@ def test_each_failure_is_one_line_that_says_what_to_do(hub, files, tmp_path):
         Fault("GET /api/models/tiny/waits*", times=1, status=429, headers={"Retry-After": "1"}),
         Fault("GET /api/models/tiny/down*", times=99, status=503),
         Fault("GET /api/models/tiny/shaky*", times=1, status=502),
+        Fault("GET /api/models/tiny/portal*", times=1, replace=b"<html>Log in to this network</html>"),
     ]
     out = tmp_path / "base"
     expected = [
@@ -158,6 +213,9 @@ def test_each_failure_is_one_line_that_says_what_to_do(hub, files, tmp_path):
         (fetch("tiny/mute", out), "has no tokenizer; expected tokenizer.json"),
         (fetch("tiny/cut", out), "cut off"),
         (fetch("tiny/strange", out), "architecture 'strange' has no table of roles"),
+        (fetch("tiny/portal", out), "127.0.0.1", "does not answer as a Hub does for tiny/portal"),
+        (fetch("tiny/model", out, HF_TOKEN="hf_wörd"), "a character that can't be sent", "check HF_TOKEN"),
+        (fetch("tiny/private", out, HF_TOKEN="hf_another"), "forbids it (403"),
         (fetch("tiny/waits", out), None),
         (fetch("tiny/shaky", out, "main"), None),
         (fetch("tiny/private", out, HF_TOKEN=TOKEN), None),
@@ -209,17 +267,64 @@ def test_what_is_not_what_the_hub_lists_is_refused_and_deleted(hub, files, tmp_p
     wrong = weights[:-1] + bytes([weights[-1] ^ 1])
     hub.faults += [Fault(f"GET /cdn/{sha256(weights)}", replace=wrong),
                    Fault("GET /tiny/model/resolve/*/tokenizer_config.json", replace=files["tokenizer_config.json"][::-1])]
+    hub.add("short/model", files)
     hub.add("big/model", files)
     hub.listed_sizes["big/model", "model.safetensors"] = 10**18
     out = tmp_path / "base"
+    hub.faults.append(Fault(f"GET /cdn/{sha256(weights)}", replace=weights[:-9]))
     answers, _ = steps(hub, tmp_path / "home", fetch("tiny/model", out), fetch("tiny/model", out), fetch("big/model", out),
-                       fetch("tiny/model", out))
+                       fetch("short/model", out), fetch("tiny/model", out))
     assert "tokenizer_config.json has git hash" in answers[0]["error"] and "deleted" in answers[0]["error"]
     assert f"model.safetensors has sha256 {sha256(wrong)}, the Hub lists {sha256(weights)}; deleted" in answers[1]["error"]
     assert "needs 2e+09 GB on the disk of" in answers[2]["error"] and "HF_HOME" in answers[2]["error"]
     assert not any("big/model/resolve" in path and "safetensors" in path for path in hub.paths()), "refused before it is asked"
-    assert answers[3] == {"value": None} and (out / "model.safetensors").read_bytes() == weights
+    assert f"file should be of size {len(weights)} but has size {len(weights) - 9}" in answers[3]["error"]
+    assert "run the same command again" in answers[3]["error"] and "\n" not in answers[3]["error"]
+    assert answers[4] == {"value": None} and (out / "model.safetensors").read_bytes() == weights
     assert all(path.read_bytes() != wrong for path in (tmp_path / "home").rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize(("weight_map", "message"), [
+    ({"a": "../../model.safetensors"}, "names '../../model.safetensors'; expected safetensors files in its own folder"),
+    ({"a": "sub/model.safetensors"}, "names 'sub/model.safetensors'; expected safetensors files in its own folder"),
+    ({"a": "pytorch_model.bin"}, "names 'pytorch_model.bin'; expected safetensors"),
+    ({"a": 5}, "names 5; expected safetensors"),
+    ({"a": "gone.safetensors"}, "lacks gone.safetensors, which its index names"),
+    ({}, "names no file of weights"),
+    (["a"], "is not an index of weights"),
+])  # fmt: skip
+def test_an_index_that_can_not_be_followed_is_refused_before_weights_come(hub, files, tmp_path, weight_map, message):
+    """On the Hub and in a folder; what it names is neither fetched nor opened, pickle least of all."""
+    weights = files["model.safetensors"]
+    index = {"model.safetensors.index.json": json.dumps({"weight_map": weight_map}).encode()}
+    others = {"sub/model.safetensors": weights, "../../model.safetensors": weights, "pytorch_model.bin": weights}
+    hub.add("tiny/model", {**files, **others, **index})
+    (answer,), _ = steps(hub, tmp_path / "home", fetch("tiny/model", tmp_path / "base"))
+    assert message in answer["error"] and "\n" not in answer["error"]
+    assert not any("/cdn/" in path for path in hub.paths()) and not (tmp_path / "base").exists()
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name, data in {**files, **index}.items():
+        (folder / name).write_bytes(data)
+    with pytest.raises(InputError, match=re.escape(message)):
+        fetch_model(ModelSource(str(folder)), tmp_path / "base")
+
+
+def test_a_password_in_the_address_and_a_home_that_is_none(hub, files, tmp_path):
+    """HF_ENDPOINT with a user and a password, of which nothing is shown; no address at all; HF_HOME where nobody can write, or
+    offline with nothing in it."""
+    hub.add("tiny/gated", files, token=TOKEN, gated=True)
+    (tmp_path / "file").write_text("")
+    environments = [
+        {"HF_ENDPOINT": f"http://user:passed@127.0.0.1:{hub.port}"}, {"HF_ENDPOINT": "http://user:passed@127.0.0.1:1"},
+        {"HF_HOME": str(tmp_path / "file")}, {"HF_ENDPOINT": "nowhere"}, {"HF_HUB_OFFLINE": "1"},
+    ]  # fmt: skip
+    expected = [f"is gated (403): accept its terms at http://***@127.0.0.1:{hub.port}", "can't reach 127.0.0.1:1 for tiny/gated",
+                "Not a directory", "can't reach nowhere for tiny/gated",
+                f"tiny/gated is not (whole) in the cache {tmp_path / 'home' / 'hub'}, and HF_HUB_OFFLINE forbids to fetch it"]
+    for environment, words in zip(environments, expected, strict=True):
+        (answer,), printed = steps(hub, tmp_path / "home", fetch("tiny/gated", tmp_path / "base"), **environment)
+        assert words in answer["error"] and "\n" not in answer["error"] and "passed" not in printed, answer
 
 
 def test_a_dead_host(hub, files, tmp_path):

@@ -13,6 +13,7 @@ import torch
 import yaml
 from conftest import ROOT, VOCABULARY
 from hub_server import Fault, Hub
+from huggingface_hub import ModelCard
 from test_hub import TOKEN
 
 from quant.artifact import write_artifact
@@ -99,6 +100,7 @@ def test_a_dry_run_lists_files_and_sizes_and_sends_nothing(hub, run, tmp_path):
         assert (f"{path.stat().st_size:,} bytes" in done.stdout) == (path.name != "manifest.json"), path
     assert "README.md" in done.stdout and "nothing was sent; add --yes" in done.stdout
     assert "warning: the base model's licence, cc-by-nd-4.0, forbids to pass on changed copies" in done.stdout
+    assert "add --code URL" in done.stdout
     done = push(hub, run, tmp_path, "--all", "--repo", "me/tiny")
     assert all(f"{name} -> me/tiny-{name}: " in done.stdout for name in ("nf4", "bnb-nf4", "gguf-q8_0"))
     assert hub.asked == []
@@ -177,6 +179,25 @@ def test_a_gguf_goes_out_with_its_metadata_and_a_card_that_says_what_was_measure
     assert created["visibility"] == "public"
 
 
+def test_all_that_stopped_in_the_middle_is_repeated(hub, run, tmp_path):
+    """A busy Hub is waited for; where the second of three fails, the same command then sends what is not there, and no more."""
+    busy = Fault("POST /api/models/me/tiny-nf4/commit/*", status=429, headers={"Retry-After": "1"})
+    hub.faults += [busy, Fault("POST /api/models/me/tiny-bnb-nf4/commit/*", times=9, status=403)]
+    words = ("--all", "--repo", "me/tiny", "--yes")
+    done = push(hub, run, tmp_path, *words)
+    assert done.returncode == 1 and "forbids it (403" in done.stderr and "answers 429; trying again in 1 s" in done.stderr
+    assert "pushed: " in done.stdout and ("model", "me/tiny-gguf-q8_0") not in hub.repositories
+    first = hub.repositories["model", "me/tiny-nf4"].branches["main"]
+    hub.faults.clear()
+    there = f"already there: {hub.endpoint}/me/tiny-nf4/tree/{first}"
+    for expected in ([there, "pushed: ", "pushed: "], [there, "already there: ", "already there: "]):
+        done = push(hub, run, tmp_path, *words)
+        assert done.returncode == 0, done.stderr
+        told = [line for line in done.stdout.splitlines() if line.startswith(("pushed", "already"))]
+        assert len(told) == 3 and all(map(str.startswith, told, expected)), done.stdout
+    assert hub.repositories["model", "me/tiny-nf4"].branches["main"] == first
+
+
 def test_what_can_not_be_pushed_is_one_line(hub, run, tmp_path):
     for words, answer in [
         (("base", "--repo", "me/x"), "base is the base model as it was given"),
@@ -187,6 +208,31 @@ def test_what_can_not_be_pushed_is_one_line(hub, run, tmp_path):
         done = push(hub, run, tmp_path, *words, token=None)
         assert done.returncode == 1 and answer in done.stderr and "Traceback" not in done.stderr, done.stderr
     assert ("model", "me/x") not in hub.repositories
+    done = subprocess.run(command("nf4", "--repo", "me/x", "--yes"), cwd=run, capture_output=True, text=True,
+                          env=hub.environment(tmp_path, HF_HUB_OFFLINE="1"))
+    assert done.returncode == 1 and "HF_HUB_OFFLINE is set, and a push needs the Hub" in done.stderr
+
+
+def test_a_card_names_the_base_as_a_reader_finds_it(run):
+    """A licence beside the base's card by its whole address; of a folder on this machine the name alone, and no page."""
+    variant = Variant("nf4", "scratch", Path("models/nf4"))
+    with chdir(run):
+        manifest = read_json("models/base/manifest.json")
+        try:
+            license = {"id": "other", "name": "their-terms", "link": "LICENSE.md"}
+            write_json("models/base/manifest.json", manifest | {"license": license})
+            hosted = ModelCard(publication(variant, "me/tiny").card)
+            write_json("models/base/manifest.json", manifest | {"source": "/home/somebody/private/tiny", "revision": None})
+            local = ModelCard(publication(variant, "me/tiny", code="https://example.com/pipeline").card)
+        finally:
+            write_json("models/base/manifest.json", manifest)
+    link = f"https://huggingface.co/tiny/model/blob/{'a' * 40}/LICENSE.md"
+    assert hosted.data.to_dict() == {
+        "base_model": "tiny/model", "base_model_relation": "quantized", "library_name": "transformers", "license": "other",
+        "license_name": "their-terms", "license_link": link, "pipeline_tag": "text-generation", "tags": ["quantized", "qtensor"]}
+    assert f"The base model's: their-terms ({link})." in hosted.content
+    assert "`tiny`, a local model" in local.content and "somebody" not in local.content and local.data.base_model is None
+    assert "https://example.com/pipeline" in local.content
 
 
 def test_a_card_is_not_made_without_measurements(run):

@@ -91,7 +91,7 @@ def metadata(base: Path) -> dict[str, str | list]:
     name = Path(source).name
     about: dict[str, str | list] = {
         "general.name": name,
-        "general.description": f"{source}{f' at commit {commit}' if commit else ''}, converted by llama.cpp",
+        "general.description": f"{f'{source} at commit {commit}' if commit else name}, converted by llama.cpp",
     }
     if commit:
         url = f"https://huggingface.co/{source}"
