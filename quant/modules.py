@@ -35,13 +35,14 @@ class QWeight(nn.Module):
         """x W^T + bias by the fastest kernel there is; what it prepares is prepared at the first call."""
         if torch.is_grad_enabled() and x.requires_grad:
             return reference.Product(self.qtensor)(x, bias)
-        return self._kernel()(x, bias)
+        return self.kernel()(x, bias)
 
     def picked(self, rows: torch.Tensor) -> torch.Tensor:
         """Rows of the weight, int64 of any shape -> [..., in] in the dtype the weight stands for."""
-        return self._kernel().picked(rows.flatten()).to(self.dtype).view(*rows.shape, self.shape[1])
+        return self.kernel().picked(rows.flatten()).to(self.dtype).view(*rows.shape, self.shape[1])
 
-    def _kernel(self) -> kernels.Product:
+    def kernel(self) -> kernels.Product:
+        """What multiplies with it, made when first asked for."""
         if self._product is None:
             self._product = kernels.product_of(self.qtensor)
         return self._product
@@ -165,8 +166,13 @@ class QNorm(nn.Module):
         norm.weight = None
         self._norm = (norm,)  # in a tuple, so that the emptied norm is not a module of the model
 
+    @property
+    def norm(self) -> nn.Module:
+        """The module that knows how to normalize, emptied of its weights."""
+        return self._norm[0]
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        (norm,) = self._norm
+        norm = self.norm
         weight = self.weight.dense()
         if norm.weight is not weight:
             norm.weight = weight

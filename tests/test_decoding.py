@@ -5,8 +5,9 @@ import torch
 from conftest import ARCHITECTURES
 from transformers import AutoModelForCausalLM, DynamicCache
 
-from quant import decoding
-from quant.decoding import GrowingLayer, speed_up_decoding
+from quant.decoding import cache as growing
+from quant.decoding import speed_up_decoding
+from quant.decoding.cache import GrowingLayer
 from quant.kernels.attention import attend, can_attend
 
 WAYS = {
@@ -49,7 +50,7 @@ def decoded(model, ids):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_logits_of_every_architecture(pair, ids, architecture, monkeypatch):
-    monkeypatch.setattr(decoding, "ROOM", 16)  # of 24 tokens: the cache grows once while decoding
+    monkeypatch.setattr(growing, "ROOM", 16)  # of 24 tokens: the cache grows once while decoding
     plain, fast = pair(architecture)
     expected, found = decoded(plain, ids)[0], decoded(fast, ids)[0]
     assert torch.allclose(expected, found, atol=1e-5)

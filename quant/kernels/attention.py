@@ -1,6 +1,8 @@
 """Attention of the token that is being decoded: one query per head against all keys so far.
 
 Per head, softmax(q k^T * scaling) v, on torch's own threads; keys and values are read once, where they lie in the cache.
+`attend` is called for itself; ATTEND_TO_CACHE is the loop of a job within a program (quant.kernels.team), which also turns
+query and key by their position (RoPE, Su et al. 2021, in halves as Llama has it) and puts key and value into the cache.
 """
 
 from __future__ import annotations
@@ -13,11 +15,12 @@ import torch
 from numba import carray, cfunc, float32, njit
 
 from quant.kernels import team
-from quant.kernels.team import LOOP, pointer, take
+from quant.kernels.team import FIRST, LOOP, done, pointer, take
 
 # Places in a job of quant.kernels.team: addresses, then sizes. Strides are in elements; within a head, rows follow each other.
-(_, QUERY, KEYS, VALUES, OUT, SCALING, BATCH, HEADS, SHARED, LENGTH, WIDTH, KEYS_BATCH, KEYS_HEAD, VALUES_BATCH, VALUES_HEAD,
- FIELDS) = range(16)
+# NEW_KEY, NEW_VALUE, COS and SIN are ATTEND_TO_CACHE's; the last two may be 0. Its HEADS are those of keys.
+(QUERY, KEYS, VALUES, OUT, SCALING, NEW_KEY, NEW_VALUE, COS, SIN, BATCH, HEADS, SHARED, LENGTH, WIDTH, KEYS_BATCH, KEYS_HEAD,
+ VALUES_BATCH, VALUES_HEAD, FIELDS) = range(FIRST, FIRST + 19)
 _FAST = {"reassoc", "contract", "nsz"}
 
 
@@ -67,9 +70,48 @@ def _attend_heads(job_pointer):
         values = pointer(job[VALUES] + 4 * (sequence * job[VALUES_BATCH] + head * job[VALUES_HEAD]))
         _attend(queries[part], carray(keys, (length, width), numpy.float32), carray(values, (length, width), numpy.float32),
                 scaling, weights, out[part])
+        done(job_pointer)
 
 
-_ATTEND_HEADS = _attend_heads.address
+@njit(nogil=True, fastmath=_FAST)
+def _turned(x, cos, sin, out):
+    """x cos + rotated x sin, for vectors [width]; as it is where there is no cos."""
+    half = len(x) // 2
+    if not len(cos):
+        out[:] = x
+        return
+    for i in range(half):
+        out[i] = x[i] * cos[i] - x[half + i] * sin[i]
+        out[half + i] = x[half + i] * cos[half + i] + x[i] * sin[half + i]
+
+
+@cfunc(LOOP, cache=True)
+def _attend_to_cache(job_pointer):
+    job = carray(job_pointer, FIELDS)
+    heads, shared, length, width = job[HEADS], job[SHARED], job[LENGTH], job[WIDTH]
+    scaling = carray(pointer(job[SCALING]), 1, numpy.float32)[0]
+    queries = carray(pointer(job[QUERY]), (heads * shared, width), numpy.float32)
+    new_keys = carray(pointer(job[NEW_KEY]), (heads, width), numpy.float32)
+    new_values = carray(pointer(job[NEW_VALUE]), (heads, width), numpy.float32)
+    cos = carray(pointer(job[COS]), width if job[COS] else 0, numpy.float32)
+    sin = carray(pointer(job[SIN]), width if job[SIN] else 0, numpy.float32)
+    out = carray(pointer(job[OUT]), (heads * shared, width), numpy.float32)
+    weights, query = numpy.empty(length, numpy.float32), numpy.empty(width, numpy.float32)
+    while True:
+        head = take(job_pointer)
+        if head >= heads:
+            break
+        keys = carray(pointer(job[KEYS] + 4 * head * job[KEYS_HEAD]), (length, width), numpy.float32)
+        values = carray(pointer(job[VALUES] + 4 * head * job[VALUES_HEAD]), (length, width), numpy.float32)
+        _turned(new_keys[head], cos, sin, keys[length - 1])
+        values[length - 1][:] = new_values[head]
+        for i in range(head * shared, (head + 1) * shared):
+            _turned(queries[i], cos, sin, query)
+            _attend(query, keys, values, scaling, weights, out[i])
+        done(job_pointer)
+
+
+_ATTEND_HEADS, ATTEND_TO_CACHE = _attend_heads.address, _attend_to_cache.address
 
 
 def attend(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float) -> torch.Tensor:
@@ -83,8 +125,8 @@ def attend(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scalin
     factor = ctypes.c_float(scaling)
     _, key_heads, length, _ = keys.shape
     team.run(_ATTEND_HEADS, team.Job(
-        0, query.data_ptr(), keys.data_ptr(), values.data_ptr(), out.data_ptr(), ctypes.addressof(factor), batch, heads,
-        heads // key_heads, length, width, *keys.stride()[:2], *values.stride()[:2],
+        *[0] * FIRST, query.data_ptr(), keys.data_ptr(), values.data_ptr(), out.data_ptr(), ctypes.addressof(factor), 0, 0, 0, 0,
+        batch, heads, heads // key_heads, length, width, *keys.stride()[:2], *values.stride()[:2],
     ))  # fmt: skip
     return out
 

@@ -19,7 +19,8 @@ from quant.qtensor import QTensor
 
 FEW = 16  # rows of activations up to which each row of the weight is decoded for itself, instead of in tiles
 TILE = 2**19  # weights of a tile: 2 MB of float32, which stay in the processor's last cache
-PART = 2**14  # codes of the rows that a thread takes at a time, about
+PART = 2**16  # bytes of the rows that a thread takes at a time, at most: memory is read ahead within them
+PARTS = 8  # that a weight is taken in, at least
 
 _MULTIPLY_ROW, _MULTIPLY_ROWS, _DECODE = (loop.address for loop in (loops.multiply_row, loops.multiply_rows, loops.decode))
 
@@ -49,8 +50,9 @@ class Product:
         self._is_blocked = way != ANY and self.columns // groups % BLOCK == 0
         self._row_bytes = [0 if tensor is None else tensor.stride(0) * tensor.element_size() for tensor in self._held[:3]]
         addresses = [0 if tensor is None else tensor.data_ptr() for tensor in self._held]
-        sizes = self.rows, self.columns, groups, codes.shape[1], scheme.bits, way, max(1, PART // self.columns)
-        self._job = bytes(team.Job(0, 0, 0, 0, 0, 0, *addresses, *sizes))
+        height = max(1, min(PART // codes.shape[1], self.rows // PARTS))
+        sizes = self.rows, self.columns, groups, codes.shape[1], scheme.bits, way, height
+        self._job = bytes(team.Job(*[0] * CODES, *addresses, *sizes))
 
     def __call__(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """x [..., in] of any floating dtype -> [..., out] in x's dtype; computed in float32."""
@@ -68,6 +70,17 @@ class Product:
                 job[BIAS] = bias.data_ptr()
             team.run(_MULTIPLY_ROW if count == 1 and self._is_blocked else _MULTIPLY_ROWS, job)
         return y if y.dtype == x.dtype else y.to(x.dtype)
+
+    def step(self, bias: int, then: int) -> team.Job:
+        """A job of a program, for one row of activations; X, Y and OTHER are to be filled in.
+
+        bias: address of float32 [out], or 0. then: what becomes of the product, as quant.kernels.loops names it.
+        """
+        job = team.Job.from_buffer_copy(self._job)
+        job[team.PARTS] = -(-self.rows // job[loops.HEIGHT])
+        job[team.WORK] = _MULTIPLY_ROW if self._is_blocked else _MULTIPLY_ROWS
+        job[COUNT], job[BIAS], job[loops.THEN] = 1, bias, then
+        return job
 
     def picked(self, rows: torch.Tensor) -> torch.Tensor:
         """Rows of the weight, int64 [n] -> float32 [n, in]; no others are read. Raises IndexError as torch does."""

@@ -10,6 +10,8 @@ All in one file, because numba's copy on disk is renewed when the file it was co
 
 from __future__ import annotations
 
+import math
+
 import llvmlite.binding
 import numpy
 from llvmlite import ir
@@ -17,13 +19,15 @@ from numba import carray, cfunc, float32, int64, njit, types, uint8
 from numba.core.cgutils import get_or_insert_function
 from numba.extending import intrinsic
 
-from quant.kernels.team import LOOP, pointer, take
+from quant.kernels.team import FIRST, LOOP, done, pointer, take
 
 BLOCK = 32  # codes that a step of _row_dot decodes
 
 # Places in a job of quant.kernels.team: addresses and sizes. An address that is 0: there are none of these.
-(_, X, Y, BIAS, PICKED, COUNT, CODES, SCALES, ZEROS, VALUES, PLANES, ROWS, COLUMNS, GROUPS, ROW_BYTES, BITS, WAY, HEIGHT,
- FIELDS) = range(19)
+(X, Y, BIAS, OTHER, THEN, PICKED, COUNT, CODES, SCALES, ZEROS, VALUES, PLANES, ROWS, COLUMNS, GROUPS, ROW_BYTES, BITS, WAY,
+ HEIGHT, FIELDS) = range(FIRST, FIRST + 20)
+# What becomes of a row's product, THEN: OTHER is added, or multiplied with it, or it goes through an activation function.
+NOTHING, ADD, MULTIPLY, GELU, SILU = range(5)
 # How codes are decoded: in equal steps counted from the middle one, by a table of 16, or by any other table.
 STEPS, TABLE, ANY = range(3)
 
@@ -49,15 +53,14 @@ def _load(builder, address, offset, kind) -> ir.Value:
     return builder.load(builder.bitcast(builder.gep(address, [offset]), kind.as_pointer()), align=1)
 
 
-def _steps(bits: int):
-    """Decoder of 32 codes in equal steps, as four vectors of 8 floats; the middle code stands for 0.
+def _steps(bits: int, counted_from: int):
+    """Decoder of 32 codes in equal steps, as four vectors of 8 floats; the code `counted_from` stands for 0.
 
     Four bits: within every 16 codes the even ones come first, as the halves of a byte lie. Other widths: in order.
     """
-    middle = _all(_EIGHT, 2 ** (bits - 1))
 
     def floats(builder, whole):
-        return builder.sitofp(builder.sub(whole, middle), _FLOATS)
+        return builder.sitofp(builder.sub(whole, _all(_EIGHT, counted_from)) if counted_from else whole, _FLOATS)
 
     def bytes_(builder, codes, place, planes):
         for k in range(4):
@@ -107,63 +110,76 @@ def _looked_up(builder, codes, place, planes):
             yield builder.bitcast(interleaved(low_words, high_words, half), _FLOATS)
 
 
-def _row_dot(decoder, block_bytes: int):
+def _row_dot(decoder, block_bytes: int, unrolled: int = 0):
     """The product of one row of packed codes and one row of activations, with `decoder` for each block of 32 codes.
 
+    unrolled: blocks of a group, 1, 2 or 4, where they are known; 0: any number, in a loop.
     (codes uint8 [groups * blocks * block_bytes], x float32 [groups * blocks * 32] in the decoder's order, planes uint8
-    [4 * 32]: byte k of 16 values, twice; scales float32 [groups]; groups; blocks: of a group) -> float32
+    [4 * 32]: byte k of 16 values, twice; starts float32 [groups * 8], whose eights are added to each group's products;
+    scales float32 [groups]; groups; blocks: of a group) -> float32
     """
 
     @intrinsic
-    def row_dot(typing, codes, x, planes, scales, groups, blocks):
+    def row_dot(typing, codes, x, planes, starts, scales, groups, blocks):
         def generate(context, builder, signature, arguments):
-            codes_at, x_at, planes_at, scales_at = (
+            codes_at, x_at, planes_at, starts_at, scales_at = (
                 context.make_array(kind)(context, builder, value).data
-                for kind, value in zip(signature.args[:4], arguments[:4], strict=True)
+                for kind, value in zip(signature.args[:5], arguments[:5], strict=True)
             )
             codes_at, planes_at = (builder.bitcast(address, _I8.as_pointer()) for address in (codes_at, planes_at))
             multiply_add = get_or_insert_function(builder.module, ir.FunctionType(_FLOATS, [_FLOATS] * 3), "llvm.fmuladd.v8f32")
             zero, one, nothing = ir.Constant(_I64, 0), ir.Constant(_I64, 1), _all(_FLOATS, 0.0)
 
+            def add_block(place, sums):
+                """Products of a block, added to sums in turn."""
+                x_place, sums = builder.mul(place, ir.Constant(_I64, BLOCK)), list(sums)
+                values = decoder(builder, codes_at, builder.mul(place, ir.Constant(_I64, block_bytes)), planes_at)
+                for k, value in enumerate(values):
+                    activations = _load(builder, x_at, builder.add(x_place, ir.Constant(_I64, 8 * k)), _FLOATS)
+                    sums[k % len(sums)] = builder.call(multiply_add, [value, activations, sums[k % len(sums)]])
+                return sums
+
             entry = builder.basic_block
-            group_head, group_start, block_head, block_body, group_end, end = (
-                builder.append_basic_block(name) for name in ("group", "group_start", "block", "block_body", "group_end", "end")
+            group_head, group_body, group_end, end = (
+                builder.append_basic_block(name) for name in ("group", "group_body", "group_end", "end")
             )
             builder.branch(group_head)
-
             builder.position_at_end(group_head)
             group, total, group_place = builder.phi(_I64), builder.phi(_FLOATS), builder.phi(_I64)
-            builder.cbranch(builder.icmp_signed("<", group, arguments[4]), group_start, end)
-            builder.position_at_end(group_start)
-            builder.branch(block_head)
+            builder.cbranch(builder.icmp_signed("<", group, arguments[5]), group_body, end)
 
-            builder.position_at_end(block_head)
-            block, place = builder.phi(_I64), builder.phi(_I64)  # place: number of the block in the row
-            sums = [builder.phi(_FLOATS) for _ in range(4)]
-            builder.cbranch(builder.icmp_signed("<", block, arguments[5]), block_body, group_end)
-
-            builder.position_at_end(block_body)
-            x_place, following = builder.mul(place, ir.Constant(_I64, BLOCK)), []
-            values = decoder(builder, codes_at, builder.mul(place, ir.Constant(_I64, block_bytes)), planes_at)
-            for k, value in enumerate(values):
-                activations = _load(builder, x_at, builder.add(x_place, ir.Constant(_I64, 8 * k)), _FLOATS)
-                following.append(builder.call(multiply_add, [value, activations, sums[k]]))
-            next_block, next_place = builder.add(block, one), builder.add(place, one)
-            builder.branch(block_head)
-            starts = [zero, group_place, *[nothing] * 4]
-            for phi, first, later in zip([block, place, *sums], starts, [next_block, next_place, *following], strict=True):
-                phi.add_incoming(first, group_start)
-                phi.add_incoming(later, block_body)
-
-            builder.position_at_end(group_end)
-            all_sums = builder.fadd(builder.fadd(sums[0], sums[1]), builder.fadd(sums[2], sums[3]))
+            builder.position_at_end(group_body)
+            start = _load(builder, starts_at, builder.mul(group, ir.Constant(_I64, 8)), _FLOATS)
+            if unrolled:
+                sums = [start, nothing]
+                for block in range(unrolled):
+                    sums = add_block(builder.add(group_place, ir.Constant(_I64, block)), sums)
+                next_place = builder.add(group_place, ir.Constant(_I64, unrolled))
+                builder.branch(group_end)
+                builder.position_at_end(group_end)
+            else:
+                block_head, block_body = builder.append_basic_block("block"), builder.append_basic_block("block_body")
+                builder.branch(block_head)
+                builder.position_at_end(block_head)
+                block, next_place = builder.phi(_I64), builder.phi(_I64)  # next_place: number of the block in the row
+                sums = [builder.phi(_FLOATS) for _ in range(4)]
+                builder.cbranch(builder.icmp_signed("<", block, arguments[6]), block_body, group_end)
+                builder.position_at_end(block_body)
+                following = [builder.add(block, one), builder.add(next_place, one), *add_block(next_place, sums)]
+                builder.branch(block_head)
+                firsts = [zero, group_place, start, nothing, nothing, nothing]
+                for phi, first, later in zip([block, next_place, *sums], firsts, following, strict=True):
+                    phi.add_incoming(first, group_body)
+                    phi.add_incoming(later, block_body)
+                builder.position_at_end(group_end)
+            while len(sums) > 1:
+                sums = [builder.fadd(a, b) for a, b in zip(sums[::2], sums[1::2], strict=True)]
             scale = builder.insert_element(nothing, builder.load(builder.gep(scales_at, [group])), ir.Constant(_I32, 0))
-            scale = _picked(builder, scale, nothing, [0] * 8)
-            next_total = builder.call(multiply_add, [scale, all_sums, total])
+            next_total = builder.call(multiply_add, [_picked(builder, scale, nothing, [0] * 8), sums[0], total])
             next_group = builder.add(group, one)
             builder.branch(group_head)
-            starts, laters = [zero, nothing, zero], [next_group, next_total, place]
-            for phi, first, later in zip([group, total, group_place], starts, laters, strict=True):
+            firsts, laters = [zero, nothing, zero], [next_group, next_total, next_place]
+            for phi, first, later in zip([group, total, group_place], firsts, laters, strict=True):
                 phi.add_incoming(first, entry)
                 phi.add_incoming(later, group_end)
 
@@ -173,7 +189,7 @@ def _row_dot(decoder, block_bytes: int):
                 lanes = [builder.fadd(a, b) for a, b in zip(lanes[::2], lanes[1::2], strict=True)]
             return lanes[0]
 
-        return types.float32(codes, x, planes, scales, types.int64, types.int64), generate
+        return types.float32(codes, x, planes, starts, scales, types.int64, types.int64), generate
 
     return row_dot
 
@@ -219,11 +235,16 @@ def _block_decode(decoder, block_bytes: int, half: int):
     return block_decode
 
 
-_dot2, _dot3, _dot4, _dot5, _dot6, _dot7, _dot8 = (_row_dot(_steps(bits), 4 * bits) for bits in range(2, 9))
-_decode2, _decode3, _decode4, _decode5, _decode6, _decode7, _decode8 = (
-    _block_decode(_steps(bits), 4 * bits, 8 if bits == 4 else 1) for bits in range(2, 9)
+# Codes of 4 bits are counted from 0 in a row's product, and the middle is taken off by `starts`: an instruction less.
+_dot2, _dot3, _dot4, _dot5, _dot6, _dot7, _dot8 = (
+    _row_dot(_steps(bits, 0 if bits == 4 else 2 ** (bits - 1)), 4 * bits) for bits in range(2, 9)
 )
-_dot_shuffled, _decode_shuffled = _row_dot(_looked_up, 16), _block_decode(_looked_up, 16, 4)
+_dot4_1, _dot4_2, _dot4_4 = (_row_dot(_steps(4, 0), 16, blocks) for blocks in (1, 2, 4))
+_dot_shuffled, _dot_shuffled_1, _dot_shuffled_2, _dot_shuffled_4 = (_row_dot(_looked_up, 16, blocks) for blocks in (0, 1, 2, 4))
+_decode2, _decode3, _decode4, _decode5, _decode6, _decode7, _decode8 = (
+    _block_decode(_steps(bits, 2 ** (bits - 1)), 4 * bits, 8 if bits == 4 else 1) for bits in range(2, 9)
+)
+_decode_shuffled = _block_decode(_looked_up, 16, 4)
 
 
 @njit(nogil=True, fastmath=_FAST)
@@ -244,31 +265,43 @@ def dot_plain(codes, x, values, scales, groups, blocks):
 if HAS_SHUFFLE:
 
     @njit(nogil=True)
-    def dot_table(codes, x, values, planes, scales, groups, blocks):
-        return _dot_shuffled(codes, x, planes, scales, groups, blocks)
+    def dot_table(codes, x, values, planes, starts, scales, groups, blocks):
+        if blocks == 2:
+            return _dot_shuffled_2(codes, x, planes, starts, scales, groups, blocks)
+        if blocks == 1:
+            return _dot_shuffled_1(codes, x, planes, starts, scales, groups, blocks)
+        if blocks == 4:
+            return _dot_shuffled_4(codes, x, planes, starts, scales, groups, blocks)
+        return _dot_shuffled(codes, x, planes, starts, scales, groups, blocks)
 
 else:
 
     @njit(nogil=True)
-    def dot_table(codes, x, values, planes, scales, groups, blocks):
+    def dot_table(codes, x, values, planes, starts, scales, groups, blocks):
         return dot_plain(codes, x, values, scales, groups, blocks)
 
 
 @njit(nogil=True)
-def dot_steps(bits, codes, x, planes, scales, groups, blocks):
+def dot_steps(bits, codes, x, planes, starts, scales, groups, blocks):
     if bits == 8:
-        return _dot8(codes, x, planes, scales, groups, blocks)
+        return _dot8(codes, x, planes, starts, scales, groups, blocks)
     if bits == 4:
-        return _dot4(codes, x, planes, scales, groups, blocks)
+        if blocks == 2:
+            return _dot4_2(codes, x, planes, starts, scales, groups, blocks)
+        if blocks == 1:
+            return _dot4_1(codes, x, planes, starts, scales, groups, blocks)
+        if blocks == 4:
+            return _dot4_4(codes, x, planes, starts, scales, groups, blocks)
+        return _dot4(codes, x, planes, starts, scales, groups, blocks)
     if bits == 2:
-        return _dot2(codes, x, planes, scales, groups, blocks)
+        return _dot2(codes, x, planes, starts, scales, groups, blocks)
     if bits == 3:
-        return _dot3(codes, x, planes, scales, groups, blocks)
+        return _dot3(codes, x, planes, starts, scales, groups, blocks)
     if bits == 5:
-        return _dot5(codes, x, planes, scales, groups, blocks)
+        return _dot5(codes, x, planes, starts, scales, groups, blocks)
     if bits == 6:
-        return _dot6(codes, x, planes, scales, groups, blocks)
-    return _dot7(codes, x, planes, scales, groups, blocks)
+        return _dot6(codes, x, planes, starts, scales, groups, blocks)
+    return _dot7(codes, x, planes, starts, scales, groups, blocks)
 
 
 @njit(nogil=True)
@@ -310,6 +343,19 @@ def _group_sums(x, groups):
             total += x[j]
         sums[group] = total
     return sums
+
+
+@njit(nogil=True, fastmath=_FAST)
+def _starts(x, groups, middle):
+    """float32 [groups * 8]: eight numbers a group, which sum to -middle times its activations."""
+    starts, size = numpy.zeros(groups * 8, numpy.float32), len(x) // groups
+    if middle:
+        for group in range(groups):
+            part, start = x[group * size : (group + 1) * size], starts[group * 8 : group * 8 + 8]
+            for eight in range(size // 8):
+                for lane in range(8):
+                    start[lane] -= float32(middle) * part[8 * eight + lane]
+    return starts
 
 
 @njit(nogil=True, fastmath=_FAST)
@@ -364,6 +410,21 @@ def _decode_row(job, row, out):
             part[j] = part[j] * scale + zero
 
 
+@njit(nogil=True, fastmath=_FAST)
+def _finished(product, then, other):
+    """A row's product after its activation function (GELU by its tanh formula), or with a number of another vector."""
+    if then == ADD:
+        return product + other
+    if then == MULTIPLY:
+        return product * other
+    if then == GELU:  # 0.5 (1 + tanh(u)) = 1 / (1 + exp(-2 u))
+        u = float32(0.7978845608028654) * (product + float32(0.044715) * product * product * product)
+        return product / (float32(1) + math.exp(float32(-2) * u))
+    if then == SILU:
+        return product / (float32(1) + math.exp(-product))
+    return product
+
+
 @cfunc(LOOP, cache=True)
 def multiply_row(job_pointer):
     """One row of activations, float32 [columns], with a weight whose groups are whole blocks -> y float32 [rows]."""
@@ -376,9 +437,11 @@ def multiply_row(job_pointer):
     planes = carray(pointer(job[PLANES]), 128, numpy.uint8)
     bias = carray(pointer(job[BIAS]), rows if job[BIAS] else 0, numpy.float32)
     y = carray(pointer(job[Y]), rows, numpy.float32)
+    other = carray(pointer(job[OTHER]), rows if job[OTHER] else 0, numpy.float32)
     x = carray(pointer(job[X]), columns, numpy.float32)
     sums = _group_sums(x, groups)
     is_table, blocks = job[WAY] == TABLE, columns // groups // BLOCK
+    starts = _starts(x, groups, 8 if bits == 4 and not is_table else 0)
     if bits == 4:
         x = ordered(x, 4 if is_table else 8)
     while True:
@@ -387,12 +450,15 @@ def multiply_row(job_pointer):
             break
         for row in range(start, min(rows, start + height)):
             if is_table:
-                total = dot_table(codes[row], x, values, planes, scales[row], groups, blocks)
+                total = dot_table(codes[row], x, values, planes, starts, scales[row], groups, blocks)
             else:
-                total = dot_steps(bits, codes[row], x, planes, scales[row], groups, blocks)
+                total = dot_steps(bits, codes[row], x, planes, starts, scales[row], groups, blocks)
             for group in range(groups if len(zeros) else 0):
                 total += zeros[row, group] * sums[group]
-            y[row] = total + bias[row] if len(bias) else total
+            if len(bias):
+                total += bias[row]
+            y[row] = _finished(total, job[THEN], other[row] if len(other) else float32(0))
+        done(job_pointer)
 
 
 @cfunc(LOOP, cache=True)
@@ -406,6 +472,7 @@ def multiply_rows(job_pointer):
     x = carray(pointer(job[X]), (count, columns), numpy.float32)
     y = carray(pointer(job[Y]), (count, rows), numpy.float32)
     bias = carray(pointer(job[BIAS]), rows if job[BIAS] else 0, numpy.float32)
+    other = carray(pointer(job[OTHER]), rows if job[OTHER] else 0, numpy.float32)
     buffer = numpy.empty(columns, numpy.float32)
     while True:
         start = take(job_pointer) * height
@@ -415,7 +482,10 @@ def multiply_rows(job_pointer):
             _decode_row(job, row, buffer)
             for i in range(count):
                 dot = _dot(x[i], buffer)
-                y[i, row] = dot + bias[row] if len(bias) else dot
+                if len(bias):
+                    dot += bias[row]
+                y[i, row] = _finished(dot, job[THEN], other[row] if len(other) else float32(0))
+        done(job_pointer)
 
 
 @cfunc(LOOP, cache=True)
@@ -431,3 +501,4 @@ def decode(job_pointer):
             break
         for row in range(start, min(rows, start + height)):
             _decode_row(job, picked[row] if len(picked) else row, y[row])
+        done(job_pointer)
