@@ -5,10 +5,16 @@ import torch
 from conftest import ARCHITECTURES
 from transformers import AutoModelForCausalLM, DynamicCache
 
+import quant.transformers_format  # noqa: F401  registers the format
+from quant.artifact import write_artifact
 from quant.decoding import cache as growing
 from quant.decoding import speed_up_decoding
+from quant.decoding.blocks import DecodingBlock
 from quant.decoding.cache import GrowingLayer
+from quant.kernels import team
 from quant.kernels.attention import attend, can_attend
+from quant.scheme import Scheme
+from quant.select import Recipe
 
 WAYS = {
     "greedy": {},
@@ -19,6 +25,37 @@ WAYS = {
     "no cache": {"use_cache": False},
     "static cache": {"cache_implementation": "static"},
 }
+
+
+RECIPES = {
+    "int8": {"include": ["*"]},
+    "int4": {"include": ["*"], "bits": 4, "group_size": 32, "symmetric": False},
+    "odd": {"include": ["*"], "bits": 3, "group_size": 8},
+    "floats left": {},
+    "roles apart": {"include": ["*"], "schemes": {"v": {"bits": 4, "group_size": 64}, "down": {"bits": 4, "codebook": "nf4"}}},
+}
+
+
+@pytest.fixture
+def quantized(make_model, tmp_path):
+    """quantized(architecture, recipe) -> an artifact's model without programs for its blocks, and with them."""
+
+    def load(architecture, recipe):
+        write_artifact(make_model(architecture), Recipe.from_dict(recipe, Scheme()), tmp_path / "out")
+        plain, fast = (AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval() for _ in range(2))
+        for block in plain.modules():
+            if isinstance(block, DecodingBlock):
+                block._program = False
+        return plain, fast
+
+    return load
+
+
+def performed(monkeypatch):
+    """A list that grows by one for each program that is run."""
+    runs, perform = [], team.perform
+    monkeypatch.setattr(team, "perform", lambda program: (runs.append(1), perform(program)))
+    return runs
 
 
 @pytest.fixture
@@ -54,6 +91,73 @@ def test_logits_of_every_architecture(pair, ids, architecture, monkeypatch):
     plain, fast = pair(architecture)
     expected, found = decoded(plain, ids)[0], decoded(fast, ids)[0]
     assert torch.allclose(expected, found, atol=1e-5)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "llama-tied", "smollm", "llama-odd"])
+def test_a_program_computes_what_the_block_does(quantized, ids, architecture, recipe, threads, monkeypatch):
+    if architecture == "llama-odd":  # rows of 36 and 50
+        recipe = {**recipe, "group_size": "row", "schemes": {}}
+    plain, fast = quantized(architecture, recipe)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        expected = decoded(plain, ids[:1])[0]
+        runs = performed(monkeypatch)
+        found = decoded(fast, ids[:1])[0]
+    finally:
+        torch.set_num_threads(before)
+    assert len(runs) == 12 * 2, "every token but the prompt, through every block"
+    assert torch.allclose(expected, found, atol=2e-5)
+
+
+@pytest.mark.parametrize("values", [{"include": ["attention"]}, {"include": ["q"]}], ids=["attention", "q"])
+def test_blocks_with_other_weights_go_their_own_way(quantized, ids, values, monkeypatch):
+    runs = performed(monkeypatch)
+    plain, fast = quantized("gpt2", values)
+    assert torch.allclose(decoded(plain, ids[:1])[0], decoded(fast, ids[:1])[0], atol=1e-6)
+    assert not runs
+
+
+def test_a_program_is_for_a_token_alone_that_sees_all(quantized, ids, monkeypatch, tmp_path):
+    plain, fast = quantized("gpt2", {"include": ["*"]})
+    runs = performed(monkeypatch)
+    assert torch.allclose(decoded(plain, ids)[0], decoded(fast, ids)[0], atol=1e-5), "a batch"
+    mask = torch.ones(1, 13, dtype=torch.long)
+    mask[0, 0] = 0
+    logits = []
+    for model in (plain, fast):
+        with torch.inference_mode():
+            cache = model(ids[:1, :12], use_cache=True).past_key_values
+            logits.append(model(ids[:1, 12:13], past_key_values=cache, attention_mask=mask).logits)
+    assert torch.allclose(*logits, atol=1e-5), "a mask"
+    half = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.bfloat16).eval()
+    assert torch.allclose(decoded(half, ids[:1])[0].float(), decoded(plain, ids[:1])[0], atol=0.1), "bfloat16"
+    assert not runs
+
+
+def test_new_weights_and_hooks_are_seen(quantized, ids, monkeypatch):
+    plain, fast = quantized("llama", {"include": ["*"]})
+    assert torch.allclose(decoded(plain, ids[:1])[0], decoded(fast, ids[:1])[0], atol=1e-5)
+    state = {name: (255 - tensor if tensor.dtype == torch.uint8 else tensor) for name, tensor in fast.state_dict().items()}
+    for model in (plain, fast):
+        model.load_state_dict(state)
+    assert torch.allclose(decoded(plain, ids[:1])[0], decoded(fast, ids[:1])[0], atol=1e-5)
+    runs, seen = performed(monkeypatch), []
+    fast.model.layers[0].mlp.register_forward_hook(lambda *_: seen.append(1))
+    decoded(fast, ids[:1])
+    assert len(seen) == 13 and len(runs) == 12, "the block with a hook goes its own way"
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_quantized_models_generate_the_same_tokens(quantized, ids, architecture, way):
+    texts = []
+    for model in quantized(architecture, {"include": ["*"]}):
+        torch.manual_seed(0)
+        texts.append(model.generate(ids[:1, :8], min_new_tokens=12, max_new_tokens=12, pad_token_id=0, **way))
+    assert torch.equal(*texts)
 
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)

@@ -59,7 +59,7 @@ class BlockProgram:
         self._jobs: list[ctypes.Array] = []
         self._places: dict[str, list[int]] = {}  # by what is filled in: the numbers of the program it goes to
         self._offsets: list[tuple[int, int]] = []  # numbers of the program, and where in the room for results they point to
-        self.hidden = self._norm_width(block, parts.norms[0])
+        self.hidden = _norm_weight(block.get_submodule(parts.norms[0])).numel()
         self._room = 0
 
         normed, qkv = self._results(self.hidden), self._results((heads + 2 * key_heads) * width)
@@ -80,10 +80,10 @@ class BlockProgram:
         middle = self._results(self.hidden)
         self._product(block, parts.output, attended, middle, loops.ADD, "x")
         self._norm(block, parts.norms[1], middle, normed)
-        inner = self._results(block.get_submodule(parts.up).out_features)
+        inner = self._results(_width(block, parts.up))
         self._product(block, parts.up, normed, inner, _activation(block.get_submodule(parts.activation)))
         if parts.multiplier:
-            gated = self._results(block.get_submodule(parts.multiplier).out_features)
+            gated = self._results(_width(block, parts.multiplier))
             self._product(block, parts.multiplier, normed, gated, loops.MULTIPLY, inner)
             inner = gated
         self._product(block, parts.down, inner, "y", loops.ADD, middle)
@@ -165,9 +165,6 @@ class BlockProgram:
             done += rows
         return done
 
-    def _norm_width(self, block: nn.Module, name: str) -> int:
-        return _norm_weight(block.get_submodule(name)).numel()
-
     def _norm(self, block: nn.Module, name: str, source: str | int, target: int) -> None:
         from quant.kernels import norm
 
@@ -185,6 +182,14 @@ class BlockProgram:
 
 class Unfit(Exception):
     """A block that has no program: something in it is not quantized, or not float32 on the CPU."""
+
+
+def _width(block: nn.Module, name: str) -> int:
+    """Of what a linear gives. Raises Unfit where it is not quantized."""
+    linear = block.get_submodule(name)
+    if not isinstance(linear, QLinear):
+        raise Unfit
+    return linear.out_features
 
 
 def _activation(module: nn.Module) -> int:

@@ -21,7 +21,7 @@ from numba.extending import intrinsic
 
 from quant.kernels.team import FIRST, LOOP, done, pointer, take
 
-BLOCK = 32  # codes that a step of _row_dot decodes
+BLOCK = 32  # codes that a step of a row's product decodes; groups are of whole blocks
 
 # Places in a job of quant.kernels.team: addresses and sizes. An address that is 0: there are none of these.
 (X, Y, BIAS, OTHER, THEN, PICKED, COUNT, CODES, SCALES, ZEROS, VALUES, PLANES, ROWS, COLUMNS, GROUPS, ROW_BYTES, BITS, WAY,
@@ -87,6 +87,18 @@ def _steps(bits: int, counted_from: int):
     return {8: bytes_, 4: halves}.get(bits, others)
 
 
+def _spread(builder, codes, place, planes):
+    """Decoder of 64 half-bytes in equal steps from 0, as eight vectors of 8 floats, with the least work.
+
+    Eight numbers of 32 bits hold 8 codes each; vector k takes code k of each, where it stands, as 16 ** k times its value:
+    `spread` divides the activations by that. The last has the sign's bit in it and is shifted down.
+    """
+    eights = _load(builder, codes, place, _EIGHT)
+    for k in range(7):
+        yield builder.sitofp(builder.and_(eights, _all(_EIGHT, 15 << (4 * k))), _FLOATS)
+    yield builder.sitofp(builder.lshr(eights, _all(_EIGHT, 28)), _FLOATS)
+
+
 def _looked_up(builder, codes, place, planes):
     """Decoder of 32 half-bytes by table, as four vectors of 8 floats; within every 8 codes the even ones come first."""
     bytes32, words16 = ir.VectorType(_I8, 32), ir.VectorType(ir.IntType(16), 16)
@@ -110,11 +122,11 @@ def _looked_up(builder, codes, place, planes):
             yield builder.bitcast(interleaved(low_words, high_words, half), _FLOATS)
 
 
-def _row_dot(decoder, block_bytes: int, unrolled: int = 0):
-    """The product of one row of packed codes and one row of activations, with `decoder` for each block of 32 codes.
+def _row_dot(decoder, block_bytes: int, unrolled: int = 0, size: int = BLOCK):
+    """The product of one row of packed codes and one row of activations, with `decoder` for each block of `size` codes.
 
     unrolled: blocks of a group, 1, 2 or 4, where they are known; 0: any number, in a loop.
-    (codes uint8 [groups * blocks * block_bytes], x float32 [groups * blocks * 32] in the decoder's order, planes uint8
+    (codes uint8 [groups * blocks * block_bytes], x float32 [groups * blocks * size] in the decoder's order, planes uint8
     [4 * 32]: byte k of 16 values, twice; starts float32 [groups * 8], whose eights are added to each group's products;
     scales float32 [groups]; groups; blocks: of a group) -> float32
     """
@@ -132,7 +144,7 @@ def _row_dot(decoder, block_bytes: int, unrolled: int = 0):
 
             def add_block(place, sums):
                 """Products of a block, added to sums in turn."""
-                x_place, sums = builder.mul(place, ir.Constant(_I64, BLOCK)), list(sums)
+                x_place, sums = builder.mul(place, ir.Constant(_I64, size)), list(sums)
                 values = decoder(builder, codes_at, builder.mul(place, ir.Constant(_I64, block_bytes)), planes_at)
                 for k, value in enumerate(values):
                     activations = _load(builder, x_at, builder.add(x_place, ir.Constant(_I64, 8 * k)), _FLOATS)
@@ -239,7 +251,7 @@ def _block_decode(decoder, block_bytes: int, half: int):
 _dot2, _dot3, _dot4, _dot5, _dot6, _dot7, _dot8 = (
     _row_dot(_steps(bits, 0 if bits == 4 else 2 ** (bits - 1)), 4 * bits) for bits in range(2, 9)
 )
-_dot4_1, _dot4_2, _dot4_4 = (_row_dot(_steps(4, 0), 16, blocks) for blocks in (1, 2, 4))
+_dot_spread, _dot_spread_1, _dot_spread_2 = (_row_dot(_spread, 32, blocks, 2 * BLOCK) for blocks in (0, 1, 2))
 _dot_shuffled, _dot_shuffled_1, _dot_shuffled_2, _dot_shuffled_4 = (_row_dot(_looked_up, 16, blocks) for blocks in (0, 1, 2, 4))
 _decode2, _decode3, _decode4, _decode5, _decode6, _decode7, _decode8 = (
     _block_decode(_steps(bits, 2 ** (bits - 1)), 4 * bits, 8 if bits == 4 else 1) for bits in range(2, 9)
@@ -287,11 +299,11 @@ def dot_steps(bits, codes, x, planes, starts, scales, groups, blocks):
         return _dot8(codes, x, planes, starts, scales, groups, blocks)
     if bits == 4:
         if blocks == 2:
-            return _dot4_2(codes, x, planes, starts, scales, groups, blocks)
-        if blocks == 1:
-            return _dot4_1(codes, x, planes, starts, scales, groups, blocks)
+            return _dot_spread_1(codes, x, planes, starts, scales, groups, blocks // 2)
         if blocks == 4:
-            return _dot4_4(codes, x, planes, starts, scales, groups, blocks)
+            return _dot_spread_2(codes, x, planes, starts, scales, groups, blocks // 2)
+        if blocks % 2 == 0:
+            return _dot_spread(codes, x, planes, starts, scales, groups, blocks // 2)
         return _dot4(codes, x, planes, starts, scales, groups, blocks)
     if bits == 2:
         return _dot2(codes, x, planes, starts, scales, groups, blocks)
@@ -330,6 +342,19 @@ def ordered(x, half):
         for i in range(half):
             out[start + i] = x[start + 2 * i]
             out[start + half + i] = x[start + 2 * i + 1]
+    return out
+
+
+@njit(nogil=True, fastmath=_FAST)
+def spread(x):
+    """x in the order of _spread: within every 64, those that are k after a multiple of 8, divided by 16 ** k, for each k."""
+    out = numpy.empty_like(x)
+    for start in range(0, len(x), 64):
+        factor = float32(1)
+        for k in range(8):
+            for lane in range(8):
+                out[start + 8 * k + lane] = x[start + 8 * lane + k] * factor
+            factor = factor / float32(16) if k < 6 else float32(1)
     return out
 
 
@@ -442,7 +467,9 @@ def multiply_row(job_pointer):
     sums = _group_sums(x, groups)
     is_table, blocks = job[WAY] == TABLE, columns // groups // BLOCK
     starts = _starts(x, groups, 8 if bits == 4 and not is_table else 0)
-    if bits == 4:
+    if bits == 4 and not is_table and blocks % 2 == 0:
+        x = spread(x)
+    elif bits == 4:
         x = ordered(x, 4 if is_table else 8)
     while True:
         start = take(job_pointer) * height
