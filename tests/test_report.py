@@ -252,9 +252,11 @@ def test_a_recipe_can_not_take_a_name_that_is_taken(name):
 def test_the_readme_shows_the_committed_metrics():
     from conftest import ROOT
 
-    from quant.report.readme import SECTION, results_table
+    from quant.report.readme import results_table, section, speed_tables
 
-    assert SECTION.search((ROOT / "README.md").read_text()).group() == results_table(ROOT), "run make readme"
+    text = (ROOT / "README.md").read_text()
+    assert section("results").search(text).group() == results_table(ROOT), "run make readme"
+    assert section("speed").search(text).group() == speed_tables(ROOT), "run make readme"
 
 
 def test_a_table_has_a_cell_for_every_heading():
