@@ -75,16 +75,6 @@ def bandwidth(run: Run) -> str:
             f"read most, {most.decode['gb_per_s']:.2g}, and `{least.name}` least, {least.decode['gb_per_s']:.2g}.")
 
 
-def first_call(run: Run) -> str:
-    """Why the first call of our own variants stands out, where their products are compiled for the processor."""
-    own = [r for r in run.results if r.family == "scratch" and r.speed["memory"]["cuda"] is None]
-    if not own:
-        return ""
-    grown = [r.speed["memory"]["resident_mib"] - r.speed["memory"]["load_peak_mib"] for r in own]
-    return (f" The variants from scratch load compiled products at their first call, once in a process, however large the model: "
-            f"that is part of the {span(grown, '{:.0f}')} MiB that they grow by after loading.")
-
-
 def schemes(run: Run) -> str:
     """In what the recipes of this run depart from a scale that maps the largest weight onto the end of a symmetric grid."""
     recipes = {r.name: recipe(r.name, run.params) for r in run.results if r.family == "scratch"}
