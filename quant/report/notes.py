@@ -9,7 +9,7 @@ from quant.report.kinship import recipe
 from quant.report.results import Result, Run
 from quant.report.selection import equal_grids, grid_of, quantized
 from quant.report.style import GRIDS
-from quant.report.words import joined, named, span
+from quant.report.words import joined, named
 
 TEXTS = {"grammar": "text of the embedded grammar", "ptb": "the Penn Treebank", "wikitext2": "WikiText-2"}
 
