@@ -36,6 +36,7 @@ $(VENV)/ready: requirements.txt quant/methods/llama_cpp_setup.py
 	$(ACTIVE) python -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or later is needed")'
 	$(ACTIVE) pip install --quiet --requirement requirements.txt
 	$(ACTIVE) python -m quant.methods.llama_cpp_setup
+	$(ACTIVE) python -c 'import quant.kernels.attention, quant.kernels.cpu, quant.kernels.norm'  # compiled once, and kept
 	@touch $@
 
 $(VENV)/ready-to-test: tests/requirements.txt $(VENV)/ready
