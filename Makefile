@@ -20,7 +20,7 @@ test: setup lint $(VENV)/ready-to-test
 	$(ACTIVE) python -m pytest
 
 bench: setup
-	$(ACTIVE) python -m quant.measure.speed
+	$(ACTIVE) python -m quant.benches.decode
 
 readme: setup
 	$(ACTIVE) python -m quant.report.readme
@@ -35,7 +35,7 @@ $(VENV)/ready: requirements.txt quant/methods/llama_cpp_setup.py
 	  echo "error: python3 can't make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	$(ACTIVE) python -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or later is needed")'
 	$(ACTIVE) pip install --quiet --requirement requirements.txt
-	$(ACTIVE) python -m quant.methods.llama_cpp_setup
+	$(ACTIVE) python -m quant.methods.llama_cpp.setup
 	$(ACTIVE) python -c 'import quant.kernels.attention, quant.kernels.cpu, quant.kernels.norm'  # compiled once, and kept
 	@touch $@
 

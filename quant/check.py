@@ -21,18 +21,18 @@ from pathlib import Path
 import torch
 import yaml
 
-from quant import hub
-from quant.checkpoint import DTYPES, Checkpoint, TensorInfo, read_config, shard_paths
-from quant.corpus import FEW_LINES, TextSource, count_lines
+from quant.hub import client as hub
+from quant.model.checkpoint import DTYPES, Checkpoint, TensorInfo, read_config, shard_paths
+from quant.text.corpus import FEW_LINES, TextSource, count_lines
 from quant.errors import InputError, first_line
-from quant.fetch import CARD, TOKENIZERS, ModelSource, needed_files, require_tokenizer, require_usable, weight_files
-from quant.forecast import Forecast, Model, forecasts
-from quant.license import License
-from quant.methods import llama_cpp
-from quant.methods.gguf_converter import splits_like_gpt2
-from quant.needs import INTERMEDIATES
-from quant.qtensor import CHUNK
-from quant.units import size
+from quant.hub.fetch import CARD, TOKENIZERS, ModelSource, needed_files, require_tokenizer, require_usable, weight_files
+from quant.preflight.forecast import Forecast, Model, forecasts
+from quant.hub.license import License
+from quant.runners.llama_cpp import library as llama_cpp
+from quant.methods.llama_cpp.converter import splits_like_gpt2
+from quant.model.needs import INTERMEDIATES
+from quant.tensor.qtensor import CHUNK
+from quant.progress import size
 
 HEADERS_AT_ONCE = 8
 

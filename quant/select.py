@@ -20,11 +20,11 @@ from pathlib import Path
 
 import yaml
 
-from quant.architectures import GROUPS, ROLES, Range, architecture_of, fused_rows
-from quant.checkpoint import Checkpoint, TensorInfo
+from quant.model.architectures import GROUPS, ROLES, Range, architecture_of, fused_rows
+from quant.model.checkpoint import Checkpoint, TensorInfo
 from quant.errors import InputError
-from quant.qtensor import layout
-from quant.scheme import Scheme, known_keys
+from quant.tensor.qtensor import layout
+from quant.tensor.scheme import Scheme, known_keys
 
 
 @dataclass(frozen=True)

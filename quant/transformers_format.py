@@ -12,14 +12,14 @@ from torch import nn
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from quant.architectures import architecture_of
-from quant.artifact import METHOD
-from quant.checkpoint import read_header
-from quant.decoding import speed_up_decoding
+from quant.model.architectures import architecture_of
+from quant.model.artifact import METHOD
+from quant.model.checkpoint import read_header
+from quant.nn.decoding import speed_up_decoding
 from quant.errors import InputError
-from quant.modules import FusedLinear, QEmbedding, QLinear, QNorm, QTiedHead, QWeight
-from quant.qtensor import layout
-from quant.scheme import Scheme
+from quant.nn.modules import FusedLinear, QEmbedding, QLinear, QNorm, QTiedHead, QWeight
+from quant.tensor.qtensor import layout
+from quant.tensor.scheme import Scheme
 
 
 @register_quantization_config(METHOD)
@@ -35,7 +35,7 @@ class QTensorConfig(QuantizationConfigMixin):
 class QTensorQuantizer(HfQuantizer):
     """Swaps the modules that the artifact's config names before the weights are loaded into them."""
 
-    requires_calibration = True  # an artifact is written by quant.artifact, never made while loading
+    requires_calibration = True  # an artifact is written by quant.model.artifact, never made while loading
 
     def _process_model_before_weight_loading(self, model, checkpoint_files=None, **_):
         config = self.quantization_config

@@ -4,10 +4,10 @@ from pathlib import Path
 
 from common import parameters, run
 
-from quant.benchmark import benchmark
-from quant.corpus import load_corpus
+from quant.speed.benchmark import benchmark
+from quant.text.corpus import load_corpus
 from quant.files import write_json
-from quant.measure.latency import Clock
+from quant.speed.latency import Clock
 from quant.variants import variant_named
 
 

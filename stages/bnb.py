@@ -4,7 +4,7 @@ from pathlib import Path
 
 from common import parameters, run
 
-from quant.methods.bitsandbytes import Spec, build
+from quant.methods.bitsandbytes.build import Spec, build
 
 
 def main(row: str) -> None:

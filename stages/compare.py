@@ -6,9 +6,9 @@ import torch
 
 from common import run
 
-from quant.checkpoint import Checkpoint
+from quant.model.checkpoint import Checkpoint
 from quant.files import write_json
-from quant.report.weights import compare_schemes
+from quant.quality.weight_error import compare_schemes
 
 
 def main() -> None:

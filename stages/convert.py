@@ -7,7 +7,7 @@ from pathlib import Path
 
 from common import parameters, run
 
-from quant.methods.gguf import convert
+from quant.methods.llama_cpp.quantize import convert
 
 
 def main() -> None:

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from common import parameters, run
 
-from quant.corpus import TextSource, read_corpus, write_corpus
+from quant.text.corpus import TextSource, read_corpus, write_corpus
 from quant.errors import InputError
-from quant.fetch import ModelSource, fetch_model
+from quant.hub.fetch import ModelSource, fetch_model
 
 
 def main() -> None:

@@ -10,10 +10,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is import
 
 from common import parameters, run
 
-from quant.corpus import load_corpus
-from quant.evaluation import evaluate
+from quant.text.corpus import load_corpus
+from quant.quality.evaluate import evaluate
 from quant.files import write_json
-from quant.measure.windows import Protocol
+from quant.quality.windows import Protocol
 from quant.variants import variant_named
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from common import parameters, run
 
-from quant.methods.gguf import Spec, quantize
+from quant.methods.llama_cpp.quantize import Spec, quantize
 
 
 def main(row: str) -> None:

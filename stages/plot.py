@@ -8,7 +8,7 @@ from common import parameters, run
 from quant.files import whole_file, whole_folder, write_json
 from quant.report.figures import draw_all, front_names
 from quant.report.results import METRICS, read_run, rounded
-from quant.report.selection import summary
+from quant.report.subsets import summary
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ import argparse
 from common import parameters, run
 
 from quant.errors import InputError
-from quant.publish import publication, push
+from quant.publish.publish import publication, push
 from quant.variants import variants
 
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from common import parameters, run
 
-from quant.artifact import write_artifact
-from quant.scheme import Scheme
+from quant.model.artifact import write_artifact
+from quant.tensor.scheme import Scheme
 from quant.select import Recipe
 
 

@@ -16,8 +16,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import common  # noqa: F401  puts the project on the path
 
-from quant.corpus import as_text
-from quant.grammar import treebank_like
+from quant.text.corpus import as_text
+from quant.text.grammar import treebank_like
 
 OUT = Path("models/embedded")
 LINES, VOCABULARY, CONTEXT, WIDTH, LAYERS, HEADS = 320_000, 2048, 256, 256, 3, 4

@@ -77,9 +77,10 @@ def runtimes(tmp_path_factory):
     """One tiny model (width 256, so that K-quants apply) for every runtime: name -> folder."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from quant.artifact import write_artifact
-    from quant.methods import bitsandbytes, gguf
-    from quant.scheme import Scheme
+    from quant.model.artifact import write_artifact
+    from quant.methods.bitsandbytes import build as bitsandbytes
+    from quant.methods.llama_cpp import quantize as gguf
+    from quant.tensor.scheme import Scheme
     from quant.select import Recipe
 
     torch.manual_seed(0)

@@ -11,9 +11,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from quant.check import facts_of
-from quant.corpus import HubFile, TextSource, read_corpus, read_hub_file
+from quant.text.corpus import HubFile, TextSource, read_corpus, read_hub_file
 from quant.errors import InputError
-from quant.fetch import ModelSource, fetch_model
+from quant.hub.fetch import ModelSource, fetch_model
 
 
 def model(out: str, **values) -> None:

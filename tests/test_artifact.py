@@ -7,12 +7,12 @@ import torch
 from conftest import ARCHITECTURES
 
 import quant.transformers_format  # noqa: F401  registers the format
-from quant.artifact import write_artifact
-from quant.checkpoint import Checkpoint, read_header
+from quant.model.artifact import write_artifact
+from quant.model.checkpoint import Checkpoint, read_header
 from quant.errors import InputError
 from quant.files import sha256_of
-from quant.qtensor import dequantize, quantize
-from quant.scheme import Scheme
+from quant.tensor.qtensor import dequantize, quantize
+from quant.tensor.scheme import Scheme
 from quant.select import Recipe, plan
 
 RECIPES = {
@@ -104,7 +104,7 @@ def test_shards_in_and_out(make_model, tmp_path, ids, monkeypatch):
     assert len(list(source.glob("*.safetensors"))) > 1
     recipe = Recipe.from_dict({}, Scheme())
     write_artifact(make_model("llama"), recipe, tmp_path / "whole")
-    monkeypatch.setattr("quant.checkpoint.SHARD_BYTES", 30_000)
+    monkeypatch.setattr("quant.model.checkpoint.SHARD_BYTES", 30_000)
     write_artifact(source, recipe, tmp_path / "shards")
     assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
     models = [AutoModelForCausalLM.from_pretrained(tmp_path / n, dtype=torch.float32) for n in ("whole", "shards")]
@@ -115,7 +115,7 @@ def test_nothing_is_left_where_it_failed(make_model, tmp_path, monkeypatch):
     def full_disk(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("quant.artifact.write_checkpoint", full_disk)
+    monkeypatch.setattr("quant.model.artifact.write_checkpoint", full_disk)
     with pytest.raises(OSError, match="No space"):
         write_artifact(make_model("gpt2"), Recipe(Scheme()), tmp_path / "out")
     assert not list(tmp_path.iterdir())

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from conftest import ROOT, run_stage
 
-from quant.corpus import Corpus, write_corpus
+from quant.text.corpus import Corpus, write_corpus
 
 LINES = ("the silverware of the lighthouse keeper rose N %", "<unk> said the harbour was closed") * 20
 

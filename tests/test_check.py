@@ -15,11 +15,11 @@ from hub_server import Hub
 from test_hub import CARD, steps
 
 from quant.check import available_memory, describe, describe_text, facts_of, gguf_obstacle, main
-from quant.corpus import TextSource
+from quant.text.corpus import TextSource
 from quant.errors import InputError
-from quant.fetch import ModelSource, fetch_model
-from quant.forecast import forecasts
-from quant.methods import gguf_sizes
+from quant.hub.fetch import ModelSource, fetch_model
+from quant.preflight.forecast import forecasts
+from quant.methods.llama_cpp import sizes as gguf_sizes
 
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
 
@@ -101,7 +101,7 @@ def test_what_llama_cpp_lacks_is_told(make_model, tmp_path):
 def test_rows_that_k_quants_do_not_fit_are_told_as_llama_cpp_does_it(tmp_path):
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from quant.methods import gguf
+    from quant.methods.llama_cpp import quantize as gguf
     from quant.runners import open_runner
 
     shape = {"n_positions": 64, "n_ctx": 64, "n_embd": 64, "n_layer": 2, "n_head": 4}

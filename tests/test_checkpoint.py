@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from quant.checkpoint import Checkpoint, TensorInfo, read_header, read_tensor, write_checkpoint
+from quant.model.checkpoint import Checkpoint, TensorInfo, read_header, read_tensor, write_checkpoint
 from quant.errors import InputError
 
 

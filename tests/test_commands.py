@@ -3,10 +3,12 @@
 import pytest
 from conftest import ROOT, run_stage
 
-from quant.corpus import load_corpus
+from quant.text.corpus import load_corpus
 from quant.errors import InputError
-from quant.measure import schemes, scoring_speed, streaming_speed
-from quant.measure.windows import Protocol
+from quant.benches import schemes
+from quant.benches import scoring as scoring_speed
+from quant.benches import streaming as streaming_speed
+from quant.quality.windows import Protocol
 from quant.report import sweep
 
 

@@ -16,10 +16,10 @@ from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quant.measure import cuda_speed
-from quant.modules import QLinear, QWeight
-from quant.qtensor import QTensor, dequantize, layout, quantize
-from quant.scheme import Scheme
+from quant.benches import cuda as cuda_speed
+from quant.nn.modules import QLinear, QWeight
+from quant.tensor.qtensor import QTensor, dequantize, layout, quantize
+from quant.tensor.scheme import Scheme
 
 triton = pytest.importorskip("triton", reason="triton, which is made for Linux, is not installed")
 
@@ -260,5 +260,5 @@ def test_the_table_of_the_measurement():
 @NO_CHILD
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA GPU")
 def test_the_measurement_says_that_there_is_no_gpu():
-    done = subprocess.run([sys.executable, "-m", "quant.measure.cuda_speed"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "quant.benches.cuda"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.startswith("error: torch finds no CUDA GPU") and done.stderr.count("\n") == 1

@@ -6,14 +6,14 @@ from conftest import ARCHITECTURES
 from transformers import AutoModelForCausalLM, DynamicCache
 
 import quant.transformers_format  # noqa: F401  registers the format
-from quant.artifact import write_artifact
-from quant.decoding import cache as growing
-from quant.decoding import speed_up_decoding
-from quant.decoding.blocks import DecodingBlock
-from quant.decoding.cache import GrowingLayer
-from quant.kernels import team
+from quant.model.artifact import write_artifact
+from quant.nn.decoding import cache as growing
+from quant.nn.decoding import speed_up_decoding
+from quant.nn.blocks import DecodingBlock
+from quant.nn.cache import GrowingLayer
+from quant.kernels import threads as team
 from quant.kernels.attention import attend, can_attend
-from quant.scheme import Scheme
+from quant.tensor.scheme import Scheme
 from quant.select import Recipe
 
 WAYS = {

@@ -11,14 +11,14 @@ from compressed_tensors.quantization import QuantizationConfig, apply_quantizati
 from conftest import ROOT
 
 import quant.transformers_format  # noqa: F401  opens the artifact itself, to compare with
-from quant.artifact import write_artifact
-from quant.checkpoint import Checkpoint, TensorInfo, write_checkpoint
+from quant.model.artifact import write_artifact
+from quant.model.checkpoint import Checkpoint, TensorInfo, write_checkpoint
 from quant.errors import InputError
 from quant.export import export
 from quant.files import sha256_of
-from quant.packing import unpack
-from quant.qtensor import QTensor, dequantize
-from quant.scheme import Scheme
+from quant.tensor.packing import unpack
+from quant.tensor.qtensor import QTensor, dequantize
+from quant.tensor.scheme import Scheme
 from quant.select import Recipe
 
 FORM = "compressed-tensors"
@@ -155,7 +155,7 @@ def test_equal_input_gives_equal_bytes_and_a_true_manifest(exported, tmp_path):
 def test_shards_and_a_second_export_over_the_first(exported, ids, monkeypatch):
     artifact, out = exported("llama", {})
     before = opened(out)(ids).logits
-    monkeypatch.setattr("quant.checkpoint.SHARD_BYTES", 30_000)
+    monkeypatch.setattr("quant.model.checkpoint.SHARD_BYTES", 30_000)
     export(artifact, out, FORM)
     assert len(list(out.glob("*.safetensors"))) > 1 and not (out / "model.safetensors").exists()
     assert torch.equal(opened(out)(ids).logits, before)

@@ -9,11 +9,11 @@ from conftest import ROOT
 from made_up import PARAMS, made_up
 from PIL import Image
 
-from quant.checkpoint import Checkpoint
+from quant.model.checkpoint import Checkpoint
 from quant.report.charts import pareto_front
 from quant.report.figures import draw_all, figures_of, front_names
 from quant.report.style import FAMILIES, GRIDS, PARTS
-from quant.report.weights import Sample, compare_schemes, error_map, error_of_schemes, histogram
+from quant.quality.weight_error import Sample, compare_schemes, error_map, error_of_schemes, histogram
 
 ASKED_FOR = {"size-quality", "size-speed", "ppl-change", "divergence", "latency", "bytes", "error-map", "histogram", "error-bits",
              "grids", "pairs"}
@@ -60,8 +60,8 @@ def test_captions_say_what_this_run_shows():
 
 
 def test_the_pairs_are_those_whose_interval_leaves_out_zero():
-    from quant.measure.bootstrap import difference
-    from quant.report.selection import compared
+    from quant.quality.bootstrap import difference
+    from quant.report.subsets import compared
 
     run = made_up(nf4={"kld_mnats": 0.1}, fp4={"kld_mnats": 3.0, "noise": 2.0}, int4={"kld_mnats": 2.0})
     (figure,) = [figure for figure in figures_of(run) if figure.name == "pairs"]
@@ -154,7 +154,7 @@ def test_a_model_of_every_layout_is_sampled(make_model, architecture):
 
 
 def test_a_large_weight_is_sampled_and_told(monkeypatch):
-    import quant.report.weights as module
+    import quant.quality.weight_error as module
 
     monkeypatch.setattr(module, "MOST_OF_A_WEIGHT", 1000)
     monkeypatch.setattr(module, "MOST_OF_ALL", 10000)

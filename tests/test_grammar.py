@@ -5,7 +5,7 @@ from itertools import islice
 
 import pytest
 
-from quant.grammar import Grammar, treebank_like
+from quant.text.grammar import Grammar, treebank_like
 
 
 @pytest.fixture(scope="module")

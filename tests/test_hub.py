@@ -18,15 +18,15 @@ from conftest import ROOT
 from hub_server import Fault, Hub, sha256
 from test_pipeline import Project
 
-from quant.artifact import write_artifact
-from quant.checkpoint import Checkpoint
+from quant.model.artifact import write_artifact
+from quant.model.checkpoint import Checkpoint
 from quant.errors import InputError
-from quant.fetch import ModelSource, fetch_model
-from quant.license import License
-from quant.methods import bitsandbytes
-from quant.qtensor import quantize
+from quant.hub.fetch import ModelSource, fetch_model
+from quant.hub.license import License
+from quant.methods.bitsandbytes import build as bitsandbytes
+from quant.tensor.qtensor import quantize
 from quant.runners import open_runner
-from quant.scheme import Scheme
+from quant.tensor.scheme import Scheme
 from quant.select import Recipe
 
 MIB = 2**20

@@ -10,11 +10,11 @@ import pytest
 import torch
 from conftest import ROOT
 
-from quant.codebooks import grid_of
+from quant.tensor.grids import grid_of
 from quant.kernels import cpu, loops, reference
-from quant.modules import QLinear, QWeight
-from quant.qtensor import dequantize, quantize
-from quant.scheme import Scheme
+from quant.nn.modules import QLinear, QWeight
+from quant.tensor.qtensor import dequantize, quantize
+from quant.tensor.scheme import Scheme
 
 SCHEMES = [
     *(Scheme(bits, size, symmetric) for bits in range(2, 9) for size in ("tensor", "row", 32) for symmetric in (True, False)),
@@ -161,8 +161,8 @@ CHILD = """
 import re, sys, torch
 from pathlib import Path
 from quant.kernels.cpu import Product
-from quant.qtensor import QTensor, layout
-from quant.scheme import Scheme
+from quant.tensor.qtensor import QTensor, layout
+from quant.tensor.scheme import Scheme
 def peak():
     return int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 def product(scheme, rows, columns):

@@ -8,10 +8,10 @@ from statistics import median
 import pytest
 import torch
 
-from quant.environment import commit, environment
+from quant.speed.environment import commit, environment
 from quant.errors import InputError
-from quant.measure.bandwidth import memory_read_gb_per_s
-from quant.measure.latency import Clock, compare
+from quant.speed.bandwidth import memory_read_gb_per_s
+from quant.speed.latency import Clock, compare
 
 TEXT = torch.arange(600)
 

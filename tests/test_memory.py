@@ -7,8 +7,8 @@ import pytest
 import torch
 from conftest import ROOT
 
-from quant.architectures import architecture_of
-from quant.measure.memory import bytes_per_token, disk_bytes, held_bytes, ledger
+from quant.model.architectures import architecture_of
+from quant.speed.memory import bytes_per_token, disk_bytes, held_bytes, ledger
 from quant.runners import Held, open_runner
 
 MATRIX, VECTOR = 12 * 256 * 256, 13 * 256 + 2 * 256  # of the one block; biases, and weights and biases of the norms
@@ -102,7 +102,7 @@ def test_on_disk(runtimes):
 
 PEAK = """
 import numpy
-from quant.measure.memory import MIB, PeakMemory
+from quant.speed.memory import MIB, PeakMemory
 
 peak = PeakMemory()
 block = numpy.ones(64 * MIB // 8)
@@ -124,7 +124,7 @@ def test_peaks_are_those_of_their_phase():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_the_gpu_has_peaks_of_its_own():
-    from quant.measure.memory import MIB, PeakMemory
+    from quant.speed.memory import MIB, PeakMemory
 
     peak = PeakMemory("cuda")
     block = torch.ones(64 * MIB // 4, device="cuda")

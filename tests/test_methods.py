@@ -7,12 +7,13 @@ import struct
 import pytest
 import torch
 
-from quant.artifact import write_artifact
+from quant.model.artifact import write_artifact
 from quant.errors import InputError
-from quant.measure.memory import held_bytes
-from quant.methods import bitsandbytes, gguf
+from quant.speed.memory import held_bytes
+from quant.methods.bitsandbytes import build as bitsandbytes
+from quant.methods.llama_cpp import quantize as gguf
 from quant.runners import open_runner
-from quant.scheme import Scheme
+from quant.tensor.scheme import Scheme
 from quant.select import Recipe
 
 

@@ -4,11 +4,11 @@ import numpy
 import pytest
 import torch
 
-from quant import ggml
-from quant.codebooks import FP4, NF4
-from quant.packing import unpack
-from quant.qtensor import dequantize, quantize
-from quant.scheme import Scheme
+from quant.tensor import ggml
+from quant.tensor.grids import FP4, NF4
+from quant.tensor.packing import unpack
+from quant.tensor.qtensor import dequantize, quantize
+from quant.tensor.scheme import Scheme
 
 SEEDS = range(200)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)

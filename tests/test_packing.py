@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quant.packing import pack, row_bytes, unpack
+from quant.tensor.packing import pack, row_bytes, unpack
 
 
 @given(bits=st.integers(2, 8), rows=st.integers(1, 5), columns=st.integers(1, 70), seed=st.integers(0, 1000))

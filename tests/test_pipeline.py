@@ -13,7 +13,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from quant.measure.bootstrap import Blocks, difference
+from quant.quality.bootstrap import Blocks, difference
 
 TINY = {
     "data": {"source": "grammar", "sentences": 40},

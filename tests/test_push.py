@@ -16,15 +16,16 @@ from hub_server import Fault, Hub
 from huggingface_hub import ModelCard
 from test_hub import TOKEN
 
-from quant.artifact import write_artifact
-from quant.corpus import TextSource, read_corpus, write_corpus
+from quant.model.artifact import write_artifact
+from quant.text.corpus import TextSource, read_corpus, write_corpus
 from quant.errors import InputError
-from quant.fetch import ModelSource, fetch_model
+from quant.hub.fetch import ModelSource, fetch_model
 from quant.files import read_json, write_json
-from quant.methods import bitsandbytes, gguf
-from quant.publish import publication
+from quant.methods.bitsandbytes import build as bitsandbytes
+from quant.methods.llama_cpp import quantize as gguf
+from quant.publish.publish import publication
 from quant.runners import open_runner
-from quant.scheme import Scheme
+from quant.tensor.scheme import Scheme
 from quant.select import Recipe
 from quant.variants import Variant
 

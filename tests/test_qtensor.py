@@ -5,10 +5,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quant.codebooks import grid_of
+from quant.tensor.grids import grid_of
 from quant.errors import InputError
-from quant.qtensor import dequantize, layout, quantize
-from quant.scheme import Scheme
+from quant.tensor.qtensor import dequantize, layout, quantize
+from quant.tensor.scheme import Scheme
 
 SCHEMES = [
     *(Scheme(bits=bits, group_size=size, symmetric=symmetric)
@@ -74,7 +74,7 @@ def test_error_falls_as_bits_grow():
 
 def test_long_weights_are_quantized_in_pieces_without_a_seam(monkeypatch):
     whole = [quantize(weight(), scheme) for scheme in SCHEMES]
-    monkeypatch.setattr("quant.qtensor.CHUNK", 96)
+    monkeypatch.setattr("quant.tensor.qtensor.CHUNK", 96)
     for scheme, expected in zip(SCHEMES, whole, strict=True):
         for name, tensor in quantize(weight(), scheme).tensors().items():
             assert torch.equal(tensor, expected.tensors()[name]), (scheme.label, name)

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from quant.errors import InputError
-from quant.measure import quality
-from quant.measure.quality import Live, divergence, score, summarize
-from quant.measure.windows import Protocol, Tokens
+from quant.quality import score as quality
+from quant.quality.score import Live, divergence, score, summarize
+from quant.quality.windows import Protocol, Tokens
 
 
 class Bigram:

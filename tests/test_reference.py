@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from quant.errors import InputError
-from quant.measure.quality import Live, score
-from quant.measure.reference import Recorder, Reference
-from quant.measure.windows import Protocol, Tokens
+from quant.quality.score import Live, score
+from quant.quality.reference import Recorder, Reference
+from quant.quality.windows import Protocol, Tokens
 from quant.runners import open_runner
 
 

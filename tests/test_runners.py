@@ -6,9 +6,9 @@ import numpy
 import pytest
 import torch
 
-from quant.measure import quality
-from quant.measure.quality import Live, divergence, score, summarize
-from quant.measure.windows import Protocol, Tokens
+from quant.quality import score as quality
+from quant.quality.score import Live, divergence, score, summarize
+from quant.quality.windows import Protocol, Tokens
 from quant.runners import open_runner
 
 PROTOCOLS = pytest.mark.parametrize("protocol", ["joined/1", "sentence/1", "llama.cpp/1"])

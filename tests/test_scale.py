@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from quant.artifact import write_artifact
+from quant.model.artifact import write_artifact
 from quant.errors import InputError
 from quant.files import sha256_of
-from quant.scheme import Scheme
+from quant.tensor.scheme import Scheme
 from quant.select import Recipe
 
 HIDDEN, INTERMEDIATE, LAYERS, SHARDS = 2048, 8192, 5, 4
@@ -24,8 +24,8 @@ LARGEST = INTERMEDIATE * HIDDEN * 4
 CHILD = """
 import re, sys
 from pathlib import Path
-from quant.artifact import write_artifact
-from quant.scheme import Scheme
+from quant.model.artifact import write_artifact
+from quant.tensor.scheme import Scheme
 from quant.select import Recipe
 import torch
 torch.ones(2**20).add_(1).sum()  # torch's own threads belong to the imports

@@ -7,10 +7,10 @@ import sys
 import pytest
 from conftest import ROOT
 
-from quant.artifact import write_artifact
-from quant.checkpoint import Checkpoint, read_header
+from quant.model.artifact import write_artifact
+from quant.model.checkpoint import Checkpoint, read_header
 from quant.errors import InputError
-from quant.scheme import Scheme
+from quant.tensor.scheme import Scheme
 from quant.select import Recipe, plan
 
 

@@ -7,8 +7,8 @@ import numpy
 import pytest
 
 from quant.errors import InputError
-from quant.measure.bootstrap import Blocks, difference, mean_kld, tiers
-from quant.measure.statistics import ratios_of_pairs, significant, spread
+from quant.quality.bootstrap import Blocks, difference, mean_kld, tiers
+from quant.speed.samples import ratios_of_pairs, significant, spread
 
 
 def made_up(count=6400, change=0.0, noise=0.0, seed=0, kld=0.01):

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 
 from quant.kernels import reference
-from quant.qtensor import QTensor
+from quant.tensor.qtensor import QTensor
 
 
 class Product(Protocol):

@@ -1,7 +1,7 @@
 """Attention of the token that is being decoded: one query per head against all keys so far.
 
 Per head, softmax(q k^T * scaling) v, on torch's own threads; keys and values are read once, where they lie in the cache.
-`attend` is called for itself; ATTEND_TO_CACHE is the loop of a job within a program (quant.kernels.team), which also turns
+`attend` is called for itself; ATTEND_TO_CACHE is the loop of a job within a program (quant.kernels.threads), which also turns
 query and key by their position (RoPE, Su et al. 2021, in halves as Llama has it) and puts key and value into the cache.
 """
 
@@ -14,10 +14,10 @@ import numpy
 import torch
 from numba import carray, cfunc, float32, njit
 
-from quant.kernels import team
-from quant.kernels.team import FIRST, LOOP, done, pointer, take
+from quant.kernels import threads as team
+from quant.kernels.threads import FIRST, LOOP, done, pointer, take
 
-# Places in a job of quant.kernels.team: addresses, then sizes. Strides are in elements; within a head, rows follow each other.
+# Places in a job of quant.kernels.threads: addresses, then sizes. Strides are in elements; within a head, rows follow each other.
 # NEW_KEY, NEW_VALUE, COS and SIN are ATTEND_TO_CACHE's; the last two may be 0. Its HEADS are those of keys.
 (QUERY, KEYS, VALUES, OUT, SCALING, NEW_KEY, NEW_VALUE, COS, SIN, BATCH, HEADS, SHARED, LENGTH, WIDTH, KEYS_BATCH, KEYS_HEAD,
  VALUES_BATCH, VALUES_HEAD, FIELDS) = range(FIRST, FIRST + 19)

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import torch
 
-from quant.codebooks import LinearGrid, grid_of
-from quant.kernels import loops, team
+from quant.tensor.grids import LinearGrid, grid_of
+from quant.kernels import loops
+from quant.kernels import threads as team
 from quant.kernels.loops import ANY, BIAS, BLOCK, CODES, COUNT, PICKED, ROWS, SCALES, STEPS, TABLE, ZEROS, X, Y
-from quant.qtensor import QTensor
+from quant.tensor.qtensor import QTensor
 
 FEW = 16  # rows of activations up to which each row of the weight is decoded for itself, instead of in tiles
 TILE = 2**19  # weights of a tile: 2 MB of float32, which stay in the processor's last cache

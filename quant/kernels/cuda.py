@@ -21,9 +21,9 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import pad
 
-from quant.codebooks import LinearGrid, grid_of
+from quant.tensor.grids import LinearGrid, grid_of
 from quant.errors import InputError
-from quant.qtensor import QTensor
+from quant.tensor.qtensor import QTensor
 
 try:
     import triton

@@ -19,11 +19,11 @@ from numba import carray, cfunc, float32, int64, njit, types, uint8
 from numba.core.cgutils import get_or_insert_function
 from numba.extending import intrinsic
 
-from quant.kernels.team import FIRST, LOOP, done, pointer, take
+from quant.kernels.threads import FIRST, LOOP, done, pointer, take
 
 BLOCK = 32  # codes that a step of a row's product decodes; groups are of whole blocks
 
-# Places in a job of quant.kernels.team: addresses and sizes. An address that is 0: there are none of these.
+# Places in a job of quant.kernels.threads: addresses and sizes. An address that is 0: there are none of these.
 (X, Y, BIAS, OTHER, THEN, PICKED, COUNT, CODES, SCALES, ZEROS, VALUES, PLANES, ROWS, COLUMNS, GROUPS, ROW_BYTES, BITS, WAY,
  HEIGHT, FIELDS) = range(FIRST, FIRST + 20)
 # What becomes of a row's product, THEN: OTHER is added, or multiplied with it, or it goes through an activation function.

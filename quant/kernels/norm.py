@@ -1,4 +1,4 @@
-"""LayerNorm and RMSNorm of one vector, as a job within a program (quant.kernels.team)."""
+"""LayerNorm and RMSNorm of one vector, as a job within a program (quant.kernels.threads)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import numpy
 from numba import carray, cfunc, float32, njit
 
-from quant.kernels.team import FIRST, LOOP, done, pointer, take
+from quant.kernels.threads import FIRST, LOOP, done, pointer, take
 
 # Places in a job: addresses, of which BIAS may be 0, and sizes. EPSILON: of a float32. CENTERED: 1 for LayerNorm.
 X, Y, WEIGHT, BIAS, EPSILON, WIDTH, CENTERED, FIELDS = range(FIRST, FIRST + 8)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from quant.qtensor import QTensor
+from quant.tensor.qtensor import QTensor
 
 TILE = 2**20  # weights dequantized at a time: the whole weight never exists in full precision
 

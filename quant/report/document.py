@@ -16,8 +16,8 @@ from quant.report import notes, tables
 from quant.report.figures import figures_of
 from quant.report.findings import findings, order_by
 from quant.report.results import Run
-from quant.report.selection import equal_grids
-from quant.report.words import signed
+from quant.report.subsets import equal_grids
+from quant.report.wording import signed
 
 HERE = Path(__file__).parent
 FORMAT = "markdown-tex_math_dollars-raw_html-raw_tex"

@@ -9,14 +9,14 @@ from pathlib import Path
 
 from matplotlib.colors import ListedColormap
 
-from quant.measure.bootstrap import difference, in_order, real_pairs
+from quant.quality.bootstrap import difference, in_order, real_pairs
 from quant.report.charts import axes_by_variant, bars, by_variant, log_axis, pareto_front, scatter, stacks, wide_range
-from quant.report.kinship import recipe
+from quant.report.comparable import recipe
 from quant.report.results import Run
-from quant.report.selection import compared, equal_grids, grid_of, quantized
+from quant.report.subsets import compared, equal_grids, grid_of, quantized
 from quant.report.style import FAMILIES, GRIDS, INK, OWN_TABLE, QUIET, in_style, legend_of, looks_of, new_axes, save
 from quant.report.weight_figures import draw_error_against_bits, draw_error_map, draw_histogram
-from quant.report.words import joined, named
+from quant.report.wording import joined, named
 
 MIB = 2**20
 PARTS = ("codes", "scales", "zeros", "codebook", "blocks", "floats")  # of the ledger, in the order of the bars

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from quant.measure.bootstrap import difference, real_pairs, tiers
-from quant.report.kinship import equal_but_for_the_selection, nominal_bits, same_format
+from quant.quality.bootstrap import difference, real_pairs, tiers
+from quant.report.comparable import equal_but_for_the_selection, nominal_bits, same_format
 from quant.report.results import Result, Run
-from quant.report.selection import NEAR, at_four_bits, compared, equal_grids, grid_of, near_base
-from quant.report.words import joined, named, signed, span
+from quant.report.subsets import NEAR, at_four_bits, compared, equal_grids, grid_of, near_base
+from quant.report.wording import joined, named, signed, span
 
 AGREE = 0.1  # per cent of perplexity within which two runtimes of one model agree
 

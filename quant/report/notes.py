@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from quant.corpus import FEW_LINES
-from quant.report.kinship import recipe
+from quant.text.corpus import FEW_LINES
+from quant.report.comparable import recipe
 from quant.report.results import Result, Run
-from quant.report.selection import equal_grids, grid_of, quantized
+from quant.report.subsets import equal_grids, grid_of, quantized
 from quant.report.style import GRIDS
-from quant.report.words import joined, named
+from quant.report.wording import joined, named
 
 TEXTS = {"grammar": "text of the embedded grammar", "ptb": "the Penn Treebank", "wikitext2": "WikiText-2"}
 

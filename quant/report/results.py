@@ -9,7 +9,7 @@ from pathlib import Path
 
 from quant.errors import InputError
 from quant.files import read_json
-from quant.measure.bootstrap import Blocks
+from quant.quality.bootstrap import Blocks
 from quant.variants import Variant, variants
 
 METRICS = {  # and the decimals that are worth reading

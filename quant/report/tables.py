@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from quant.report.results import Result, Run
-from quant.report.words import named, signed
+from quant.report.wording import named, signed
 
 MIB = 2**20
 SMALL = 0.005  # MiB that round to nothing: biases, norms

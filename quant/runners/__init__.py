@@ -15,7 +15,7 @@ from quant.errors import InputError
 class Held:
     """A tensor of weights in memory, or a part of one: what it is for, what it holds, and its bytes.
 
-    roles: as in quant.architectures, several for a fused or tied weight. part: codes, scales (the scales of scales
+    roles: as in quant.model.architectures, several for a fused or tied weight. part: codes, scales (the scales of scales
     too), zeros, codebook, floats (weights that are not quantized), or blocks (codes and scales of a GGUF type whose
     layout this project does not know).
     """
@@ -58,7 +58,7 @@ def open_runner(folder: Path, dtype: str = "float32", device: str = "cpu", threa
     room: most tokens it will be asked to take at once, None for all it can; llama.cpp sets memory aside for them.
     """
     if _is_gguf(folder):
-        from quant.runners.llama_cpp import LlamaCppRunner
+        from quant.runners.llama_cpp.runner import LlamaCppRunner
 
         return LlamaCppRunner(Path(folder) / "model.gguf", threads, room)
     from quant.runners.transformers import TransformersRunner
@@ -69,7 +69,7 @@ def open_runner(folder: Path, dtype: str = "float32", device: str = "cpu", threa
 def import_runtime(folder: Path) -> None:
     """Import what the model in `folder` needs, so that a measurement of loading it holds no import."""
     if _is_gguf(folder):
-        from quant.runners.llama_cpp import import_libraries
+        from quant.runners.llama_cpp.runner import import_libraries
     else:
         from quant.runners.transformers import import_libraries
     import_libraries(Path(folder))

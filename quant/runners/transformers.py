@@ -12,9 +12,9 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCa
 from transformers.utils.logging import disable_progress_bar
 
 import quant.transformers_format  # noqa: F401  registers our artifacts' format
-from quant.architectures import architecture_of
-from quant.artifact import METHOD
-from quant.checkpoint import Checkpoint
+from quant.model.architectures import architecture_of
+from quant.model.artifact import METHOD
+from quant.model.checkpoint import Checkpoint
 from quant.runners import Held
 from quant.runners.bfloat16 import compute_in_float32, has_bfloat16
 
@@ -100,7 +100,7 @@ def import_libraries(folder: Path) -> None:
 
 
 def _part(name: str, parameter: torch.Tensor) -> str:
-    """Of our artifacts by name (quant.qtensor.layout); of others what is no float is a code."""
+    """Of our artifacts by name (quant.tensor.qtensor.layout); of others what is no float is a code."""
     last = name.rpartition(".")[2]
     if last in ("codes", "zeros"):
         return last

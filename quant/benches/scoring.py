@@ -1,0 +1,61 @@
+"""How much slower scoring is than running the model and nothing else: python -m quant.benches.scoring [MODEL] [ROUNDS]
+
+The scorer and a bare forward pass go over the same lines of data/eval in turn, so that the drift of a shared
+machine hits both alike; each is counted by its fastest round. Prints tokens per second of both and their ratio.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from quant.command import Parser, project_params, run, whole_number
+from quant.text.corpus import load_corpus
+from quant.quality.score import Live, batches, score
+from quant.speed.samples import ratios_of_pairs, spread
+from quant.quality.windows import Protocol, tokenize, windows
+from quant.runners.transformers import TransformersRunner
+from quant.variants import BASE
+
+LINES = 600
+
+
+def main(words: list[str]) -> None:
+    parser = Parser(prog="python -m quant.benches.scoring", description=__doc__.partition(":")[0] + ".")
+    parser.add_argument("model", nargs="?", type=Path, default=BASE, help="a folder that transformers opens (models/base)")
+    parser.add_argument("rounds", nargs="?", type=whole_number, default=10, help="times that both are measured (10)")
+    given = parser.parse_args(words)
+    compare(given.model, given.rounds)
+
+
+def compare(folder: Path, rounds: int) -> None:
+    protocol = Protocol.from_dict(project_params()["evaluate"])
+    corpus = load_corpus(Path("data/eval"))
+    tokens = tokenize(replace(corpus, lines=corpus.lines[:LINES]), BASE, protocol)
+    runner = TransformersRunner(folder, "float32", "cpu")
+    every_window = windows(tokens, protocol, runner.context)
+    inputs = [batch.inputs for batch in batches(every_window, runner.vocabulary)]
+    count = sum(window.length for window in every_window)
+    seconds: dict[str, list[float]] = {"bare": [], "scoring": []}
+    for number in range(rounds + 1):
+        start = time.perf_counter()
+        with torch.inference_mode():
+            for batch in inputs:
+                runner.model(batch, use_cache=False)
+        middle = time.perf_counter()
+        score(Live(runner), None, tokens, protocol)
+        if number:  # the first warms up
+            seconds["bare"].append(middle - start)
+            seconds["scoring"].append(time.perf_counter() - middle)
+    for what, found in seconds.items():
+        print(f"{what:8} {count / min(found):9.0f} tokens/s")
+    ratio = spread(ratios_of_pairs(seconds["scoring"], seconds["bare"]))
+    print(f"scoring takes {min(seconds['scoring']) / min(seconds['bare']):.3f} times a bare forward pass by the fastest rounds, "
+          f"{ratio['median']:.3f} ± {ratio['mad']:.3f} round by round")
+
+
+if __name__ == "__main__":
+    run(main)

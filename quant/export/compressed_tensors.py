@@ -1,0 +1,234 @@
+"""An artifact as compressed-tensors' `pack-quantized`, which transformers opens and vLLM serves.
+
+Codes and scales are laid out anew, never computed anew. The weight [out, in] of a linear layer becomes
+
+    weight_packed  int32 [out, words]    the bytes of quant.tensor.packing, each row filled up to whole 32-bit words
+    weight_scale   [out, groups]         in the dtype it has in the artifact
+    weight_shape   int64 [2]             out, in
+
+Its codes stand for c - 2^(bits-1), as ours do. A scale of a whole tensor is repeated for every row, because vLLM reads one
+per row ("channel") or per group only; so the rows of a fused matrix may have come with scales of their own.
+Format: https://github.com/vllm-project/compressed-tensors, compressors/pack_quantized.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from quant.model.architectures import Range, architecture_of
+from quant.model.artifact import METHOD, copy_companions
+from quant.model.checkpoint import Checkpoint, TensorInfo, write_checkpoint
+from quant.errors import InputError
+from quant.files import write_json, write_manifest
+from quant.tensor.packing import row_bytes
+from quant.progress import progress
+from quant.tensor.qtensor import layout as qtensor_layout
+from quant.tensor.scheme import Scheme
+
+FORMAT = "pack-quantized"
+BITS = (4, 8)  # vLLM has kernels for these
+REMEDY = "quantize it again with include: [attention, mlp]"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a matrix as the artifact holds them: under which name, which rows they are, in which scheme."""
+
+    name: str
+    ranges: tuple[Range, ...]
+    scheme: Scheme
+
+    def layout(self, columns: int) -> dict[str, TensorInfo]:
+        """The tensors of the artifact that hold them."""
+        stored = qtensor_layout((sum(stop - start for start, stop in self.ranges), columns), self.scheme)
+        return {f"{self.name}.weight.{key}": TensorInfo(dtype, shape) for key, (dtype, shape) in stored.items()}
+
+    @property
+    def packing(self) -> tuple[int, int | None, torch.dtype]:
+        """Bits, group size (None: one scale per row) and dtype of the scales: what the rows of a matrix must share."""
+        size = self.scheme.group_size if isinstance(self.scheme.group_size, int) else None
+        return self.scheme.bits, size, getattr(torch, self.scheme.scale_dtype)
+
+
+@dataclass(frozen=True)
+class PackedLinear:
+    """A linear layer to write: its module, its shape [out, in], and the parts its rows come from, which share a packing."""
+
+    module: str
+    shape: tuple[int, int]
+    parts: tuple[Rows, ...]
+
+    def layout(self) -> dict[str, TensorInfo]:
+        bits, group_size, scale_dtype = self.parts[0].packing
+        rows, columns = self.shape
+        words = -(-row_bytes(columns, bits) // 4)
+        return {
+            f"{self.module}.weight_packed": TensorInfo(torch.int32, (rows, words)),
+            f"{self.module}.weight_scale": TensorInfo(scale_dtype, (rows, columns // (group_size or columns))),
+            f"{self.module}.weight_shape": TensorInfo(torch.int64, (2,)),
+        }
+
+    def tensors(self, checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:
+        """What `layout` names, from the codes and scales of the artifact."""
+        (packed_name, packed_info), (scale_name, scale_info), (shape_name, _) = self.layout().items()
+        packed = torch.zeros((packed_info.shape[0], packed_info.shape[1] * 4), dtype=torch.uint8)
+        scale = torch.empty(scale_info.shape, dtype=scale_info.dtype)
+        for part in self.parts:
+            codes = checkpoint.read(f"{part.name}.weight.codes")
+            scales = checkpoint.read(f"{part.name}.weight.scales").expand(len(codes), -1)
+            done = 0
+            for start, stop in part.ranges:
+                rows = slice(done, done + stop - start)
+                packed[start:stop, : codes.shape[1]] = codes[rows]
+                scale[start:stop] = scales[rows]
+                done = rows.stop
+        yield packed_name, packed.view(torch.int32)
+        yield scale_name, scale
+        yield shape_name, torch.tensor(self.shape)
+
+
+def write(artifact: Path, folder: Path) -> None:
+    """Write the artifact in `artifact` into the empty folder `folder`.
+
+    Raises InputError, before it writes, that names the first thing which the format can't say exactly.
+    """
+    checkpoint = Checkpoint(artifact)
+    saved = checkpoint.config.get("quantization_config") or {}
+    if saved.get("quant_method") != METHOD:
+        raise InputError(f"{artifact} is no artifact of this pipeline: its quant_method is {saved.get('quant_method')!r}, "
+                         f"expected {METHOD!r}; give a folder that stages/quantize.py wrote")
+    model = _skeleton(checkpoint)
+    schemes = [Scheme.from_dict(values) for values in saved["schemes"]]
+    linears = [_packed_linear(model, name, parts, schemes) for name, parts in saved["modules"].items()]
+    order = _order(checkpoint, model, linears)
+    layout: dict[str, TensorInfo] = {}
+    for item in order:
+        layout |= item.layout() if isinstance(item, PackedLinear) else {item: checkpoint.tensors[item]}
+
+    def produce() -> Iterator[tuple[str, torch.Tensor]]:
+        for item in progress(order, "export"):
+            if isinstance(item, PackedLinear):
+                yield from item.tensors(checkpoint)
+            else:
+                yield item, checkpoint.read(item)
+
+    write_checkpoint(folder, layout, produce())
+    write_json(folder / "config.json", {**checkpoint.config, "quantization_config": quantization_config(model, linears)})
+    copy_companions(artifact, folder)
+    write_manifest(folder, {"method": "compressed-tensors", "format": FORMAT})
+
+
+def quantization_config(model: PreTrainedModel, linears: list[PackedLinear]) -> dict:
+    """What compressed-tensors reads: groups of layers by their full names, and the linear layers left in float."""
+    groups: dict[tuple[int, int | None], list[str]] = {}
+    for linear in linears:
+        groups.setdefault(linear.parts[0].packing[:2], []).append(linear.module)
+    packed = {linear.module for linear in linears}
+    return {
+        "quant_method": "compressed-tensors",
+        "format": FORMAT,
+        "quantization_status": "compressed",
+        "config_groups": {
+            f"group_{i}": {
+                "targets": targets,
+                "format": FORMAT,
+                "weights": {
+                    "num_bits": bits,
+                    "type": "int",
+                    "symmetric": True,
+                    "strategy": "group" if group_size else "channel",
+                    "group_size": group_size,
+                    "dynamic": False,
+                },
+                "input_activations": None,
+                "output_activations": None,
+            }
+            for i, ((bits, group_size), targets) in enumerate(groups.items())
+        },
+        "ignore": [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name not in packed],
+    }
+
+
+def _skeleton(checkpoint: Checkpoint) -> PreTrainedModel:
+    """The model without memory for its weights: it tells the kinds of its modules and their shapes."""
+    architecture = architecture_of(checkpoint.config)
+    if architecture.transposed:
+        names = ", ".join(sorted(architecture.transposed))
+        raise InputError(f"{checkpoint.config['model_type']} keeps {names} in Conv1D modules, which compressed-tensors does not "
+                         "quantize (it knows nn.Linear); use llama.cpp's GGUF for this model")
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(checkpoint.folder))
+
+
+def _packed_linear(model: PreTrainedModel, name: str, parts: Mapping[str, Mapping], schemes: list[Scheme]) -> PackedLinear:
+    """What becomes of a quantized module, or an InputError that says why it can't be written."""
+    try:
+        module = model.get_submodule(name)
+    except AttributeError:
+        raise InputError(f"the artifact quantizes {name}, which {type(model).__name__} does not have; "
+                         "the artifact and its config.json belong to different models") from None
+    if not isinstance(module, nn.Linear):
+        raise InputError(f"{name} is a quantized {type(module).__name__}; {FORMAT} is written for linear layers only: "
+                         f"{REMEDY}")
+    rows = []
+    for role, part in parts.items():
+        if part["scheme"] is None:
+            raise InputError(f"{name} is one matrix of {', '.join(parts)}, and {role} stays in float; {FORMAT} has one scheme "
+                             f"for a matrix: {REMEDY}")
+        scheme = schemes[part["scheme"]]
+        _check_scheme(name, scheme)
+        rows.append(Rows(name if len(parts) == 1 else f"{name}.{role}", tuple(map(tuple, part["ranges"])), scheme))
+    if len({part.packing for part in rows}) > 1:
+        labels = ", ".join(f"{role} {part.scheme.label}" for role, part in zip(parts, rows, strict=True))
+        raise InputError(f"{name} is one matrix in several schemes ({labels}); {FORMAT} has one for a matrix: "
+                         "quantize it again with one scheme for all of them")
+    ranges = sorted(r for part in rows for r in part.ranges)
+    if [start for start, _ in ranges] + [module.out_features] != [0] + [stop for _, stop in ranges]:
+        raise InputError(f"{name}: its parts have rows {ranges}, expected 0 to {module.out_features} in all; "
+                         "quantize the model again")
+    return PackedLinear(name, (module.out_features, module.in_features), tuple(rows))
+
+
+def _check_scheme(name: str, scheme: Scheme) -> None:
+    """InputError unless codes and scales of this scheme mean the same in the format."""
+    if scheme.codebook != "linear":
+        raise InputError(f"{name} is {scheme.label}, a table of values; {FORMAT} has equal steps only: "
+                         "quantize it again with codebook: linear")
+    if scheme.bits not in BITS:
+        raise InputError(f"{name} is {scheme.label}; {FORMAT} is served at 4 and 8 bits only: quantize it again at one of them")
+    if not scheme.symmetric:
+        raise InputError(f"{name} is {scheme.label}: the value of its code 0 is a real number, and a zero point of {FORMAT} is "
+                         "a whole one; quantize it again with symmetric: true")
+
+
+def _order(checkpoint: Checkpoint, model: PreTrainedModel, linears: list[PackedLinear]) -> list[str | PackedLinear]:
+    """What to write, in the artifact's order; InputError for a stored tensor that is missing, misshapen or unknown."""
+    linear_of = {}
+    for linear in linears:
+        for part in linear.parts:
+            for tensor, info in part.layout(linear.shape[1]).items():
+                found = checkpoint.tensors.get(tensor)
+                if tensor.rpartition(".")[2] not in ("codes", "scales"):
+                    raise InputError(f"{tensor}: {FORMAT} has no place for it: quantize it again with plain scales")
+                if found is None or (found.dtype, found.shape) != (info.dtype, info.shape):
+                    raise InputError(f"{tensor} is {_described(found)}, expected {_described(info)}; quantize the model again")
+                linear_of[tensor] = linear
+    parameters = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    packed = {f"{linear.module}.weight" for linear in linears}
+    order: dict[str | PackedLinear, None] = {}
+    for tensor, info in checkpoint.tensors.items():
+        if tensor not in linear_of and (parameters.get(tensor) != info.shape or tensor in packed):
+            raise InputError(f"{tensor} {_described(info)} is no tensor that {FORMAT} or {type(model).__name__} knows; "
+                             "quantize it again with plain scales")
+        order[linear_of.get(tensor, tensor)] = None
+    return list(order)
+
+
+def _described(info: TensorInfo | None) -> str:
+    return "missing" if info is None else f"{str(info.dtype).removeprefix('torch.')} {list(info.shape)}"

@@ -1,0 +1,52 @@
+"""llama.cpp's converter in a process of its own: python -m quant.methods.llama_cpp.converter BASE --outfile F --outtype T
+
+The converter knows a BPE tokenizer by a hash of what it does to a test string, and refuses the rest, which is every
+model with a vocabulary of its own. A byte-level BPE that splits text as GPT-2 does is, whatever its vocabulary,
+what llama.cpp calls "gpt-2"; here such a tokenizer is recognized by how it splits, any other is still refused.
+"""
+
+from __future__ import annotations
+
+import runpy
+import sys
+
+from quant.runners.llama_cpp import library as llama_cpp
+
+PROBE = "Hello  world's 3 cats,\tand\n\n2026 don't -- naïve ✅ 我想 x=1;  end "
+
+
+def splits_like_gpt2(backend) -> bool:
+    """Whether a tokenizer of the library tokenizers cuts text into words exactly as GPT-2's byte-level BPE does."""
+    from tokenizers import pre_tokenizers
+
+    if backend is None or backend.pre_tokenizer is None or backend.normalizer is not None:
+        return False
+    gpt2 = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    return backend.pre_tokenizer.pre_tokenize_str(PROBE) == gpt2.pre_tokenize_str(PROBE)
+
+
+def main() -> None:
+    home = llama_cpp.home()
+    sys.path.insert(0, str(home / "gguf-py"))
+    sys.path.insert(0, str(home))
+    from conversion.base import TextModel
+
+    recognized = TextModel.get_vocab_base_pre
+
+    def get_vocab_base_pre(self, tokenizer) -> str:
+        try:
+            return recognized(self, tokenizer)
+        except NotImplementedError:
+            if splits_like_gpt2(getattr(tokenizer, "backend_tokenizer", None)):
+                return "gpt-2"
+            raise NotImplementedError(
+                "the tokenizer is a BPE that llama.cpp does not know and that splits text unlike GPT-2's"
+            ) from None
+
+    TextModel.get_vocab_base_pre = get_vocab_base_pre
+    sys.argv[0] = str(home / "convert_hf_to_gguf.py")
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()

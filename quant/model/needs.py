@@ -1,0 +1,83 @@
+"""What quantizing a checkpoint will take, told before it starts: memory, disk, time."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from quant.model.checkpoint import TensorInfo
+from quant.errors import InputError
+from quant.tensor.qtensor import CHUNK, quantize
+from quant.tensor.scheme import Scheme
+from quant.select import Weight
+
+DISK_RATE = 10**9  # bytes a second read and written, taken for granted: a disk's cache hides its own rate
+INTERMEDIATES = 16  # float32 copies of a chunk that a core holds at most while it quantizes
+SPARE_DISK = 2**24  # for config, tokenizer and index
+
+
+@dataclass(frozen=True)
+class Needs:
+    """In bytes and seconds. memory: above that of Python and its libraries."""
+
+    reads: int
+    memory: int
+    disk: int
+    free_disk: int
+    seconds: float
+
+    def __str__(self) -> str:
+        mb = 10**6
+        return (f"reads {self.reads / mb:,.0f} MB, writes {self.disk / mb:,.0f} MB ({self.free_disk / mb:,.0f} MB free), "
+                f"needs {self.memory / mb:,.0f} MB of memory and about {self.seconds:,.0f} s")
+
+    def check(self, out: Path) -> None:
+        """InputError if the disk of `out` can't hold the artifact."""
+        if self.disk + SPARE_DISK > self.free_disk:
+            raise InputError(f"{out} needs {self.disk / 1e6:,.0f} MB and its disk has {self.free_disk / 1e6:,.0f} MB free; "
+                             "free some space or choose fewer bits")
+
+
+def estimate(tensors: Mapping[str, TensorInfo], layout: Mapping[str, TensorInfo], weights: list[Weight], out: Path) -> Needs:
+    """tensors: what is read; layout: what is written; weights: what is quantized, each by its scheme.
+
+    The rate of each scheme is measured on a small random weight of the same width.
+    """
+    largest_read = max((info.bytes for info in tensors.values()), default=0)
+    largest_written = max((info.bytes for info in layout.values()), default=0)
+    chunks = INTERMEDIATES * 4 * CHUNK * torch.get_num_threads()
+    reads, disk = (sum(info.bytes for info in infos.values()) for infos in (tensors, layout))
+    quantized: dict[Scheme, tuple[int, int]] = {}
+    for weight in weights:
+        for part in weight.parts:
+            if part.scheme:
+                shape = weight.shape_of(part)
+                count, width = quantized.get(part.scheme, (0, 0))
+                quantized[part.scheme] = (count + math.prod(shape), max(width, shape[-1]))
+    seconds = sum(count * _seconds_per_weight(scheme, width, count) for scheme, (count, width) in quantized.items())
+    return Needs(
+        reads=reads,
+        memory=largest_read + 2 * largest_written + chunks,
+        disk=disk,
+        free_disk=shutil.disk_usage(_existing(out)).free,
+        seconds=seconds + (reads + disk) / DISK_RATE,
+    )
+
+
+def _seconds_per_weight(scheme: Scheme, width: int, count: int) -> float:
+    sample = torch.randn(max(1, min(count, CHUNK) // width), width, generator=torch.Generator().manual_seed(0))
+    start = time.perf_counter()
+    quantize(sample, scheme)
+    return (time.perf_counter() - start) / sample.numel()
+
+
+def _existing(path: Path) -> Path:
+    """The nearest folder above `path` that exists."""
+    path = path.resolve()
+    return path if path.exists() else _existing(path.parent)

@@ -1,0 +1,181 @@
+"""Modules that hold codes and multiply with them. Activations keep their dtype."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from quant import kernels
+from quant.model.architectures import Range
+from quant.kernels import reference
+from quant.tensor.qtensor import QTensor, dequantize, layout
+from quant.tensor.scheme import Scheme
+
+
+class QWeight(nn.Module):
+    """The stored tensors of a QTensor, named as in the artifact (see quant.tensor.qtensor.layout).
+
+    dtype: of the weight it stands for, as callers that ask a module for its weight's dtype expect.
+    """
+
+    def __init__(self, shape: tuple[int, ...], scheme: Scheme, dtype: torch.dtype = torch.float32):
+        super().__init__()
+        self.shape, self.scheme, self.dtype = tuple(shape), scheme, dtype
+        self._product: kernels.Product | None = None
+        self._dense: torch.Tensor | None = None
+        # Parameters, not buffers: transformers asks a model's first parameter for its device.
+        for name, (kind, size) in layout(self.shape, scheme).items():
+            setattr(self, name, nn.Parameter(torch.zeros(size, dtype=kind), requires_grad=False))
+
+    @property
+    def qtensor(self) -> QTensor:
+        return QTensor.from_tensors(self._parameters, self.shape, self.scheme)
+
+    def product(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """x W^T + bias by the fastest kernel there is; what it prepares is prepared at the first call."""
+        if torch.is_grad_enabled() and x.requires_grad:
+            return reference.Product(self.qtensor)(x, bias)
+        return self.kernel()(x, bias)
+
+    def picked(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows of the weight, int64 of any shape -> [..., in] in the dtype the weight stands for."""
+        return self.kernel().picked(rows.flatten()).to(self.dtype).view(*rows.shape, self.shape[1])
+
+    def kernel(self) -> kernels.Product:
+        """What multiplies with it, made when first asked for."""
+        if self._product is None:
+            self._product = kernels.product_of(self.qtensor)
+        return self._product
+
+    def multiply_with(self, product: kernels.Product) -> None:
+        """Take another kernel than the fastest, to compare them."""
+        self._product = product
+
+    def dense(self) -> torch.Tensor:
+        """The weight dequantized, in the dtype it stands for, and kept: for the small weights of norms."""
+        if self._dense is None:
+            self._dense = dequantize(self.qtensor, self.dtype)
+        return self._dense
+
+    def _apply(self, fn, recurse=True):
+        self._product = self._dense = None  # the tensors move
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *arguments):
+        self._product = self._dense = None  # the tensors change
+        super()._load_from_state_dict(*arguments)
+
+    @property
+    def device(self) -> torch.device:
+        return self.codes.device
+
+    def extra_repr(self) -> str:
+        return f"{list(self.shape)}, {self.scheme.label}"
+
+
+class QLinear(nn.Module):
+    """y = x W^T + b with a quantized W [out, in]; stands for Linear and for GPT-2's Conv1D."""
+
+    def __init__(self, weight: QWeight, bias: torch.Tensor | None = None):
+        super().__init__()
+        self.weight = weight
+        self.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach(), requires_grad=False))
+
+    @property
+    def in_features(self) -> int:
+        return self.weight.shape[1]
+
+    @property
+    def out_features(self) -> int:
+        return self.weight.shape[0]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.weight.product(x, self.bias)
+
+
+class QTiedHead(nn.Module):
+    """The head of a model whose head and embedding share one weight: multiplies with the embedding's codes.
+
+    It holds no tensor of its own, so there is one set of codes in memory, in the state dict and on disk.
+    """
+
+    def __init__(self, embedding: QEmbedding):
+        super().__init__()
+        self._embedding = (embedding,)  # in a tuple, so that the embedding is not a second time a module
+
+    @property
+    def weight(self) -> QWeight:
+        return self._embedding[0].weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.weight.product(x, None)
+
+
+class FusedLinear(nn.Module):
+    """A matrix that holds several roles, such as q, k and v, each quantized or not in its own way.
+
+    parts: role -> (the linear of its rows, without bias; its row ranges in the fused matrix).
+    """
+
+    def __init__(self, parts: dict[str, tuple[nn.Module, list[Range]]], bias: torch.Tensor | None = None):
+        super().__init__()
+        self.roles = tuple(parts)
+        for role, (linear, _) in parts.items():
+            self.add_module(role, linear)
+        self.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach(), requires_grad=False))
+        # Computed on the CPU whatever device the model is built on: plain numbers, not a tensor of the model.
+        rows = [row for _, ranges in parts.values() for start, stop in ranges for row in range(start, stop)]
+        self.is_ordered = rows == list(range(len(rows)))
+        order = [] if self.is_ordered else sorted(range(len(rows)), key=rows.__getitem__)
+        self._order = torch.tensor(order, dtype=torch.long, device="cpu")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.cat([getattr(self, role)(x) for role in self.roles], dim=-1)
+        if not self.is_ordered:
+            y = y.index_select(-1, self._order.to(y.device))
+        return y if self.bias is None else y + self.bias
+
+
+class QEmbedding(nn.Embedding):
+    """Gathers the codes of the asked rows and dequantizes those rows only."""
+
+    @classmethod
+    def take_over(cls, embedding: nn.Embedding, weight: QWeight) -> None:
+        """Turn an embedding into a quantized one in place.
+
+        A model's own subclass (Gemma scales the rows, OPT shifts the positions) keeps its methods: this class
+        comes between it and nn.Embedding, so that its call of super().forward lands here.
+        """
+        kind = type(embedding)
+        embedding.__class__ = cls if kind is nn.Embedding else type(f"Q{kind.__name__}", (kind, cls), {})
+        del embedding._parameters["weight"]
+        embedding.weight = weight
+
+    def forward(self, indices: torch.Tensor) -> torch.Tensor:
+        return self.weight.picked(indices)
+
+
+class QNorm(nn.Module):
+    """A LayerNorm or RMSNorm whose weight is quantized; the norm's own forward does the rest."""
+
+    def __init__(self, norm: nn.Module, weight: QWeight):
+        super().__init__()
+        self.weight = weight
+        self.register_parameter("bias", getattr(norm, "bias", None))
+        norm._parameters.clear()
+        norm.weight = None
+        self._norm = (norm,)  # in a tuple, so that the emptied norm is not a module of the model
+
+    @property
+    def norm(self) -> nn.Module:
+        """The module that knows how to normalize, emptied of its weights."""
+        return self._norm[0]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        norm = self.norm
+        weight = self.weight.dense()
+        if norm.weight is not weight:
+            norm.weight = weight
+            if self.bias is not None:
+                norm.bias = self.bias
+        return norm.forward(x)

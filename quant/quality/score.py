@@ -1,0 +1,193 @@
+"""Perplexity and divergence in one pass: a variant and the base side by side over the same windows.
+
+No logits are kept: a batch of windows goes through both, leaves a few numbers per token, and is forgotten.
+Log-softmax in float32, sums in float64. Perplexity is exp(sum of nll / tokens). KLD is that of the base's
+distribution to the variant's, sum of p_base (ln p_base - ln p_variant), in nats, over the whole vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Protocol as Interface
+
+import numpy
+import torch
+
+from quant.errors import InputError
+from quant.quality.windows import Protocol, Tokens, Window, windows
+from quant.progress import progress
+from quant.runners import Runner
+
+BATCH_LOGITS = 2**22  # most logits of one batch: 16 MB a model; larger ones spend their time on fresh memory
+CHUNK_LOGITS = 2**18  # logits reduced at a time: 1 MB, which stays in a processor's cache from one step to the next
+TOP = 5
+LEVELS = (0, 0.1, 1, 2.5, 5, 10, 20, 25, 30, 40, 50, 60, 70, 75, 80, 90, 95, 97.5, 99, 99.9, 100)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Windows of one length and as many scored tokens each, so that nothing is padded."""
+
+    windows: tuple[Window, ...]
+
+    @property
+    def inputs(self) -> torch.Tensor:
+        """int64 [windows, length]"""
+        return torch.stack([window.inputs for window in self.windows])
+
+    @property
+    def scored(self) -> int:
+        return self.windows[0].scored
+
+    @property
+    def wanted(self) -> torch.Tensor:
+        """The scored tokens, int64 [windows * scored]."""
+        return torch.cat([window.targets[window.length - window.scored :] for window in self.windows])
+
+
+class Predictions(Interface):
+    """What is scored: a model, or what a model once predicted (quant.quality.reference)."""
+
+    vocabulary: int
+    context: int
+
+    def rows(self, batch: Batch) -> torch.Tensor:
+        """Logits of a batch's scored tokens, float32 [windows * scored, vocabulary]."""
+
+
+class Live:
+    """A runner's predictions."""
+
+    def __init__(self, runner: Runner):
+        self.runner, self.vocabulary, self.context = runner, runner.vocabulary, runner.context
+
+    def rows(self, batch: Batch) -> torch.Tensor:
+        return self.runner.logits(batch.inputs)[:, -batch.scored :].flatten(0, 1)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Per scored token in text order, [n]: nll, base_nll and kld in nats, float32; top1, whether the likeliest token is
+    base's; top5, how many of base's five likeliest tokens are among the variant's five. words, bytes: of the scored text."""
+
+    nll: numpy.ndarray
+    base_nll: numpy.ndarray
+    kld: numpy.ndarray
+    top1: numpy.ndarray
+    top5: numpy.ndarray
+    words: int
+    bytes: int
+
+    def __len__(self) -> int:
+        return len(self.nll)
+
+
+def score(variant: Predictions, base: Predictions | None, tokens: Tokens, protocol: Protocol) -> Scores:
+    """Score every token once. base None: the variant is the base, at no divergence from itself."""
+    if base is not None and variant.vocabulary != base.vocabulary:
+        raise InputError(f"the variant has {variant.vocabulary} logits, the base {base.vocabulary}; they can't be compared")
+    context = min(variant.context, protocol.context)
+    if base is not None and context != min(base.context, protocol.context):
+        raise InputError(f"the variant takes {variant.context} tokens at once, the base {base.context}; they are compared in "
+                         f"the same windows: make evaluate.context {min(variant.context, base.context)} or less")
+    every_window = windows(tokens, protocol, context)
+    scored = torch.zeros(len(tokens.ids), dtype=torch.bool)
+    for window in every_window:
+        scored[window.scored_tokens] = True
+    columns = torch.zeros((5, len(tokens.ids)), dtype=torch.float32)
+    for batch in progress(list(batches(every_window, variant.vocabulary)), "evaluate"):
+        found = _score_batch(variant, base, batch)
+        for row, window in enumerate(batch.windows):
+            columns[:, window.scored_tokens] = found[:, row * batch.scored : (row + 1) * batch.scored]
+    nll, base_nll, kld, top1, top5 = columns[:, scored].numpy()
+    return Scores(nll, base_nll, kld, top1, top5, int(tokens.words[scored].sum()), int(tokens.bytes[scored].sum()))
+
+
+def batches(items: Iterable[Window], vocabulary: int) -> Iterator[Batch]:
+    """Windows that are alike together, as many as BATCH_LOGITS allows; the longest first, to fail early where memory is short."""
+    def shape(window: Window) -> tuple[int, int]:
+        return window.length, window.scored
+
+    for (length, _), alike in groupby(sorted(items, key=shape, reverse=True), key=shape):
+        group, size = tuple(alike), max(1, BATCH_LOGITS // (length * vocabulary))
+        for start in range(0, len(group), size):
+            yield Batch(group[start : start + size])
+
+
+def summarize(scores: Scores) -> dict[str, float]:
+    """The quality metrics, keys as in the table."""
+    total, count = _sum(scores.nll), len(scores)
+    return {
+        "ppl": math.exp(total / count),
+        "ppl_word": math.exp(total / scores.words),
+        "bits_per_byte": total / math.log(2) / scores.bytes,
+        "ppl_change_pct": 100 * math.expm1((total - _sum(scores.base_nll)) / count),
+        "kld_mnats": 1000 * _sum(scores.kld) / count,
+        "top1_agree_pct": 100 * _sum(scores.top1) / count,
+    }
+
+
+def divergence(scores: Scores) -> dict:
+    """How far the predictions moved: the distribution of the KLD, agreement of the likeliest tokens, and the change of
+    the true token's probability in percentage points."""
+    kld, count = 1000 * scores.kld.astype(numpy.float64), len(scores)
+    change = 100 * (numpy.exp(-scores.nll.astype(numpy.float64)) - numpy.exp(-scores.base_nll.astype(numpy.float64)))
+    named = {"median": 50, "p99": 99, "p999": 99.9, "max": 100}
+    return {
+        "kld_mnats": {
+            "mean": float(kld.mean()),
+            **{name: float(numpy.percentile(kld, level)) for name, level in named.items()},
+            "quantiles": _quantiles(kld),
+        },
+        "top1_agree_pct": 100 * _sum(scores.top1) / count,
+        "top5_agree_pct": 100 * _sum(scores.top5) / count / TOP,
+        "true_token_change_pct": {
+            "mean": float(change.mean()),
+            "rms": float(numpy.sqrt((change**2).mean())),
+            "quantiles": _quantiles(change),
+        },
+    }
+
+
+def _quantiles(values: numpy.ndarray) -> dict:
+    return {"levels_pct": list(LEVELS), "values": numpy.percentile(values, LEVELS).tolist()}
+
+
+def _sum(values: numpy.ndarray) -> float:
+    return float(values.sum(dtype=numpy.float64))
+
+
+def _score_batch(variant: Predictions, base: Predictions | None, batch: Batch) -> torch.Tensor:
+    """The five columns of Scores for a batch, float32 [5, windows * scored]."""
+    logits = variant.rows(batch)
+    wanted = batch.wanted.to(logits.device).unsqueeze(-1)
+    size = max(1, CHUNK_LOGITS // variant.vocabulary)
+    if base is None:
+        nll = torch.cat([_nll(torch.log_softmax(rows, -1), ids)
+                         for rows, ids in zip(logits.split(size), wanted.split(size), strict=True)])
+        return torch.stack([nll, nll, torch.zeros_like(nll), torch.ones_like(nll), torch.full_like(nll, TOP)]).cpu()
+    base_logits = base.rows(batch).to(logits.device)
+    parts = zip(logits.split(size), base_logits.split(size), wanted.split(size), strict=True)
+    return torch.cat([_compare(*part) for part in parts], dim=1).cpu()
+
+
+def _compare(rows: torch.Tensor, base_rows: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    log_p, base_log_p = torch.log_softmax(rows, -1), torch.log_softmax(base_rows, -1)
+    count = min(TOP, rows.shape[-1])
+    top, base_top = rows.topk(count, -1).indices, base_rows.topk(count, -1).indices
+    shared = (top.unsqueeze(-1) == base_top.unsqueeze(-2)).any(-1).sum(-1)
+    kld = torch.nn.functional.kl_div(log_p, base_log_p, reduction="none", log_target=True).sum(-1)
+    return torch.stack([
+        _nll(log_p, wanted),
+        _nll(base_log_p, wanted),
+        kld.clamp_(min=0),  # below zero it is rounding
+        (top[:, 0] == base_top[:, 0]).float(),
+        shared.float(),
+    ])
+
+
+def _nll(log_p: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    return -log_p.gather(-1, wanted).squeeze(-1)

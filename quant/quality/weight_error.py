@@ -1,0 +1,159 @@
+"""What rounding does to a model's own weights, before any text is scored: the numbers behind three figures.
+
+Errors are relative: root mean square of (dequantized - weight) over that of the weight, in per cent. Large models
+are sampled, whole rows at even distances, so that the cost does not grow with the model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from quant.model.architectures import GROUPS, ROLES, architecture_of, fused_rows
+from quant.model.checkpoint import Checkpoint
+from quant.tensor.qtensor import dequantize, quantize
+from quant.tensor.scheme import CODEBOOKS, Scheme
+from quant.select import Recipe, Weight, plan
+
+MAP_SCHEME = Scheme(bits=4, group_size="row")  # fits every shape, and its single scale per row shows where outliers are
+MOST_OF_A_WEIGHT = 2**16  # numbers taken of one weight for the map
+MOST_OF_ALL = 2**17  # and of all weights together for the comparison of schemes
+GROUP_SIZES = ("row", 128, 64, 32)
+BINS = 80
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Rows of one weight, or of one role's part of it. values: float32 [rows, columns]; block None: outside the blocks;
+    weights: how many the whole has."""
+
+    module: str
+    role: str
+    block: int | None
+    weights: int
+    values: torch.Tensor
+
+
+def compare_schemes(checkpoint: Checkpoint) -> dict:
+    """Everything the figures about weights show, as JSON."""
+    weights = plan(checkpoint.tensors, checkpoint.config, Recipe(Scheme(), include=("*",)))
+    architecture = architecture_of(checkpoint.config)
+    in_blocks = {role for group in GROUPS.values() for role in group}
+    matrices = [weight for weight in weights if in_blocks.issuperset(architecture.roles_of(weight.module))]
+    most = max(1, MOST_OF_ALL // max(1, sum(len(architecture.roles_of(weight.module)) for weight in matrices)))
+    return {
+        "map": error_map(samples(checkpoint, weights, MOST_OF_A_WEIGHT)),
+        "schemes": error_of_schemes(list(samples(checkpoint, matrices, most))),
+        "histogram": histogram(_middle(checkpoint, matrices)),
+    }
+
+
+def samples(checkpoint: Checkpoint, weights: Iterable[Weight], most: int) -> Iterator[Sample]:
+    """Up to about `most` numbers of each weight, of each role's rows where a matrix is fused."""
+    architecture = architecture_of(checkpoint.config)
+    for weight in weights:
+        matrix = checkpoint.read(weight.tensor)
+        matrix = (matrix.T if weight.transposed else matrix).reshape(weight.shape[0] if len(weight.shape) > 1 else 1, -1)
+        roles, count = architecture.roles_of(weight.module), len(matrix)
+        ranges = {roles[0]: [(0, count)]} if len(roles) == 1 else fused_rows(checkpoint.config, roles, count)
+        for role in roles:
+            rows = torch.cat([torch.arange(start, stop) for start, stop in ranges[role]])
+            step = max(1, math.ceil(len(rows) * matrix.shape[1] / most))
+            name = weight.module if len(roles) == 1 else f"{weight.module}.{role}"
+            yield Sample(name, role, architecture.block_of(weight.module), len(rows) * matrix.shape[1],
+                         matrix[rows[::step]].float())
+
+
+def error_map(chosen: Iterable[Sample]) -> dict:
+    """Error by block and role under one scheme; weights of the same block and role count together."""
+    wrong: defaultdict[tuple, float] = defaultdict(float)
+    whole: defaultdict[tuple, float] = defaultdict(float)
+    counted = total = 0
+    for sample in chosen:
+        key = (sample.block, sample.role)
+        wrong[key] += _squares(sample.values - dequantize(quantize(sample.values, MAP_SCHEME)))
+        whole[key] += _squares(sample.values)
+        counted += sample.values.numel()
+        total += sample.weights
+    ordered = sorted(wrong, key=lambda key: (key[0] is None, key[0] or 0, ROLES.index(key[1])))
+    cells = [{"block": block, "role": role, "error_pct": _percent(wrong[block, role], whole[block, role])}
+             for block, role in ordered]
+    roles = [role for role in ROLES if any(role == cell["role"] for cell in cells)]
+    return {"scheme": MAP_SCHEME.label, "roles": roles, "cells": cells, "weights": total, "sampled": counted}
+
+
+def error_of_schemes(chosen: Sequence[Sample]) -> dict:
+    """Bits per weight, scales included, and error of every width, grid and group size on the same numbers.
+
+    A group size that does not divide every row is left out for all, so that the points compare. kind: plain, double
+    (quantized scales) or clipped (for the least squared error).
+    """
+    widths = {sample.values.shape[1] for sample in chosen}
+    rows = [torch.cat([s.values for s in chosen if s.values.shape[1] == width]) for width in sorted(widths)]  # scales are by row
+    sizes = [size for size in GROUP_SIZES if size == "row" or all(width % size == 0 for width in widths)]
+    fine, count, whole = 64 if 64 in sizes else "row", sum(values.numel() for values in rows), sum(map(_squares, rows))
+    schemes = [("plain", Scheme(bits=bits, group_size=size)) for size in sizes for bits in range(2, 9)]
+    schemes += [("plain", Scheme(bits=4, group_size=size, codebook=name)) for size in sizes for name in ("nf4", "fp4")]
+    schemes += [("double", Scheme(bits=4, group_size=fine, codebook=name, double_quant=True)) for name in CODEBOOKS]
+    schemes += [("clipped", Scheme(bits=bits, group_size=fine, fit="mse")) for bits in range(2, 6)]
+    points = []
+    for kind, scheme in schemes:
+        wrong = stored = 0.0
+        for values in rows:
+            tensor = quantize(values, scheme)
+            stored += sum(t.numel() * t.element_size() for t in tensor.tensors().values())
+            wrong += _squares(values - dequantize(tensor))
+        points.append({
+            "label": scheme.label, "kind": kind, "codebook": scheme.codebook, "bits": scheme.bits,
+            "group_size": scheme.group_size, "bits_per_weight": round(8 * stored / count, 4), "error_pct": _percent(wrong, whole),
+        })
+    return {"points": points, "left_out": [size for size in GROUP_SIZES if size not in sizes],
+            "weights": sum(sample.weights for sample in chosen), "sampled": count}
+
+
+def histogram(sample: Sample) -> dict:
+    """One matrix, each group divided by its largest magnitude as a quantizer sees it, and where the 4-bit grids lie.
+
+    share_pct: how much of the matrix falls on each value; entropy_bits: of these shares, 4 at most.
+    """
+    columns = sample.values.shape[1]
+    size = 64 if columns % 64 == 0 else columns
+    groups = sample.values.reshape(-1, size)
+    largest = groups.abs().amax(1, keepdim=True)
+    groups = (groups / largest)[largest[:, 0] > 0]
+    counts = torch.histc(groups, BINS, -1, 1)
+    grids = {}
+    for name, codebook in (("int4", "linear"), ("fp4", "fp4"), ("nf4", "nf4")):
+        scheme = Scheme(bits=4, group_size="row", codebook=codebook)
+        ramp = torch.linspace(-1, 1, 2**14 + 1).reshape(1, -1)
+        values = dequantize(quantize(ramp, scheme)).unique()
+        nearest = torch.bucketize(dequantize(quantize(groups, scheme)), (values[1:] + values[:-1]) / 2)
+        share = nearest.flatten().bincount(minlength=len(values)) / nearest.numel()
+        grids[name] = {"values": [round(float(v), 6) + 0.0 for v in values],
+                       "share_pct": [round(100 * float(s), 4) for s in share],
+                       "entropy_bits": round(-float((share[share > 0] * share[share > 0].log2()).sum()), 4)}
+    centred = sample.values - sample.values.mean()
+    kurtosis = float((centred**4).mean() / (centred**2).mean() ** 2)
+    return {"module": sample.module, "group_size": size, "sampled": sample.values.numel(),
+            "share_pct": [round(100 * float(c) / groups.numel(), 5) for c in counts], "kurtosis": round(kurtosis, 3),
+            "grids": grids}
+
+
+def _middle(checkpoint: Checkpoint, matrices: Sequence[Weight]) -> Sample:
+    """The first feed-forward matrix of the middle block, which every architecture has."""
+    architecture = architecture_of(checkpoint.config)
+    ups = [weight for weight in matrices if "up" in architecture.roles_of(weight.module)]
+    chosen = samples(checkpoint, [ups[len(ups) // 2]], MOST_OF_ALL)
+    return next(sample for sample in chosen if sample.role == "up")
+
+
+def _squares(tensor: torch.Tensor) -> float:
+    return float(tensor.double().square().sum())
+
+
+def _percent(wrong: float, whole: float) -> float:
+    return round(100 * math.sqrt(wrong / whole), 4) if whole else 0.0
