@@ -30,11 +30,12 @@ lint: setup
 
 setup: $(VENV)/ready
 
-$(VENV)/ready: requirements.txt quant/methods/llama_cpp_setup.py
+$(VENV)/ready: requirements.txt pyproject.toml quant/methods/llama_cpp/setup.py
 	@test -x $(VENV)/bin/pip || python3 -m venv $(VENV) || { rm -rf $(VENV); \
 	  echo "error: python3 can't make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	$(ACTIVE) python -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or later is needed")'
 	$(ACTIVE) pip install --quiet --requirement requirements.txt
+	$(ACTIVE) pip install --quiet --no-deps --editable .
 	$(ACTIVE) python -m quant.methods.llama_cpp.setup
 	$(ACTIVE) python -c 'import quant.kernels.attention, quant.kernels.cpu, quant.kernels.norm'  # compiled once, and kept
 	@touch $@

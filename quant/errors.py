@@ -1,7 +1,7 @@
 """The one error a user is meant to read."""
 
 
-class InputError(ValueError):
+class InputError(Exception):
     """Something the user gave can't be used. The message names it, what was found, and what is needed."""
 
 

@@ -1,17 +1,34 @@
-"""Progress with the time left: on a terminal a moving bar, in a file nothing but the result."""
+"""A progress bar with the time remaining, on a terminal only; and sizes and times as a reader likes them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from tqdm import tqdm
+MIB = 2**20
 
 
 def progress(items: Sequence, what: str, size: Callable | None = None) -> Iterator:
     """Yield `items`; the bar appears after a second of work and counts items, or the sum of size(item)."""
+    from tqdm import tqdm  # here, because most commands that name sizes show no bar
+
     total = len(items) if size is None else sum(map(size, items))
     units = {} if size is None else {"unit": "B", "unit_scale": True}
     with tqdm(total=total, desc=what, disable=None, delay=1, leave=False, **units) as bar:
         for item in items:
             yield item
             bar.update(1 if size is None else size(item))
+
+
+def size(count: float) -> str:
+    """Bytes: 548 MB, 1.2 GB."""
+    for unit, step in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= step:
+            return f"{count / step:.3g} {unit}"
+    return f"{count:.0f} bytes"
+
+
+def duration(seconds: float) -> str:
+    """Seconds: 20 s, 14 min, 3.2 h."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

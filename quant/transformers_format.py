@@ -12,11 +12,11 @@ from torch import nn
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from quant.model.architectures import architecture_of
-from quant.model.artifact import METHOD
-from quant.model.checkpoint import read_header
-from quant.nn.decoding import speed_up_decoding
 from quant.errors import InputError
+from quant.model.architectures import architecture_of
+from quant.model.artifact_format import METHOD
+from quant.model.safetensors_file import read_header
+from quant.nn.decoding import speed_up_decoding
 from quant.nn.modules import FusedLinear, QEmbedding, QLinear, QNorm, QTiedHead, QWeight
 from quant.tensor.qtensor import layout
 from quant.tensor.scheme import Scheme

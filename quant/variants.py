@@ -1,44 +1,67 @@
-"""The variants: every way the model is stored, in the order of the table, from the sections of params.yaml."""
+"""Variants: the rows of params.yaml, each with its method and all of its parameters."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from quant.errors import InputError
+from quant.methods import UNQUANTIZED, Method, Values, load
 
-BASE = Path("models/base")
-RESERVED = {"base", "bf16", "converted", "embedded"}  # folders of models/ and variants that are always there
+BASE = "base"
+RESERVED = {BASE, "embedded", "prepared"}  # other folders of models/
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True)
 class Variant:
-    """name: as in the table; family: float, scratch, bnb or gguf; folder: its files; dtype: of activations."""
+    """values: the parameters of the row, its method's defaults included."""
 
     name: str
-    family: str
-    folder: Path
-    dtype: str = "float32"
+    method: Method
+    values: Values
+
+    @property
+    def is_base(self) -> bool:
+        return self.name == BASE
+
+    @property
+    def nominal_bits(self) -> int | None:
+        """The width of most of its codes; None where nothing is quantized."""
+        return self.method.nominal_bits(self.values)
+
+    def to_dict(self) -> dict:
+        """Plain values; `from_dict` of them is this variant."""
+        return {"name": self.name, "method": self.method.name, "values": dict(self.values)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping) -> Variant:
+        return cls(values["name"], load(values["method"]), values["values"])
 
 
 def variants(params: Mapping) -> list[Variant]:
-    """All variants of the sections recipes, bnb and gguf of `params`, after base and bf16."""
-    models = Path("models")
-    found = [Variant("base", "float", BASE), Variant("bf16", "float", BASE, "bfloat16")]
-    found += [Variant(name, "scratch", models / name) for name in params["recipes"] or {}]
-    for family in ("bnb", "gguf"):
-        found += [Variant(f"{family}-{name}", family, models / f"{family}-{name}") for name in params[family] or {}]
-    names = [variant.name for variant in found]
-    taken = {name for name in names if names.count(name) > 1} | set(params["recipes"] or {}) & RESERVED
-    if taken:
-        raise InputError(f"a recipe can't be called {', '.join(sorted(taken))}: the name is taken")
-    return found
+    """The base, then every row of `variants`, in order. Raises InputError that names the row which is wrong."""
+    rows = params.get("variants") or {}
+    if not isinstance(rows, Mapping):
+        raise InputError(f"variants is {rows!r}; expected rows such as int4: {{method: quant, bits: 4}}")
+    return [Variant(BASE, load(UNQUANTIZED), load(UNQUANTIZED).resolve({}, {})), *(variant(name, params) for name in rows)]
 
 
-def variant_named(name: str) -> Variant:
-    """The variant of a name alone, for a stage that handles one."""
-    if name in ("base", "bf16"):
-        return Variant(name, "float", BASE, "float32" if name == "base" else "bfloat16")
-    family = name.partition("-")[0]
-    return Variant(name, family if family in ("bnb", "gguf") else "scratch", Path("models") / name)
+def variant(name: str, params: Mapping) -> Variant:
+    """The variant of one row."""
+    rows = params["variants"]
+    if name not in rows:
+        raise InputError(f"variant {name!r} is not in params.yaml; it has {', '.join(rows)}")
+    row = rows[name]
+    if not NAME.fullmatch(str(name)) or name in RESERVED:
+        raise InputError(f"a variant can't be called {name!r}; expected letters, digits, dots, hyphens and underscores, and none "
+                         f"of {', '.join(sorted(RESERVED))}")
+    if not isinstance(row, Mapping) or "method" not in row:
+        raise InputError(f"variants.{name} is {row!r}; expected a row with a method, such as {{method: quant, bits: 4}}")
+    try:
+        method = load(row["method"])
+        values = method.resolve(params.get(row["method"]) or {}, {key: value for key, value in row.items() if key != "method"})
+    except InputError as error:
+        raise InputError(f"variants.{name}: {error}") from None
+    return Variant(name, method, values)

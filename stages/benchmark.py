@@ -1,21 +1,20 @@
-"""Time one variant in turn with the base, and measure its memory: python stages/benchmark.py VARIANT"""
+"""Time one variant, alternating with the base, and measure its memory; never cached."""
 
-from pathlib import Path
-
-from common import parameters, run
-
-from quant.speed.benchmark import benchmark
-from quant.text.corpus import load_corpus
-from quant.files import write_json
-from quant.speed.latency import Clock
-from quant.variants import variant_named
+from quant.files import read_json, write_json
+from quant.pipeline import BASE, PLAN, PRIVATE, REPORTS, TEXT, folder_of, parameters, run
 
 
-def main(name: str) -> None:
+def main(variant: str) -> None:
+    from quant.speed.benchmark import benchmark
+    from quant.speed.plan import TimingPlan
+    from quant.text.corpus import load_corpus
+    from quant.variants import Variant
+
     params = parameters()
-    clock = Clock.from_dict(params["benchmark"])
-    result = benchmark(variant_named(name), load_corpus(Path("data/eval")), clock, params["device"])
-    write_json(Path("reports/speed") / f"{name}.json", result)
+    planned = Variant.from_dict(read_json(PLAN / "variants" / f"{variant}.json"))
+    result = benchmark(folder_of(variant), BASE, load_corpus(TEXT, PRIVATE), TimingPlan.from_dict(params["benchmark"]),
+                       params["device"], planned.method.imports)
+    write_json(REPORTS / "speed" / f"{variant}.json", {"variant": variant, **result})
 
 
 run(main)

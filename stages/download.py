@@ -1,12 +1,12 @@
-"""Fetch the model and the corpus that params.yaml names: python stages/download.py"""
+"""Fetch the model and the text that params.yaml names, checked by sha256."""
 
-from pathlib import Path
-
-from common import parameters, run
-
-from quant.text.corpus import TextSource, read_corpus, write_corpus
 from quant.errors import InputError
-from quant.hub.fetch import ModelSource, fetch_model
+from quant.hub.fetch import fetch_model, obstacle
+from quant.hub.source import ModelSource
+from quant.pipeline import BASE, PRIVATE, TEXT, parameters, run
+from quant.text.corpus import write_corpus
+from quant.text.read import read_corpus
+from quant.text.source import TextSource
 
 
 def main() -> None:
@@ -15,9 +15,9 @@ def main() -> None:
     try:
         corpus = read_corpus(text)  # first: a text that can't be had is told before a model of many gigabytes comes
     except InputError as error:
-        raise InputError(" And ".join(filter(None, (f"{error}.", model.obstacle())))) from None
-    fetch_model(model, Path("models/base"))
-    write_corpus(corpus, Path("data/eval"))
+        raise InputError(" And ".join(filter(None, (f"{error}.", obstacle(model))))) from None
+    fetch_model(model, BASE)
+    write_corpus(corpus, TEXT, PRIVATE)
 
 
 run(main)

@@ -1,27 +1,28 @@
-"""Score one variant against the base on the evaluation text: python stages/evaluate.py VARIANT
+"""Score one variant against the base on the evaluation text.
 
-base comes first: it leaves what it predicted in data/reference, which the others are compared with.
+The base comes first: it leaves what it predicted in data/reference, which the others are compared with.
 """
 
 import os
-from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is imported: threads that wait leave the cores to others
 
-from common import parameters, run
-
-from quant.text.corpus import load_corpus
-from quant.quality.evaluate import evaluate
 from quant.files import write_json
-from quant.quality.windows import Protocol
-from quant.variants import variant_named
+from quant.pipeline import BASE, PRIVATE, REFERENCE, REPORTS, TEXT, folder_of, parameters, run
 
 
-def main(name: str) -> None:
+def main(variant: str) -> None:
+    from quant.quality.evaluate import evaluate, evaluate_base
+    from quant.quality.protocol import ScoringProtocol
+    from quant.text.corpus import load_corpus
+
     params = parameters()
-    protocol = Protocol.from_dict(params["evaluate"])
-    result = evaluate(variant_named(name), load_corpus(Path("data/eval")), protocol, params["device"])
-    write_json(Path("reports/quality") / f"{name}.json", result)
+    protocol, corpus = ScoringProtocol.from_dict(params["evaluate"]), load_corpus(TEXT, PRIVATE)
+    if folder_of(variant) == BASE:
+        result = evaluate_base(BASE, corpus, protocol, params["device"], REFERENCE)
+    else:
+        result = evaluate(folder_of(variant), BASE, corpus, protocol, params["device"], REFERENCE)
+    write_json(REPORTS / "quality" / f"{variant}.json", {"variant": variant, **result})
 
 
 run(main)

@@ -1,31 +1,31 @@
-"""Draw the figures, and write the metrics in the forms that DVC compares and plots: python stages/plot.py"""
+"""Draw the figures, and write the metrics in the forms that DVC compares and plots."""
 
 import csv
-from pathlib import Path
 
-from common import parameters, run
-
-from quant.files import whole_file, whole_folder, write_json
+from quant.files import atomic_file, atomic_folder, write_json
+from quant.pipeline import REPORTS, parameters, run
 from quant.report.figures import draw_all, front_names
-from quant.report.results import METRICS, read_run, rounded
+from quant.report.metrics import METRICS, rounded
+from quant.report.results import read_run
 from quant.report.subsets import summary
 
 
 def main() -> None:
-    results = read_run(parameters())
-    with whole_folder(Path("reports/figures")) as folder:
+    results = read_run(parameters(), REPORTS)
+    with atomic_folder(REPORTS / "figures") as folder:
         draw_all(results, folder)
     metrics = {result.name: rounded(result.metrics) for result in results.results}
-    with whole_folder(Path("reports/metrics")) as folder:
+    with atomic_folder(REPORTS / "metrics") as folder:
         for name, values in metrics.items():
             write_json(folder / f"{name}.json", values)
-    write_json(Path("reports/summary.json"), summary(results))
-    write_json(Path("reports/environment.json"), results.base.speed["environment"])
+    write_json(REPORTS / "summary.json", summary(results))
+    write_json(REPORTS / "environment.json", results.base.speed["environment"])
     front = front_names(results)
-    with whole_file(Path("reports/variants.csv")) as path, open(path, "w", newline="") as file:
+    with atomic_file(REPORTS / "variants.csv") as path, open(path, "w", newline="") as file:
         rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(["variant", "family", "pareto", *METRICS])
-        rows.writerows([r.name, r.family, "front" if r.name in front else "", *metrics[r.name].values()] for r in results.results)
+        rows.writerow(["variant", "method", "pareto", *METRICS])
+        rows.writerows([r.name, r.method.name, "front" if r.name in front else "", *metrics[r.name].values()]
+                       for r in results.results)
 
 
 run(main)

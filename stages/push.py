@@ -5,14 +5,14 @@ Lists files and sizes; sends them only with --yes. Not a stage of the pipeline: 
 
 import argparse
 
-from common import parameters, run
-
+from quant.command import run
 from quant.errors import InputError
-from quant.publish.publish import publication, push
+from quant.pipeline import BASE, REPORTS, TEXT, folder_of, parameters
+from quant.publish.push import is_shareable, publication, push
 from quant.variants import variants
 
 
-def main(*words: str) -> None:
+def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="push.py", description=__doc__.partition("\n")[0])
     parser.add_argument("variant", nargs="?", help="a name in the report's table, such as nf4 or gguf-q4_0")
     parser.add_argument("--all", action="store_true", help="every quantized variant, each to owner/name-VARIANT")
@@ -21,14 +21,14 @@ def main(*words: str) -> None:
     parser.add_argument("--public", action="store_true", help="a new repository can be seen by all; otherwise by you alone")
     parser.add_argument("--code", metavar="URL", help="where a reader of the card finds this pipeline")
     parser.add_argument("--yes", action="store_true", help="send it; without this nothing is sent")
-    asked = parser.parse_args(words)
-    known = [variant for variant in variants(parameters()) if variant.family != "float" or variant.name == asked.variant]
+    asked = parser.parse_args(arguments)
+    known = [variant for variant in variants(parameters()) if is_shareable(variant) or variant.name == asked.variant]
     chosen = known if asked.all else [variant for variant in known if variant.name == asked.variant]
     if asked.all == bool(asked.variant) or not chosen:
-        raise InputError(f"variant {asked.variant!r}; expected one of {', '.join(v.name for v in known)}, or --all alone")
-    found = [publication(variant, f"{asked.repo}-{variant.name}" if asked.all else asked.repo, code=asked.code)
-             for variant in chosen]
-    if not asked.code and any(variant.family == "scratch" for variant in chosen):
+        raise InputError(f"push: variant {asked.variant!r}; expected one of {', '.join(v.name for v in known)}, or --all alone")
+    found = [publication(variant, folder_of(variant.name), BASE, TEXT,
+                         f"{asked.repo}-{variant.name}" if asked.all else asked.repo, REPORTS, asked.code) for variant in chosen]
+    if not asked.code and any(variant.method.needs_code for variant in chosen):
         print("note: weights quantized from scratch open with this pipeline; add --code URL, and the card says where it is",
               flush=True)
     for one in found:
@@ -50,4 +50,5 @@ def confirm(repo: str):
     return answered
 
 
-run(main)
+if __name__ == "__main__":
+    run(main)

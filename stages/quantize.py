@@ -1,18 +1,13 @@
-"""Quantize the base model from scratch by one recipe: python stages/quantize.py RECIPE"""
+"""Make one variant of the base model by its method."""
 
-from pathlib import Path
-
-from common import parameters, run
-
-from quant.model.artifact import write_artifact
-from quant.tensor.scheme import Scheme
-from quant.select import Recipe
+from quant.files import read_json
+from quant.pipeline import BASE, PLAN, PREPARED, folder_of, run
+from quant.variants import Variant
 
 
-def main(name: str) -> None:
-    params = parameters()
-    recipe = Recipe.from_dict(params["recipes"][name] or {}, Scheme.from_dict(params["quant"]))
-    write_artifact(Path("models/base"), recipe, Path("models") / name, tell=print)
+def main(variant: str) -> None:
+    planned = Variant.from_dict(read_json(PLAN / "variants" / f"{variant}.json"))
+    planned.method.build(BASE, PREPARED / planned.method.name, planned.values, folder_of(variant), print)
 
 
 run(main)

@@ -1,17 +1,14 @@
-"""Write the report as Markdown, HTML and PDF: python stages/report.py"""
-
-from pathlib import Path
-
-from common import parameters, run
+"""Write the report as Markdown, HTML and PDF."""
 
 from quant.files import read_json
+from quant.pipeline import BASE, REPORTS, TEXT, parameters, run
 from quant.report.document import write_report
 from quant.report.results import read_run
 
 
 def main() -> None:
-    corpus, model = read_json(Path("data/eval/corpus.json")), read_json(Path("models/base/manifest.json"))
-    write_report(read_run(parameters()), Path("reports"), corpus, model)
+    corpus, model = read_json(TEXT / "corpus.json"), read_json(BASE / "manifest.json")
+    write_report(read_run(parameters(), REPORTS), REPORTS, corpus, model)
 
 
 run(main)

@@ -1,4 +1,4 @@
-"""Train the embedded default model on lines of the embedded grammar: python stages/train.py
+"""Train the embedded default model on lines of the embedded grammar: python -m stages.train
 
 A frozen DVC stage: `dvc repro` does not run it, because the model is in git. About 20 minutes on 2 cores;
 `dvc repro --force train` after `dvc unfreeze train` makes the model anew. It is a GPT-2 of 3 M parameters, width 256 (so
@@ -13,8 +13,6 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
-
-import common  # noqa: F401  puts the project on the path
 
 from quant.text.corpus import as_text
 from quant.text.grammar import treebank_like

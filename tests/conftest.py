@@ -77,11 +77,11 @@ def runtimes(tmp_path_factory):
     """One tiny model (width 256, so that K-quants apply) for every runtime: name -> folder."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from quant.model.artifact import write_artifact
     from quant.methods.bitsandbytes import build as bitsandbytes
     from quant.methods.llama_cpp import quantize as gguf
+    from quant.model.artifact import write_artifact
+    from quant.model.recipe import Recipe
     from quant.tensor.scheme import Scheme
-    from quant.select import Recipe
 
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("runtimes")

@@ -11,9 +11,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from quant.check import facts_of
-from quant.text.corpus import HubFile, TextSource, read_corpus, read_hub_file
 from quant.errors import InputError
 from quant.hub.fetch import ModelSource, fetch_model
+from quant.text.corpus import HubFile, TextSource, read_corpus, read_hub_file
 
 
 def model(out: str, **values) -> None:

@@ -7,13 +7,13 @@ import torch
 from conftest import ARCHITECTURES
 
 import quant.transformers_format  # noqa: F401  registers the format
-from quant.model.artifact import write_artifact
-from quant.model.checkpoint import Checkpoint, read_header
 from quant.errors import InputError
 from quant.files import sha256_of
+from quant.model.artifact import write_artifact
+from quant.model.checkpoint import Checkpoint, read_header
+from quant.model.recipe import Recipe, plan
 from quant.tensor.qtensor import dequantize, quantize
 from quant.tensor.scheme import Scheme
-from quant.select import Recipe, plan
 
 RECIPES = {
     "whole": {"include": ["*"]},

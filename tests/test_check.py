@@ -15,11 +15,11 @@ from hub_server import Hub
 from test_hub import CARD, steps
 
 from quant.check import available_memory, describe, describe_text, facts_of, gguf_obstacle, main
-from quant.text.corpus import TextSource
 from quant.errors import InputError
 from quant.hub.fetch import ModelSource, fetch_model
-from quant.preflight.forecast import forecasts
 from quant.methods.llama_cpp import sizes as gguf_sizes
+from quant.preflight.forecast import forecasts
+from quant.text.corpus import TextSource
 
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
 

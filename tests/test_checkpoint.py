@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from quant.model.checkpoint import Checkpoint, TensorInfo, read_header, read_tensor, write_checkpoint
 from quant.errors import InputError
+from quant.model.checkpoint import Checkpoint, TensorInfo, read_header, read_tensor, write_checkpoint
 
 
 @pytest.fixture

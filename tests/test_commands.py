@@ -3,13 +3,13 @@
 import pytest
 from conftest import ROOT, run_stage
 
-from quant.text.corpus import load_corpus
-from quant.errors import InputError
 from quant.benches import schemes
 from quant.benches import scoring as scoring_speed
 from quant.benches import streaming as streaming_speed
+from quant.errors import InputError
 from quant.quality.windows import Protocol
 from quant.report import sweep
+from quant.text.corpus import load_corpus
 
 
 @pytest.mark.parametrize(("main", "words", "message"), [

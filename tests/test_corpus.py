@@ -11,9 +11,9 @@ from conftest import ROOT
 from hub_server import Fault, Hub
 from test_hub import steps
 
-from quant.text.corpus import WIKITEXT2, Corpus, TextSource, as_text, count_lines, load_corpus, read_corpus, write_corpus
 from quant.errors import InputError
 from quant.hub.client import fetch_file
+from quant.text.corpus import WIKITEXT2, Corpus, TextSource, as_text, count_lines, load_corpus, read_corpus, write_corpus
 
 PTB = ROOT.parent / "shared" / "data" / "ptb" / "ptb.test.txt"
 

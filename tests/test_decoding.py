@@ -6,15 +6,15 @@ from conftest import ARCHITECTURES
 from transformers import AutoModelForCausalLM, DynamicCache
 
 import quant.transformers_format  # noqa: F401  registers the format
-from quant.model.artifact import write_artifact
-from quant.nn.decoding import cache as growing
-from quant.nn.decoding import speed_up_decoding
-from quant.nn.blocks import DecodingBlock
-from quant.nn.cache import GrowingLayer
 from quant.kernels import threads as team
 from quant.kernels.attention import attend, can_attend
+from quant.model.artifact import write_artifact
+from quant.model.recipe import Recipe
+from quant.nn.blocks import DecodingBlock
+from quant.nn.cache import GrowingLayer
+from quant.nn.decoding import cache as growing
+from quant.nn.decoding import speed_up_decoding
 from quant.tensor.scheme import Scheme
-from quant.select import Recipe
 
 WAYS = {
     "greedy": {},

@@ -10,10 +10,10 @@ import math
 import pytest
 import torch
 
-from quant.text.corpus import Corpus
-from quant.text.grammar import START, treebank_like
 from quant.quality.score import Live, score, summarize
 from quant.quality.windows import Protocol, tokenize
+from quant.text.corpus import Corpus
+from quant.text.grammar import START, treebank_like
 
 END, BEGIN = "</s>", "<s>"
 

@@ -11,15 +11,15 @@ from compressed_tensors.quantization import QuantizationConfig, apply_quantizati
 from conftest import ROOT
 
 import quant.transformers_format  # noqa: F401  opens the artifact itself, to compare with
-from quant.model.artifact import write_artifact
-from quant.model.checkpoint import Checkpoint, TensorInfo, write_checkpoint
 from quant.errors import InputError
 from quant.export import export
 from quant.files import sha256_of
+from quant.model.artifact import write_artifact
+from quant.model.checkpoint import Checkpoint, TensorInfo, write_checkpoint
+from quant.model.recipe import Recipe
 from quant.tensor.packing import unpack
 from quant.tensor.qtensor import QTensor, dequantize
 from quant.tensor.scheme import Scheme
-from quant.select import Recipe
 
 FORM = "compressed-tensors"
 RECIPES = {

@@ -10,10 +10,10 @@ from made_up import PARAMS, made_up
 from PIL import Image
 
 from quant.model.checkpoint import Checkpoint
+from quant.quality.weight_error import Sample, compare_schemes, error_map, error_of_schemes, histogram
 from quant.report.charts import pareto_front
 from quant.report.figures import draw_all, figures_of, front_names
 from quant.report.style import FAMILIES, GRIDS, PARTS
-from quant.quality.weight_error import Sample, compare_schemes, error_map, error_of_schemes, histogram
 
 ASKED_FOR = {"size-quality", "size-speed", "ppl-change", "divergence", "latency", "bytes", "error-map", "histogram", "error-bits",
              "grids", "pairs"}

@@ -18,16 +18,16 @@ from conftest import ROOT
 from hub_server import Fault, Hub, sha256
 from test_pipeline import Project
 
-from quant.model.artifact import write_artifact
-from quant.model.checkpoint import Checkpoint
 from quant.errors import InputError
 from quant.hub.fetch import ModelSource, fetch_model
 from quant.hub.license import License
 from quant.methods.bitsandbytes import build as bitsandbytes
-from quant.tensor.qtensor import quantize
+from quant.model.artifact import write_artifact
+from quant.model.checkpoint import Checkpoint
+from quant.model.recipe import Recipe
 from quant.runners import open_runner
+from quant.tensor.qtensor import quantize
 from quant.tensor.scheme import Scheme
-from quant.select import Recipe
 
 MIB = 2**20
 TOKEN = "_".join(("hf", "nobodys", "token"))  # not as one word, which a search of a copy of this project would find

@@ -10,9 +10,9 @@ import pytest
 import torch
 from conftest import ROOT
 
-from quant.tensor.grids import grid_of
 from quant.kernels import cpu, loops, reference
 from quant.nn.modules import QLinear, QWeight
+from quant.tensor.grids import grid_of
 from quant.tensor.qtensor import dequantize, quantize
 from quant.tensor.scheme import Scheme
 

@@ -8,9 +8,9 @@ from statistics import median
 import pytest
 import torch
 
-from quant.speed.environment import commit, environment
 from quant.errors import InputError
 from quant.speed.bandwidth import memory_read_gb_per_s
+from quant.speed.environment import commit, environment
 from quant.speed.latency import Clock, compare
 
 TEXT = torch.arange(600)

@@ -8,8 +8,8 @@ import torch
 from conftest import ROOT
 
 from quant.model.architectures import architecture_of
-from quant.speed.memory import bytes_per_token, disk_bytes, held_bytes, ledger
 from quant.runners import Held, open_runner
+from quant.speed.memory import bytes_per_token, disk_bytes, held_bytes, ledger
 
 MATRIX, VECTOR = 12 * 256 * 256, 13 * 256 + 2 * 256  # of the one block; biases, and weights and biases of the norms
 TABLES = 2048 * 256 + 64 * 256

@@ -7,14 +7,14 @@ import struct
 import pytest
 import torch
 
-from quant.model.artifact import write_artifact
 from quant.errors import InputError
-from quant.speed.memory import held_bytes
 from quant.methods.bitsandbytes import build as bitsandbytes
 from quant.methods.llama_cpp import quantize as gguf
+from quant.model.artifact import write_artifact
+from quant.model.recipe import Recipe
 from quant.runners import open_runner
+from quant.speed.memory import held_bytes
 from quant.tensor.scheme import Scheme
-from quant.select import Recipe
 
 
 @pytest.fixture(scope="module")

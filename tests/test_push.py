@@ -16,17 +16,17 @@ from hub_server import Fault, Hub
 from huggingface_hub import ModelCard
 from test_hub import TOKEN
 
-from quant.model.artifact import write_artifact
-from quant.text.corpus import TextSource, read_corpus, write_corpus
 from quant.errors import InputError
-from quant.hub.fetch import ModelSource, fetch_model
 from quant.files import read_json, write_json
+from quant.hub.fetch import ModelSource, fetch_model
 from quant.methods.bitsandbytes import build as bitsandbytes
 from quant.methods.llama_cpp import quantize as gguf
+from quant.model.artifact import write_artifact
+from quant.model.recipe import Recipe
 from quant.publish.publish import publication
 from quant.runners import open_runner
 from quant.tensor.scheme import Scheme
-from quant.select import Recipe
+from quant.text.corpus import TextSource, read_corpus, write_corpus
 from quant.variants import Variant
 
 TEXT = torch.randint(0, VOCABULARY, (1, 30), generator=torch.Generator().manual_seed(5))

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quant.tensor.grids import grid_of
 from quant.errors import InputError
+from quant.tensor.grids import grid_of
 from quant.tensor.qtensor import dequantize, layout, quantize
 from quant.tensor.scheme import Scheme
 

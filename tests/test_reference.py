@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from quant.errors import InputError
-from quant.quality.score import Live, score
 from quant.quality.reference import Recorder, Reference
+from quant.quality.score import Live, score
 from quant.quality.windows import Protocol, Tokens
 from quant.runners import open_runner
 

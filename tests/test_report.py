@@ -6,10 +6,10 @@ import pytest
 from made_up import CORPUS, MODEL, PARAMS, made_up
 
 from quant.report import tables
+from quant.report.comparable import equal_but_for_the_grid, equal_but_for_the_selection, nominal_bits, same_format
 from quant.report.document import render_markdown
 from quant.report.figures import figures_of
 from quant.report.findings import findings, order_by
-from quant.report.comparable import equal_but_for_the_grid, equal_but_for_the_selection, nominal_bits, same_format
 from quant.report.results import METRICS, rounded
 from quant.report.tables import table
 from quant.variants import variants

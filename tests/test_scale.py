@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from quant.model.artifact import write_artifact
 from quant.errors import InputError
 from quant.files import sha256_of
+from quant.model.artifact import write_artifact
+from quant.model.recipe import Recipe
 from quant.tensor.scheme import Scheme
-from quant.select import Recipe
 
 HIDDEN, INTERMEDIATE, LAYERS, SHARDS = 2048, 8192, 5, 4
 LARGEST = INTERMEDIATE * HIDDEN * 4
@@ -26,7 +26,7 @@ import re, sys
 from pathlib import Path
 from quant.model.artifact import write_artifact
 from quant.tensor.scheme import Scheme
-from quant.select import Recipe
+from quant.model.recipe import Recipe
 import torch
 torch.ones(2**20).add_(1).sum()  # torch's own threads belong to the imports
 def peak():  # of this process alone, in bytes

@@ -7,11 +7,11 @@ import sys
 import pytest
 from conftest import ROOT
 
+from quant.errors import InputError
 from quant.model.artifact import write_artifact
 from quant.model.checkpoint import Checkpoint, read_header
-from quant.errors import InputError
+from quant.model.recipe import Recipe, plan
 from quant.tensor.scheme import Scheme
-from quant.select import Recipe, plan
 
 
 def chosen(folder, **values):

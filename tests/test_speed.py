@@ -5,8 +5,8 @@ import json
 import pytest
 from transformers import GPT2Config
 
-from quant.errors import InputError
 from quant.benches import decode as speed
+from quant.errors import InputError
 
 RATIOS = {
     "int8_vs_fp32", "int4_vs_fp32", "nf4_vs_fp32", "int8_vs_llamacpp_q8_0", "int4_vs_llamacpp_q4_0", "int8_vs_bnb_int8",

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quant.text.corpus import Corpus
 from quant.errors import InputError
 from quant.quality.windows import Protocol, Tokens, tokenize, windows
+from quant.text.corpus import Corpus
 
 LINES = ("the <unk> fund rose N %", "naïve 我想 ✅ traders", "x")
 

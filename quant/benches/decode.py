@@ -22,34 +22,37 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedConfig
 
-from quant.model.artifact import write_artifact
-from quant.nn.decoding import speed_up_decoding
-from quant.speed.environment import environment
-from quant.errors import InputError
-from quant.files import read_json, write_json
-from quant.kernels import reference
-from quant.speed.bandwidth import memory_read_gb_per_s
-from quant.speed.latency import Samples, measure
-from quant.speed.memory import bytes_per_token
 from quant.benches.random_model import GPT2_124M, LLAMA_1B, write_random_model
-from quant.speed.samples import ratios_of_pairs, significant, spread
-from quant.methods.bitsandbytes import build as bitsandbytes
-from quant.methods.llama_cpp import quantize as gguf
+from quant.errors import InputError
+from quant.files import read_json, significant, write_json
+from quant.kernels import reference
+from quant.nn.decoding import speed_up_decoding
 from quant.nn.modules import QWeight
-from quant.tensor.qtensor import dequantize
 from quant.runners import Runner, open_runner
-from quant.tensor.scheme import Scheme
-from quant.select import Recipe
+from quant.runners.sizes import bytes_per_token
+from quant.speed.bandwidth import memory_read_gb_per_s
+from quant.speed.environment import environment
+from quant.speed.latency import Samples, measure
+from quant.speed.samples import ratios_of_pairs, spread
+from quant.tensor.qtensor import dequantize
+from quant.variants import variants
 
 THREADS = 2
-OURS = {"int8": Scheme(), "int4": Scheme(4, 64), "nf4": Scheme(4, 64, codebook="nf4")}
-BITSANDBYTES = {"bnb_int8": bitsandbytes.Spec("int8"), "bnb_nf4": bitsandbytes.Spec("nf4")}
-LLAMA_CPP = {"llamacpp_q8_0": gguf.Spec("Q8_0"), "llamacpp_q4_0": gguf.Spec("Q4_0")}
+OURS = ("int8", "int4", "nf4")
+ROWS = {  # of params.yaml, but for the defaults
+    "int8": {"method": "quant", "include": ["*"]},
+    "int4": {"method": "quant", "include": ["*"], "bits": 4, "group_size": 64},
+    "nf4": {"method": "quant", "include": ["*"], "bits": 4, "group_size": 64, "codebook": "nf4"},
+    "bnb_int8": {"method": "bitsandbytes", "type": "int8"},
+    "bnb_nf4": {"method": "bitsandbytes", "type": "nf4"},
+    "llamacpp_q8_0": {"method": "llama_cpp", "type": "Q8_0"},
+    "llamacpp_q4_0": {"method": "llama_cpp", "type": "Q4_0"},
+}
 OUT = Path("reports/bench.json")
 
 
 @dataclass(frozen=True)
-class Subject:
+class BenchmarkModel:
     """A model's shape, and how it is timed: prompts of these lengths, then so many tokens, in so many rounds."""
 
     config: PreTrainedConfig
@@ -58,9 +61,9 @@ class Subject:
     rounds: int
 
 
-SUBJECTS = {
-    "gpt2-124m": Subject(GPT2_124M, {"prefill_long": 512, "prefill": 128}, tokens=64, rounds=6),
-    "llama-1b": Subject(LLAMA_1B, {"prefill": 128}, tokens=8, rounds=4),
+MODELS = {
+    "gpt2-124m": BenchmarkModel(GPT2_124M, {"prefill_long": 512, "prefill": 128}, tokens=64, rounds=6),
+    "llama-1b": BenchmarkModel(LLAMA_1B, {"prefill": 128}, tokens=8, rounds=4),
 }
 MAIN = "gpt2-124m"  # whose ratios stand first
 # speed over speed of decoding, unless it says prefill
@@ -72,28 +75,25 @@ RATIOS = (
 
 def quantize_all(base: Path, folder: Path, tell: Callable[[str], None]) -> dict[str, Path]:
     """Every variant of the model in `base` that has files of its own: name -> folder."""
-    made = {}
-    for name, scheme in OURS.items():
-        tell(f"quantizing: {name}")
-        write_artifact(base, Recipe(scheme, include=("*",)), made.setdefault(name, folder / name))
-    for name, spec in BITSANDBYTES.items():
-        tell(f"quantizing: {name}")
-        bitsandbytes.build(base, spec, made.setdefault(name, folder / name))
-    tell("converting to GGUF")
-    gguf.convert(base, folder / "f32")
-    for name, spec in LLAMA_CPP.items():
-        tell(f"quantizing: {name}")
-        gguf.quantize(folder / "f32" / "model.gguf", spec, made.setdefault(name, folder / name))
-    shutil.rmtree(folder / "f32")
+    made, prepared = {}, folder / "prepared"
+    for variant in variants({"variants": ROWS})[1:]:
+        method = variant.method
+        if method.prepare and not (prepared / method.name).exists():
+            tell(f"preparing for {method.label}")
+            method.prepare(base, prepared / method.name)
+        tell(f"quantizing: {variant.name}")
+        method.build(base, prepared / method.name, variant.values, folder / variant.name, lambda _: None)
+        made[variant.name] = folder / variant.name
+    shutil.rmtree(prepared)
     return made
 
 
-def open_all(base: Path, made: dict[str, Path], room: int) -> dict[str, Runner]:
+def open_all(base: Path, made: dict[str, Path], max_tokens: int) -> dict[str, Runner]:
     """All of them loaded; what can share weights does."""
     runners = {"fp32": open_runner(base, threads=THREADS), "bf16": open_runner(base, "bfloat16", threads=THREADS)}
     runners["fp32_our_decoding"] = _sharing_weights(runners["fp32"])
     speed_up_decoding(runners["fp32_our_decoding"].model)
-    runners |= {name: open_runner(folder, threads=THREADS, room=room) for name, folder in made.items()}
+    runners |= {name: open_runner(folder, threads=THREADS, max_tokens=max_tokens) for name, folder in made.items()}
     runners["int8_dequantized_each_call"] = _sharing_weights(runners["int8"])
     for module in runners["int8_dequantized_each_call"].model.modules():
         if isinstance(module, QWeight):
@@ -115,14 +115,14 @@ class _Dequantizing(reference.Product):
         return torch.nn.functional.linear(x, dequantize(self.weight), bias)
 
 
-def timed(subject: Subject, runners: dict[str, Runner]) -> dict:
+def timed(model: BenchmarkModel, runners: dict[str, Runner]) -> dict:
     """What a table of one model shows, and the raw samples."""
     random = torch.Generator().manual_seed(0)
     prompts = {
-        phase: torch.randint(0, 2000, (length,), generator=random) for phase, length in subject.prompts.items()
+        phase: torch.randint(0, 2000, (length,), generator=random) for phase, length in model.prompts.items()
     }
     bandwidths = [memory_read_gb_per_s("cpu")]
-    samples = measure(runners, prompts, subject.tokens, subject.rounds)
+    samples = measure(runners, prompts, model.tokens, model.rounds)
     bandwidths.append(memory_read_gb_per_s("cpu"))
     bandwidth = max(bandwidths)
     variants = {}
@@ -134,8 +134,8 @@ def timed(subject: Subject, runners: dict[str, Runner]) -> dict:
             for phase, found in samples.ms.items()
         }
     return {
-        "environment": environment(), "threads": THREADS, "memory_read_gb_per_s": bandwidth, "tokens": subject.tokens,
-        "rounds": subject.rounds, "prompts": subject.prompts, "variants": variants, "ratios": _ratios(samples),
+        "environment": environment(), "threads": THREADS, "memory_read_gb_per_s": bandwidth, "tokens": model.tokens,
+        "rounds": model.rounds, "prompts": model.prompts, "variants": variants, "ratios": _ratios(samples),
     }  # fmt: skip
 
 
@@ -172,20 +172,20 @@ def _with_mad(found: dict, width: int) -> str:
 
 
 def main(*names: str) -> None:
-    unknown = [name for name in names if name not in SUBJECTS]
+    unknown = [name for name in names if name not in MODELS]
     if unknown:
-        raise InputError(f"unknown model {', '.join(unknown)}; known: {', '.join(SUBJECTS)}")
+        raise InputError(f"unknown model {', '.join(unknown)}; known: {', '.join(MODELS)}")
     found = read_json(OUT)["models"] if OUT.is_file() else {}
-    for name in names or SUBJECTS:
-        subject = SUBJECTS[name]
+    for name in names or MODELS:
+        model = MODELS[name]
         with tempfile.TemporaryDirectory() as temporary:
             base = Path(temporary) / "base"
             _tell(f"{name}: writing random weights")
-            write_random_model(subject.config, base)
+            write_random_model(model.config, base)
             made = quantize_all(base, Path(temporary), lambda line, name=name: _tell(f"{name}: {line}"))
             _tell(f"{name}: loading")
-            runners = open_all(base, made, sum(subject.prompts.values()) + subject.tokens)
-            found[name] = timed(subject, runners)
+            runners = open_all(base, made, sum(model.prompts.values()) + model.tokens)
+            found[name] = timed(model, runners)
         print("\n".join(table(name, found[name])), flush=True)
         whose = MAIN if MAIN in found else name
         write_json(OUT, significant({"ratios": found[whose]["ratios"], "ratios_are_of": whose, "models": found}, 5))

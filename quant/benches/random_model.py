@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedConfig
 
-from quant.model.checkpoint import TensorInfo, write_checkpoint
+from quant.model.safetensors_file import TensorInfo, write_checkpoint
 
 TOKENIZER = Path(__file__).resolve().parents[2] / "models/embedded"  # its tokens are few, but llama.cpp wants some
 

@@ -10,17 +10,15 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from quant.tensor import ggml
-from quant.model.artifact import write_artifact
-from quant.command import project_params, run
-from quant.text.corpus import load_corpus
+from quant.command import Parser, run
 from quant.errors import InputError
+from quant.methods import OWN
+from quant.pipeline import BASE, PREPARED, PRIVATE, REFERENCE, TEXT, parameters
 from quant.quality.evaluate import evaluate
-from quant.quality.windows import Protocol
-from quant.methods.bitsandbytes import build as bitsandbytes
-from quant.tensor.scheme import Scheme
-from quant.select import Recipe
-from quant.variants import BASE, Variant
+from quant.quality.protocol import ScoringProtocol
+from quant.tensor import ggml
+from quant.text.corpus import load_corpus
+from quant.variants import variant
 
 GROUPED = {"group_size": 64}
 FOUR = {"bits": 4, **GROUPED}
@@ -28,7 +26,7 @@ ROLES = ("q", "k", "v", "o", "up", "gate", "down", "embedding")
 
 
 def rows() -> Iterator[tuple[str, dict]]:
-    """Name and recipe, or name and the arguments of bitsandbytes."""
+    """Name, and a row as in params.yaml; its method is the project's own where it names none."""
     yield from ((f"int8 {size}", {"group_size": size}) for size in ("tensor", "row", 64))
     for codebook in ("linear", "nf4", "fp4"):
         name = "int4" if codebook == "linear" else codebook
@@ -47,29 +45,29 @@ def rows() -> Iterator[tuple[str, dict]]:
         yield f"{role} alone int8 row", {"include": [role]}
         yield f"{role} alone int4 g64", {"include": [role], **FOUR}
     for kind, double in (("int8", False), ("nf4", False), ("nf4", True), ("fp4", False), ("fp4", True)):
-        yield f"bnb {kind}{' dq' if double else ''}", {"type": kind, "double_quant": double}
+        yield f"bnb {kind}{' dq' if double else ''}", {"method": "bitsandbytes", "type": kind, "double_quant": double}
 
 
-def main(words: list[str]) -> None:
-    protocol = Protocol.from_dict(project_params()["evaluate"])
-    chosen = [(name, values) for name, values in rows() if not words or any(word in name for word in words)]
+def main(arguments: list[str]) -> None:
+    parser = Parser(prog="python -m quant.benches.schemes", description=__doc__.partition(":")[0] + ".")
+    parser.add_argument("words", nargs="*", help="show only the rows whose name holds one of these")
+    words = parser.parse_args(arguments).words
+    protocol = ScoringProtocol.from_dict(parameters()["evaluate"])
+    chosen = [(name, row) for name, row in rows() if not words or any(word in name for word in words)]
     if not chosen:
         raise InputError(f"no scheme's name holds {' or '.join(words)}; they are {', '.join(name for name, _ in rows())}")
-    corpus = load_corpus(Path("data/eval"))
+    corpus = load_corpus(TEXT, PRIVATE)
     print(f"{'scheme':24} {'bits/weight':>11} {'ppl':>9} {'change %':>9} {'95 % interval':>19} {'KLD mnat':>9} {'top-1 %':>8}")
-    for name, values in chosen:
+    for name, row in chosen:
+        planned = variant("row", {"variants": {"row": {"method": OWN, **row}}})
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "artifact"
-            family = "bnb" if "type" in values else "scratch"
             try:
-                if family == "bnb":
-                    bitsandbytes.build(BASE, bitsandbytes.Spec.from_dict(values), out)
-                else:
-                    write_artifact(BASE, Recipe.from_dict(values, Scheme()), out)
+                planned.method.build(BASE, PREPARED / planned.method.name, planned.values, out, lambda _: None)
             except InputError as error:
                 print(f"{name:24} left out: {error}")
                 continue
-            found = evaluate(Variant(name, family, out), corpus, protocol, "cpu")
+            found = evaluate(out, BASE, corpus, protocol, "cpu", REFERENCE)
         metrics, interval = found["metrics"], found["intervals"]["ppl_change_pct"]
         print(f"{name:24} {metrics['bits_per_weight']:11.3f} {metrics['ppl']:9.4f} {metrics['ppl_change_pct']:9.4f} "
               f"{interval[0]:9.4f} {interval[1]:9.4f} {metrics['kld_mnats']:9.4f} {metrics['top1_agree_pct']:8.3f}", flush=True)

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import torch
 
-from quant.command import Parser, project_params, run, whole_number
-from quant.text.corpus import load_corpus
-from quant.quality.score import Live, batches, score
+from quant.command import Parser, run, whole_number
+from quant.pipeline import BASE, PRIVATE, TEXT, parameters
+from quant.quality.protocol import ScoringProtocol
+from quant.quality.score import ModelPredictions, batches, score
+from quant.quality.windows import tokenize, windows
+from quant.runners import open_runner
 from quant.speed.samples import ratios_of_pairs, spread
-from quant.quality.windows import Protocol, tokenize, windows
-from quant.runners.transformers import TransformersRunner
-from quant.variants import BASE
+from quant.text.corpus import load_corpus
 
 LINES = 600
 
@@ -32,10 +33,10 @@ def main(words: list[str]) -> None:
 
 
 def compare(folder: Path, rounds: int) -> None:
-    protocol = Protocol.from_dict(project_params()["evaluate"])
-    corpus = load_corpus(Path("data/eval"))
+    protocol = ScoringProtocol.from_dict(parameters()["evaluate"])
+    corpus = load_corpus(TEXT, PRIVATE)
     tokens = tokenize(replace(corpus, lines=corpus.lines[:LINES]), BASE, protocol)
-    runner = TransformersRunner(folder, "float32", "cpu")
+    runner = open_runner(folder)
     every_window = windows(tokens, protocol, runner.context)
     inputs = [batch.inputs for batch in batches(every_window, runner.vocabulary)]
     count = sum(window.length for window in every_window)
@@ -46,7 +47,7 @@ def compare(folder: Path, rounds: int) -> None:
             for batch in inputs:
                 runner.model(batch, use_cache=False)
         middle = time.perf_counter()
-        score(Live(runner), None, tokens, protocol)
+        score(ModelPredictions(runner), None, tokens, protocol)
         if number:  # the first warms up
             seconds["bare"].append(middle - start)
             seconds["scoring"].append(time.perf_counter() - middle)

@@ -19,10 +19,10 @@ from statistics import median
 
 import torch
 
-from quant.model.checkpoint import TensorInfo, write_checkpoint
 from quant.command import Parser, run, whole_number
 from quant.errors import InputError
 from quant.files import write_json
+from quant.model.safetensors_file import TensorInfo, write_checkpoint
 
 HIDDEN, INTERMEDIATE, VOCABULARY = 4096, 11008, 2048
 LARGEST_BOTH = 4
@@ -33,10 +33,10 @@ import json, re, sys, time
 from pathlib import Path
 import torch
 from quant.model.artifact import write_artifact
-from quant.methods.llama_cpp import quantize as gguf
-from quant.runners.llama_cpp.library import bindings
+from quant.gguf.library import bindings
+from quant.methods.llama_cpp.quantize import Spec, quantize
 from quant.tensor.scheme import Scheme
-from quant.select import Recipe
+from quant.model.recipe import Recipe
 what, source, out = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
 torch.ones(2**22).add_(1).sum()
 if what == "llama.cpp":
@@ -45,7 +45,7 @@ def peak():
     return int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 before, start = peak(), time.perf_counter()
 if what == "llama.cpp":
-    gguf.quantize(source / "model.gguf", gguf.Spec("Q8_0"), out)
+    quantize(source / "model.gguf", Spec("Q8_0"), out)
 else:
     write_artifact(source, Recipe.from_dict({"include": ["*"], "exclude": ["norm"]}, Scheme()), out)
 print(json.dumps([time.perf_counter() - start, peak() - before]))
@@ -107,9 +107,9 @@ def compare(gigabytes: float, rounds: int) -> None:
         total, largest = write_llama(source, gigabytes)
         runs = {"ours int8 row": source}
         if gigabytes <= LARGEST_BOTH:
-            from quant.methods.llama_cpp import quantize as gguf
+            from quant.methods.llama_cpp.convert import convert
 
-            gguf.convert(source, Path(temporary) / "gguf")
+            convert(source, Path(temporary) / "gguf")
             runs["llama.cpp"] = Path(temporary) / "gguf"
         found: dict[str, list[tuple[float, int]]] = {name: [] for name in runs}
         for number in range(rounds + 1):

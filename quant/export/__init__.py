@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from quant.command import Parser, run
+from quant.command import Parser
 from quant.errors import InputError
-from quant.files import whole_folder
 from quant.export import compressed_tensors
+from quant.files import atomic_folder
 
 FORMATS = {"compressed-tensors": compressed_tensors.write}
 
@@ -26,7 +26,7 @@ def export(artifact: Path, out: Path, form: str) -> None:
         raise InputError(f"{out} exists and is no earlier export (it has no manifest.json); name a new folder")
     if out.resolve() == artifact.resolve():
         raise InputError(f"{out} is the artifact itself; name another folder")
-    with whole_folder(out) as folder:
+    with atomic_folder(out) as folder:
         FORMATS[form](artifact, folder)
 
 
@@ -38,6 +38,3 @@ def main(words: list[str]) -> None:
     given = parser.parse_args(words)
     export(given.artifact, given.out, given.format)
 
-
-if __name__ == "__main__":
-    run(main)

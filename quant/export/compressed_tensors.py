@@ -21,13 +21,15 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from quant.model.architectures import Range, architecture_of
-from quant.model.artifact import METHOD, copy_companions
-from quant.model.checkpoint import Checkpoint, TensorInfo, write_checkpoint
 from quant.errors import InputError
 from quant.files import write_json, write_manifest
-from quant.tensor.packing import row_bytes
+from quant.model.architectures import Range, architecture_of
+from quant.model.artifact_format import METHOD
+from quant.model.checkpoint import Checkpoint
+from quant.model.folder import copy_companions
+from quant.model.safetensors_file import TensorInfo, write_checkpoint
 from quant.progress import progress
+from quant.tensor.packing import row_bytes
 from quant.tensor.qtensor import layout as qtensor_layout
 from quant.tensor.scheme import Scheme
 
@@ -121,7 +123,7 @@ def write(artifact: Path, folder: Path) -> None:
     write_checkpoint(folder, layout, produce())
     write_json(folder / "config.json", {**checkpoint.config, "quantization_config": quantization_config(model, linears)})
     copy_companions(artifact, folder)
-    write_manifest(folder, {"method": "compressed-tensors", "format": FORMAT})
+    write_manifest(folder, {"method": "compressed-tensors", "runtime": "transformers", "format": FORMAT})
 
 
 def quantization_config(model: PreTrainedModel, linears: list[PackedLinear]) -> dict:

@@ -24,7 +24,7 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 from quant.errors import InputError, first_line
-from quant.files import sha256_of, whole_file
+from quant.files import atomic_file, sha256_of
 from quant.progress import duration, size
 
 TIMEOUT = 10  # seconds to wait for the Hub to answer
@@ -204,7 +204,7 @@ def _begun(snapshot: Snapshot, name: str) -> int:
 
 def fetch_file(url: str, sha256: str, out: Path) -> Path:
     """Download a small file to `out`, which is there only if it has the sha256 that is expected."""
-    with whole_file(out) as partial:
+    with atomic_file(out) as partial:
         try:
             with urllib.request.urlopen(url, timeout=30) as response:
                 partial.write_bytes(response.read())  # at once: read piece by piece, a cut body would not be noticed

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import torch
 
-from quant.tensor.grids import LinearGrid, grid_of
 from quant.kernels import loops
 from quant.kernels import threads as team
 from quant.kernels.loops import ANY, BIAS, BLOCK, CODES, COUNT, PICKED, ROWS, SCALES, STEPS, TABLE, ZEROS, X, Y
+from quant.tensor.grids import LinearGrid, grid_of
 from quant.tensor.qtensor import QTensor
 
 FEW = 16  # rows of activations up to which each row of the weight is decoded for itself, instead of in tiles

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import pad
 
-from quant.tensor.grids import LinearGrid, grid_of
 from quant.errors import InputError
+from quant.tensor.grids import LinearGrid, grid_of
 from quant.tensor.qtensor import QTensor
 
 try:

@@ -23,7 +23,8 @@ class Architecture:
     """base: prefix of the model's body, which some checkpoints leave out; blocks: the list of decoder blocks.
     inside, outside: module name (within a block, or whole) -> role, or roles where fused.
     tied: whether the head shares the embedding's weight where the config does not say.
-    transposed: modules whose weight is stored [in, out] (GPT-2's Conv1D). ignored: tensors that are no weights."""
+    transposed: modules whose weight is stored [in, out] (GPT-2's Conv1D). ignored: tensors that are no weights, such as masks.
+    renamed: old prefixes of checkpoints -> today's. interleaved: a fused q k v holds, head by head, its q, its k and its v."""
 
     base: str
     blocks: str
@@ -33,6 +34,7 @@ class Architecture:
     transposed: frozenset[str] = field(default_factory=frozenset)
     ignored: str = r"(?!)"
     renamed: Mapping[str, str] = field(default_factory=dict)
+    interleaved: bool = False
 
     def is_tied(self, config: Mapping) -> bool:
         return bool(config.get("tie_word_embeddings", self.tied))
@@ -44,12 +46,6 @@ class Architecture:
     @property
     def head(self) -> str:
         return next(name for name, role in self.outside.items() if role == "head")
-
-    def counts(self, tensor: str, config: Mapping) -> bool:
-        """Whether a checkpoint's tensor is a weight of the model: no mask, and no second copy of a tied weight."""
-        name = self.full_name(tensor)
-        is_copy = self.is_tied(config) and name == self.head + ".weight"
-        return not is_copy and not re.fullmatch(self.ignored, name)
 
     def full_name(self, tensor: str) -> str:
         """The tensor's name in the whole model; checkpoints of the bare body lack the prefix."""
@@ -140,6 +136,7 @@ ARCHITECTURES = {
         },
         outside={"gpt_neox.embed_in": "embedding", "gpt_neox.final_layer_norm": "norm", "lm_head": "head"},
         renamed={"embed_out": "lm_head"},
+        interleaved=True,
         ignored=r".*\.attention\.(masked_bias|bias|rotary_emb\.inv_freq)",
     ),
     "opt": Architecture(
@@ -180,9 +177,11 @@ def architecture_of(config: Mapping) -> Architecture:
 
 
 def fused_rows(config: Mapping, roles: tuple[str, ...], rows: int) -> dict[str, list[Range]]:
-    """Which rows [start, stop) of a fused matrix of `rows` rows belong to each role."""
+    """Which rows [start, stop) of a matrix of `rows` rows belong to each of its roles; all of them where there is one."""
+    if len(roles) == 1:
+        return {roles[0]: [(0, rows)]}
     heads = config.get("num_attention_heads") or config.get("n_head") or 1
-    if config["model_type"] == "gpt_neox":  # per head: its q, its k, its v
+    if architecture_of(config).interleaved:
         size = rows // (3 * heads)
         return {role: [((3 * head + i) * size, (3 * head + i + 1) * size) for head in range(heads)]
                 for i, role in enumerate(roles)}

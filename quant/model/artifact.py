@@ -1,4 +1,4 @@
-"""From a checkpoint and a recipe to an artifact: a folder that transformers opens.
+"""Artifact: a checkpoint quantized by a recipe, as a folder that transformers opens.
 
 Streams: a tensor is read, quantized and written before the next is touched. Names in the artifact are those of the
 model's modules: `h.0.attn.c_proj.weight.codes`, or `h.0.attn.c_attn.q.weight.codes` where the q rows of a fused
@@ -7,119 +7,85 @@ matrix are treated apart.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
 
-from quant.model.architectures import architecture_of
-from quant.model.checkpoint import Checkpoint, TensorInfo, write_checkpoint
 from quant.errors import InputError
-from quant.files import whole_folder, write_json, write_manifest
+from quant.files import atomic_folder, write_json, write_manifest
+from quant.model.artifact_format import quantization_config
+from quant.model.checkpoint import Checkpoint
+from quant.model.folder import copy_companions
+from quant.model.inventory import Inventory
 from quant.model.needs import estimate
+from quant.model.recipe import Recipe
+from quant.model.safetensors_file import TensorInfo, write_checkpoint
+from quant.model.selection import Part, Selected, select
 from quant.progress import progress
 from quant.tensor.qtensor import layout as qtensor_layout
 from quant.tensor.qtensor import quantize
-from quant.select import Part, Recipe, Weight, plan
-
-METHOD = "qtensor"
-COMPANIONS = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json",
-              "generation_config.json", "chat_template*", "spiece.model")
-COMPANION_KINDS = (".json", ".txt", ".model", ".jinja")  # never code, never pickle
 
 
-def write_artifact(base: Path, recipe: Recipe, out: Path, tell: Callable[[str], None] = lambda _: None) -> None:
+def write_artifact(base: Path, recipe: Recipe, out: Path, about: Mapping | None = None,
+                   tell: Callable[[str], None] = lambda _: None) -> None:
     """Quantize the checkpoint in `base` by `recipe` into the folder `out`, which appears whole or not at all.
 
-    tell: is given one line about the memory, disk and time it will take, before it starts.
+    about: what else the manifest says; tell: is given one line about the memory, disk and time it will take, before it starts.
     Raises InputError if the recipe does not fit the model or the artifact the disk; nothing has been written then.
     """
     checkpoint = Checkpoint(base)
-    weights = plan(checkpoint.tensors, checkpoint.config, recipe)
-    layout = artifact_layout(checkpoint, weights)
+    weights = select(checkpoint.inventory, recipe)
+    layout = artifact_layout(checkpoint.inventory, weights)
     needs = estimate(checkpoint.tensors, layout, weights, out)
     needs.check(out)
     tell(str(needs))
-    with whole_folder(out) as folder:
+    with atomic_folder(out) as folder:
         write_checkpoint(folder, layout, _tensors(checkpoint, weights))
         config = {**checkpoint.config, "quantization_config": quantization_config(weights)}
         write_json(folder / "config.json", config)
         copy_companions(base, folder)
-        write_manifest(folder, {"method": METHOD, "scheme": recipe.scheme.label})
+        write_manifest(folder, {**(about or {}), "scheme": recipe.scheme.label})
 
 
-def copy_companions(base: Path, folder: Path) -> None:
-    """The tokenizer and what else belongs to a model besides its weights and config."""
-    for pattern in COMPANIONS:
-        for path in sorted(Path(base).glob(pattern)):
-            if path.suffix in COMPANION_KINDS:
-                shutil.copyfile(path, folder / path.name)
-
-
-def quantization_config(weights: list[Weight]) -> dict:
-    """What transformers needs to build the modules: module -> parts by name -> scheme, each scheme written once."""
-    schemes: list[dict] = []
-    modules = {}
-    for weight in weights:
-        if not weight.is_quantized:
-            continue
-        parts = {}
-        for part in weight.parts:
-            if part.scheme and part.scheme.to_dict() not in schemes:
-                schemes.append(part.scheme.to_dict())
-            scheme = schemes.index(part.scheme.to_dict()) if part.scheme else None
-            parts[part.name] = {"scheme": scheme, "ranges": [list(r) for r in part.ranges]}
-        modules[weight.module] = parts
-    return {"quant_method": METHOD, "schemes": schemes, "modules": modules}
-
-
-def artifact_layout(checkpoint: Checkpoint, weights: list[Weight]) -> dict[str, TensorInfo]:
+def artifact_layout(inventory: Inventory, weights: list[Selected]) -> dict[str, TensorInfo]:
     """Every tensor of the artifact, in order, known before any is made."""
-    quantized = {weight.tensor: weight for weight in weights if weight.is_quantized}
-    architecture = architecture_of(checkpoint.config)
+    quantized = {selected.weight.name: selected for selected in weights if selected.is_quantized}
     layout: dict[str, TensorInfo] = {}
-    for tensor in _counted(checkpoint):
-        info = checkpoint.tensors[tensor]
-        layout |= _stored(quantized[tensor], info) if tensor in quantized else {architecture.full_name(tensor): info}
+    for weight in inventory.weights:
+        layout |= _stored(quantized[weight.name]) if weight.name in quantized else {weight.name: weight.stored}
     return layout
 
 
-def _tensors(checkpoint: Checkpoint, weights: list[Weight]) -> Iterator[tuple[str, torch.Tensor]]:
+def _tensors(checkpoint: Checkpoint, weights: list[Selected]) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors of the layout, made one weight at a time."""
-    quantized = {weight.tensor: weight for weight in weights if weight.is_quantized}
-    architecture = architecture_of(checkpoint.config)
+    quantized = {selected.weight.name: selected for selected in weights if selected.is_quantized}
     buffer = checkpoint.buffer()
-    for tensor in progress(_counted(checkpoint), "quantize", size=lambda name: checkpoint.tensors[name].bytes):
-        value = checkpoint.read(tensor, buffer)
-        if tensor in quantized:
-            yield from _quantized(quantized[tensor], value)
+    for weight in progress(checkpoint.inventory.weights, "quantize", size=lambda weight: weight.stored.bytes):
+        value = checkpoint.read(weight.tensor, buffer)
+        if weight.name in quantized:
+            yield from _quantized(quantized[weight.name], value)
         else:
-            yield architecture.full_name(tensor), value
+            yield weight.name, value
 
 
-def _counted(checkpoint: Checkpoint) -> list[str]:
-    architecture = architecture_of(checkpoint.config)
-    return [tensor for tensor in checkpoint.tensors if architecture.counts(tensor, checkpoint.config)]
-
-
-def _stored(weight: Weight, info: TensorInfo) -> Mapping[str, TensorInfo]:
+def _stored(selected: Selected) -> dict[str, TensorInfo]:
     """Layout of the tensors that a quantized weight turns into."""
     stored = {}
-    for part in weight.parts:
-        name, shape = weight.name_of(part), weight.shape_of(part)
+    for part in selected.parts:
+        name, shape = selected.name_of(part), selected.shape_of(part)
         if part.scheme:
             for key, (dtype, size) in qtensor_layout(shape, part.scheme).items():
                 stored[f"{name}.weight.{key}"] = TensorInfo(dtype, size)
         else:
-            stored[f"{name}.weight"] = TensorInfo(info.dtype, shape)
+            stored[f"{name}.weight"] = TensorInfo(selected.weight.stored.dtype, shape)
     return stored
 
 
-def _quantized(weight: Weight, value: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
-    value = value.T if weight.transposed else value
-    for part in weight.parts:
-        name, rows = weight.name_of(part), _rows(weight, part, value)
+def _quantized(selected: Selected, value: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    value = value.T if selected.weight.transposed else value
+    for part in selected.parts:
+        name, rows = selected.name_of(part), _rows(selected, part, value)
         if part.scheme is None:
             yield f"{name}.weight", rows
             continue
@@ -131,7 +97,7 @@ def _quantized(weight: Weight, value: torch.Tensor) -> Iterator[tuple[str, torch
             yield f"{name}.weight.{key}", stored
 
 
-def _rows(weight: Weight, part: Part, value: torch.Tensor) -> torch.Tensor:
-    if len(weight.parts) == 1:
+def _rows(selected: Selected, part: Part, value: torch.Tensor) -> torch.Tensor:
+    if len(selected.parts) == 1:
         return value
     return torch.cat([value[start:stop] for start, stop in part.ranges])

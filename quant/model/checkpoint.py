@@ -1,47 +1,18 @@
-"""Checkpoints of safetensors, read and written one tensor at a time; the model is never built.
-
-Reading checks the whole header before the first byte of data is used, and reads with plain file reads
-(mapping a file would count all of it as memory). Format: https://github.com/huggingface/safetensors
-"""
+"""A checkpoint: a Hugging Face folder with a config and tensors of safetensors. The model is never built."""
 
 from __future__ import annotations
 
 import json
-import math
-import os
-import struct
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
 
 from quant.errors import InputError, first_line
-from quant.files import read_json, write_json
-
-DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
-LARGEST_HEADER = 100 * 2**20
-SHARD_BYTES = 4 * 10**9
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    file: Path | None = None
-    offset: int = 0  # of the first byte, in the file
-
-    @property
-    def count(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def bytes(self) -> int:
-        return self.count * self.dtype.itemsize
+from quant.files import read_json
+from quant.model.folder import weight_paths
+from quant.model.inventory import Inventory, take_inventory
+from quant.model.safetensors_file import TensorInfo, read_header, read_tensor
 
 
 class Checkpoint:
@@ -51,10 +22,15 @@ class Checkpoint:
         self.folder = Path(folder)
         self.config = read_config(self.folder)
         self.tensors: dict[str, TensorInfo] = {}
-        for path in shard_paths(self.folder):
+        for path in weight_paths(self.folder):
             self.tensors.update(read_header(path))
         if not self.tensors:
             raise InputError(f"{folder} holds no tensor; expected the weights of a model")
+
+    @cached_property
+    def inventory(self) -> Inventory:
+        """The model's weights. Raises InputError for an unknown architecture."""
+        return take_inventory(self.config, self.tensors)
 
     def read(self, name: str, buffer: torch.Tensor | None = None) -> torch.Tensor:
         """One tensor, in the dtype it is stored in; see `read_tensor`."""
@@ -63,14 +39,6 @@ class Checkpoint:
     def buffer(self) -> torch.Tensor:
         """Memory to read any of the tensors into, one after the other: its pages are fetched from the system only once."""
         return torch.empty(max((info.bytes for info in self.tensors.values()), default=0), dtype=torch.uint8)
-
-    @property
-    def dtype(self) -> str:
-        """The dtype most of the weights have, such as "float16"."""
-        sizes: dict[torch.dtype, int] = {}
-        for info in self.tensors.values():
-            sizes[info.dtype] = sizes.get(info.dtype, 0) + info.bytes
-        return str(max(sizes, key=sizes.get)).removeprefix("torch.")
 
 
 def read_config(folder: Path) -> dict:
@@ -84,151 +52,3 @@ def read_config(folder: Path) -> dict:
     if not isinstance(config, dict) or "model_type" not in config:
         raise InputError(f"{path} names no model_type; expected the config of a causal language model")
     return config
-
-
-def shard_names(index: Path) -> list[str]:
-    """The files that an index of weights names. Raises InputError unless each is a safetensors file beside it."""
-    try:
-        names = sorted(set(read_json(index)["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise InputError(f"{index} is not an index of weights ({first_line(error)}); fetch the model again") from None
-    if not names:
-        raise InputError(f"{index} names no file of weights; fetch the model again")
-    for name in names:
-        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
-            raise InputError(f"{index} names {name!r}; expected safetensors files in its own folder; refused")
-    return names
-
-
-def shard_paths(folder: Path) -> list[Path]:
-    """The safetensors files of a folder: those its index names, or model.safetensors."""
-    folder = Path(folder)
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        paths = [folder / name for name in shard_names(index)]
-        missing = [path.name for path in paths if not path.is_file()]
-        if missing:
-            raise InputError(f"{folder} lacks {', '.join(missing)}, which its index names; fetch the model again")
-        return paths
-    if (folder / "model.safetensors").is_file():
-        return [folder / "model.safetensors"]
-    pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(pattern))
-    if pickles:
-        raise InputError(f"{folder} has pickle weights only ({pickles[0]}), which can run code when opened; "
-                         "convert them to safetensors where you trust them, or pick a revision that has safetensors")
-    raise InputError(f"{folder} has no model.safetensors; expected weights in safetensors")
-
-
-def read_header(path: Path) -> dict[str, TensorInfo]:
-    """Names, dtypes, shapes and places of a file's tensors, every one checked against the file's size."""
-    path = Path(path)
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        start = file.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else -1
-        if not 2 <= length <= min(LARGEST_HEADER, size - 8):
-            raise InputError(f"{path} is no whole safetensors file: {size} bytes, a header of {max(length, 0)}; "
-                             "fetch it again")
-        try:
-            header = json.loads(file.read(length))
-            header.pop("__metadata__", None)
-            infos = {name: _tensor_info(path, 8 + length, entry) for name, entry in header.items()}
-        except InputError:
-            raise
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{path} has a corrupt header ({first_line(error)}); fetch it again") from None
-    end = 8 + length
-    for name, info in sorted(infos.items(), key=lambda item: item[1].offset):
-        if info.offset != end:
-            raise InputError(f"{path}: {name} starts at byte {info.offset}, expected {end}; fetch it again")
-        end += info.bytes
-    if end != size:
-        raise InputError(f"{path} has {size} bytes, its header says {end}: cut off or overlong; fetch it again")
-    return infos
-
-
-def _tensor_info(path: Path, data: int, entry: Mapping) -> TensorInfo:
-    begin, stop = entry["data_offsets"]
-    shape = entry["shape"]
-    if entry["dtype"] not in DTYPES:
-        raise InputError(f"{path} holds tensors of dtype {entry['dtype']}; expected one of {', '.join(DTYPES)}, so give a copy "
-                         "of the model in 16 or 32 bits")
-    if not all(isinstance(n, int) and n >= 0 for n in (*shape, begin, stop)):
-        raise ValueError(f"shape {shape}, offsets {begin} to {stop}")
-    info = TensorInfo(DTYPES[entry["dtype"]], tuple(shape), path, data + begin)
-    if info.bytes != stop - begin:
-        raise ValueError(f"shape {shape} needs {info.bytes} bytes, offsets give {stop - begin}")
-    return info
-
-
-def read_tensor(info: TensorInfo, buffer: torch.Tensor | None = None) -> torch.Tensor:
-    """The tensor, in the dtype it is stored in. buffer: uint8 memory to read into; the tensor is then valid until it is used
-    again."""
-    if buffer is None:
-        buffer = torch.empty(info.bytes, dtype=torch.uint8)
-    place = buffer[: info.bytes]
-    view, done = memoryview(place.numpy()), 0
-    with open(info.file, "rb", buffering=0) as file:
-        file.seek(info.offset)
-        while done < info.bytes:
-            count = file.readinto(view[done:])
-            if not count:
-                raise InputError(f"{info.file} ended {info.bytes - done} bytes early; fetch it again")
-            done += count
-    return place.view(info.dtype).view(info.shape)
-
-
-def write_checkpoint(folder: Path, layout: Mapping[str, TensorInfo], tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-    """Write tensors as they come, in the order of `layout`, which names all their dtypes and shapes beforehand.
-
-    One model.safetensors, or shards of about 4 GB with their index. Equal input gives equal bytes.
-    """
-    shards = _split(layout)
-    tensors = iter(tensors)
-    paths = [
-        folder / ("model.safetensors" if len(shards) == 1 else f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors")
-        for i in range(len(shards))
-    ]
-    for path, names in zip(paths, shards, strict=True):
-        _write_shard(path, {name: layout[name] for name in names}, tensors)
-    if next(tensors, None) is not None:
-        raise ValueError("more tensors than the layout names")
-    if len(shards) > 1:
-        weight_map = {name: path.name for path, names in zip(paths, shards, strict=True) for name in names}
-        total = sum(info.bytes for info in layout.values())
-        write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
-
-
-def _split(layout: Mapping[str, TensorInfo]) -> list[list[str]]:
-    shards: list[list[str]] = [[]]
-    size = 0
-    for name, info in layout.items():
-        if shards[-1] and size + info.bytes > SHARD_BYTES:
-            shards.append([])
-            size = 0
-        shards[-1].append(name)
-        size += info.bytes
-    return shards
-
-
-def _write_shard(path: Path, layout: Mapping[str, TensorInfo], tensors: Iterator[tuple[str, torch.Tensor]]) -> None:
-    # One key of metadata: safetensors' own writer shuffles several, which would change the bytes from run to run.
-    header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for name, info in layout.items():
-        header[name] = {
-            "dtype": NAMES[info.dtype], "shape": list(info.shape), "data_offsets": [offset, offset + info.bytes]
-        }
-        offset += info.bytes
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with open(path, "wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for name, info in layout.items():
-            given, tensor = next(tensors)
-            if (given, tensor.dtype, tuple(tensor.shape)) != (name, info.dtype, info.shape):
-                raise ValueError(f"got {given} {tensor.dtype} {tuple(tensor.shape)}, expected {name} {info}")
-            if info.bytes:
-                file.write(memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy()))
-        file.flush()
-        os.fsync(file.fileno())

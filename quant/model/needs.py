@@ -1,4 +1,4 @@
-"""What quantizing a checkpoint will take, told before it starts: memory, disk, time."""
+"""Memory, disk and time that quantizing a checkpoint takes, estimated before it starts."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from pathlib import Path
 
 import torch
 
-from quant.model.checkpoint import TensorInfo
 from quant.errors import InputError
+from quant.files import nearest_folder
+from quant.model.safetensors_file import TensorInfo
+from quant.model.selection import Selected
 from quant.tensor.qtensor import CHUNK, quantize
 from quant.tensor.scheme import Scheme
-from quant.select import Weight
 
 DISK_RATE = 10**9  # bytes a second read and written, taken for granted: a disk's cache hides its own rate
 INTERMEDIATES = 16  # float32 copies of a chunk that a core holds at most while it quantizes
@@ -38,36 +39,39 @@ class Needs:
                 f"needs {self.memory / mb:,.0f} MB of memory and about {self.seconds:,.0f} s")
 
     def check(self, out: Path) -> None:
-        """InputError if the disk of `out` can't hold the artifact."""
+        """Raise InputError if the disk of `out` can't hold the artifact."""
         if self.disk + SPARE_DISK > self.free_disk:
             raise InputError(f"{out} needs {self.disk / 1e6:,.0f} MB and its disk has {self.free_disk / 1e6:,.0f} MB free; "
                              "free some space or choose fewer bits")
 
 
-def estimate(tensors: Mapping[str, TensorInfo], layout: Mapping[str, TensorInfo], weights: list[Weight], out: Path) -> Needs:
+def estimate(tensors: Mapping[str, TensorInfo], layout: Mapping[str, TensorInfo], weights: list[Selected], out: Path) -> Needs:
     """tensors: what is read; layout: what is written; weights: what is quantized, each by its scheme.
 
     The rate of each scheme is measured on a small random weight of the same width.
     """
-    largest_read = max((info.bytes for info in tensors.values()), default=0)
-    largest_written = max((info.bytes for info in layout.values()), default=0)
-    chunks = INTERMEDIATES * 4 * CHUNK * torch.get_num_threads()
     reads, disk = (sum(info.bytes for info in infos.values()) for infos in (tensors, layout))
     quantized: dict[Scheme, tuple[int, int]] = {}
-    for weight in weights:
-        for part in weight.parts:
+    for selected in weights:
+        for part in selected.parts:
             if part.scheme:
-                shape = weight.shape_of(part)
+                shape = selected.shape_of(part)
                 count, width = quantized.get(part.scheme, (0, 0))
                 quantized[part.scheme] = (count + math.prod(shape), max(width, shape[-1]))
     seconds = sum(count * _seconds_per_weight(scheme, width, count) for scheme, (count, width) in quantized.items())
     return Needs(
         reads=reads,
-        memory=largest_read + 2 * largest_written + chunks,
+        memory=memory_to_quantize(tensors, layout),
         disk=disk,
-        free_disk=shutil.disk_usage(_existing(out)).free,
+        free_disk=shutil.disk_usage(nearest_folder(out)).free,
         seconds=seconds + (reads + disk) / DISK_RATE,
     )
+
+
+def memory_to_quantize(tensors: Mapping[str, TensorInfo], layout: Mapping[str, TensorInfo]) -> int:
+    """Bytes at the peak: the largest weight that is read, its result twice, and float32 pieces of it on every core."""
+    largest_read, largest_written = (max((info.bytes for info in infos.values()), default=0) for infos in (tensors, layout))
+    return largest_read + 2 * largest_written + INTERMEDIATES * 4 * CHUNK * torch.get_num_threads()
 
 
 def _seconds_per_weight(scheme: Scheme, width: int, count: int) -> float:
@@ -75,9 +79,3 @@ def _seconds_per_weight(scheme: Scheme, width: int, count: int) -> float:
     start = time.perf_counter()
     quantize(sample, scheme)
     return (time.perf_counter() - start) / sample.numel()
-
-
-def _existing(path: Path) -> Path:
-    """The nearest folder above `path` that exists."""
-    path = path.resolve()
-    return path if path.exists() else _existing(path.parent)

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from quant import kernels
-from quant.model.architectures import Range
 from quant.kernels import reference
+from quant.model.architectures import Range
 from quant.tensor.qtensor import QTensor, dequantize, layout
 from quant.tensor.scheme import Scheme
 

@@ -1,44 +1,58 @@
-"""Quality and size of one variant: the same bytes at every run."""
+"""Measures a variant's quality and size; the output is deterministic to the byte."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from quant.model.architectures import architecture_of
+from quant.files import atomic_folder, significant
 from quant.model.checkpoint import Checkpoint
-from quant.text.corpus import Corpus
-from quant.files import whole_folder
+from quant.progress import MIB
 from quant.quality import bootstrap
 from quant.quality.bootstrap import Blocks, difference
-from quant.speed.memory import MIB, disk_bytes, held_bytes, ledger
-from quant.quality.score import Live, Predictions, Scores, divergence, score, summarize
+from quant.quality.protocol import ScoringProtocol
 from quant.quality.reference import Recorder, Reference
-from quant.speed.samples import significant
-from quant.quality.windows import Protocol, Tokens, tokenize
-from quant.runners import Runner, open_runner, resolve_device
-from quant.variants import BASE, Variant
+from quant.quality.score import ModelPredictions, Predictions, Scores, divergence, score, summarize
+from quant.quality.windows import Tokens, tokenize
+from quant.runners import Runner, open_runner, opening_of
+from quant.runners.device import resolve_device
+from quant.runners.sizes import disk_bytes, held_bytes, size_breakdown
+from quant.text.corpus import Corpus
 
-REFERENCE = Path("data/reference")
+
+def evaluate_base(base: Path, corpus: Corpus, protocol: ScoringProtocol, device: str, reference: Path) -> dict:
+    """Quality and size of the base; leaves its predictions in the folder `reference`, for the variants to be compared with."""
+    tokens, model = tokenize(corpus, base, protocol), _open(base, protocol, device)
+    with atomic_folder(reference) as folder:
+        recorder = Recorder(model, base, tokens, protocol, folder)
+        scores = score(recorder, None, tokens, protocol)
+        recorder.finish()
+    return _result(base, base, model, scores, corpus, protocol, tokens)
 
 
-def evaluate(variant: Variant, corpus: Corpus, protocol: Protocol, device: str) -> dict:
-    """Quality against the base, and the bytes of the weights; with the protocol that the numbers hold for.
+def evaluate(folder: Path, base: Path, corpus: Corpus, protocol: ScoringProtocol, device: str, reference: Path) -> dict:
+    """Quality of the variant in `folder` against the base, the bytes of its weights, and the protocol the numbers hold for.
 
-    The base is evaluated first: it leaves its predictions in data/reference, which the others are compared with.
+    reference: what `evaluate_base` left.
     """
-    device = resolve_device(device)
-    tokens = tokenize(corpus, BASE, protocol)
-    model = open_runner(variant.folder, variant.dtype, device, room=protocol.context)
-    if variant.name == "base":
-        with _recorded(model, tokens, protocol) as predictions:
-            scores = score(predictions, None, tokens, protocol)
-    else:
-        scores = score(Live(model), _reference(tokens, protocol, device), tokens, protocol)
+    tokens, model = tokenize(corpus, base, protocol), _open(folder, protocol, device)
+    scores = score(ModelPredictions(model), _reference(base, tokens, protocol, device, reference), tokens, protocol)
+    return _result(folder, base, model, scores, corpus, protocol, tokens)
+
+
+def _open(folder: Path, protocol: ScoringProtocol, device: str) -> Runner:
+    return open_runner(folder, device=resolve_device(device), max_tokens=protocol.context)
+
+
+def _reference(base: Path, tokens: Tokens, protocol: ScoringProtocol, device: str, reference: Path) -> Predictions:
+    if Reference.is_in(reference):
+        return Reference(reference, base, tokens, protocol, resolve_device(device))
+    return ModelPredictions(_open(base, protocol, device))
+
+
+def _result(folder: Path, base: Path, model: Runner, scores: Scores, corpus: Corpus, protocol: ScoringProtocol,
+            tokens: Tokens) -> dict:
     return {
-        "variant": variant.name,
-        **_size(variant, model, summarize(scores)),
+        **_size(folder, base, model, summarize(scores)),
         **_distance(scores),
         "protocol": {
             **protocol.describe(model.context), "source": corpus.source, "split": corpus.split, "sentences": len(corpus.lines),
@@ -47,34 +61,20 @@ def evaluate(variant: Variant, corpus: Corpus, protocol: Protocol, device: str) 
     }  # fmt: skip
 
 
-@contextmanager
-def _recorded(base: Runner, tokens: Tokens, protocol: Protocol) -> Iterator[Predictions]:
-    with whole_folder(REFERENCE) as folder:
-        recorder = Recorder(base, BASE, tokens, protocol, folder)
-        yield recorder
-        recorder.finish()
-
-
-def _reference(tokens: Tokens, protocol: Protocol, device: str) -> Predictions:
-    if Reference.is_in(REFERENCE):
-        return Reference(REFERENCE, BASE, tokens, protocol, device)
-    return Live(open_runner(BASE, "float32", device, room=protocol.context))
-
-
-def _size(variant: Variant, model: Runner, quality: dict[str, float]) -> dict:
-    held, parameters = held_bytes(model), count_parameters(BASE)
+def _size(folder: Path, base: Path, model: Runner, quality: dict[str, float]) -> dict:
+    held, parameters = held_bytes(model), Checkpoint(base).inventory.parameters
     weights = sum(held.values())
     metrics = quality | {
         "bits_per_weight": 8 * weights / parameters,
         "weights_mib": weights / MIB,
-        "disk_mib": disk_bytes(variant.folder) / MIB,
+        "disk_mib": disk_bytes(opening_of(folder).weights) / MIB,
     }
     return {
         "metrics": significant(metrics),
         "parameters": parameters,
         "held_bytes": held,
-        "ledger": ledger(model.tensors()),
-        "census": model.census(),
+        "size_breakdown": size_breakdown(model.tensors()),
+        "module_counts": model.census(),
     }
 
 
@@ -92,12 +92,3 @@ def _distance(scores: Scores) -> dict:
         "intervals": significant(intervals),
         "blocks": blocks.to_dict(),
     }
-
-
-def count_parameters(base: Path) -> int:
-    """Weights of the model, tied ones once."""
-    checkpoint = Checkpoint(base)
-    architecture = architecture_of(checkpoint.config)
-    return sum(
-        info.count for tensor, info in checkpoint.tensors.items() if architecture.counts(tensor, checkpoint.config)
-    )

@@ -12,22 +12,22 @@ from pathlib import Path
 import numpy
 import torch
 
-from quant.model.architectures import architecture_of
-from quant.model.checkpoint import Checkpoint
 from quant.errors import InputError
 from quant.files import read_json, write_json
+from quant.model.checkpoint import Checkpoint
+from quant.quality.protocol import ScoringProtocol
 from quant.quality.score import Batch
-from quant.quality.windows import Protocol, Tokens
-from quant.runners import Runner
+from quant.quality.windows import Tokens
+from quant.runners import RunnerWithStates
 
 ABOUT, STATES = "about.json", "states.f32"
 TOLERANCE = 1e-3  # of the logits; float32 products in another order differ by about 1e-5
 
 
 class Recorder:
-    """The base's predictions while it runs, by transformers; leaves its states in `folder`, after one pass over the tokens."""
+    """The base's predictions while it runs; leaves its states in `folder`, after one pass over the tokens."""
 
-    def __init__(self, runner: Runner, model: Path, tokens: Tokens, protocol: Protocol, folder: Path):
+    def __init__(self, runner: RunnerWithStates, model: Path, tokens: Tokens, protocol: ScoringProtocol, folder: Path):
         self.vocabulary, self.context = runner.vocabulary, runner.context
         self._runner, self._folder, self._head = runner, folder, _head(model).to(runner.device)
         self._about = _about(tokens, protocol, runner.context)
@@ -63,7 +63,7 @@ class Recorder:
 class Reference:
     """The base's predictions, from the states that a Recorder left."""
 
-    def __init__(self, folder: Path, model: Path, tokens: Tokens, protocol: Protocol, device: str = "cpu"):
+    def __init__(self, folder: Path, model: Path, tokens: Tokens, protocol: ScoringProtocol, device: str = "cpu"):
         about = read_json(folder / ABOUT)
         self.vocabulary, self.context = about["vocabulary"], about["model_context"]
         if {key: about[key] for key in about if key not in ("width", "vocabulary")} != _about(tokens, protocol, self.context):
@@ -84,14 +84,11 @@ class Reference:
         return torch.nn.functional.linear(torch.from_numpy(states).to(self._head.device), self._head)
 
 
-def _about(tokens: Tokens, protocol: Protocol, context: int) -> dict:
+def _about(tokens: Tokens, protocol: ScoringProtocol, context: int) -> dict:
     return {"token_ids_sha256": tokens.sha256, "model_context": context, "protocol": protocol.describe(context)}
 
 
 def _head(model: Path) -> torch.Tensor:
     """The head's weight, float32 [vocabulary, width]; the embedding's where they are tied."""
     checkpoint = Checkpoint(model)
-    architecture = architecture_of(checkpoint.config)
-    name = architecture.main_embedding if architecture.is_tied(checkpoint.config) else architecture.head
-    (tensor,) = (tensor for tensor in checkpoint.tensors if architecture.full_name(tensor) == f"{name}.weight")
-    return checkpoint.read(tensor).float()
+    return checkpoint.read(checkpoint.inventory.head.tensor).float()

@@ -11,14 +11,15 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Protocol as Interface
+from typing import Protocol
 
 import numpy
 import torch
 
 from quant.errors import InputError
-from quant.quality.windows import Protocol, Tokens, Window, windows
 from quant.progress import progress
+from quant.quality.protocol import ScoringProtocol
+from quant.quality.windows import Tokens, Window, windows
 from quant.runners import Runner
 
 BATCH_LOGITS = 2**22  # most logits of one batch: 16 MB a model; larger ones spend their time on fresh memory
@@ -48,7 +49,7 @@ class Batch:
         return torch.cat([window.targets[window.length - window.scored :] for window in self.windows])
 
 
-class Predictions(Interface):
+class Predictions(Protocol):
     """What is scored: a model, or what a model once predicted (quant.quality.reference)."""
 
     vocabulary: int
@@ -58,7 +59,7 @@ class Predictions(Interface):
         """Logits of a batch's scored tokens, float32 [windows * scored, vocabulary]."""
 
 
-class Live:
+class ModelPredictions:
     """A runner's predictions."""
 
     def __init__(self, runner: Runner):
@@ -85,7 +86,7 @@ class Scores:
         return len(self.nll)
 
 
-def score(variant: Predictions, base: Predictions | None, tokens: Tokens, protocol: Protocol) -> Scores:
+def score(variant: Predictions, base: Predictions | None, tokens: Tokens, protocol: ScoringProtocol) -> Scores:
     """Score every token once. base None: the variant is the base, at no divergence from itself."""
     if base is not None and variant.vocabulary != base.vocabulary:
         raise InputError(f"the variant has {variant.vocabulary} logits, the base {base.vocabulary}; they can't be compared")

@@ -13,17 +13,19 @@ from dataclasses import dataclass
 
 import torch
 
-from quant.model.architectures import GROUPS, ROLES, architecture_of, fused_rows
+from quant.model.architectures import GROUPS, ROLES
 from quant.model.checkpoint import Checkpoint
+from quant.model.inventory import Weight
+from quant.tensor.codebooks import CODEBOOKS, LINEAR
 from quant.tensor.qtensor import dequantize, quantize
-from quant.tensor.scheme import CODEBOOKS, Scheme
-from quant.select import Recipe, Weight, plan
+from quant.tensor.scheme import Scheme
 
 MAP_SCHEME = Scheme(bits=4, group_size="row")  # fits every shape, and its single scale per row shows where outliers are
 MOST_OF_A_WEIGHT = 2**16  # numbers taken of one weight for the map
 MOST_OF_ALL = 2**17  # and of all weights together for the comparison of schemes
 GROUP_SIZES = ("row", 128, 64, 32)
 BINS = 80
+FOUR_BITS = (LINEAR, *(name for name, book in CODEBOOKS.items() if book.bits == 4))  # grids that are compared at one width
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,11 @@ class Sample:
 
 def compare_schemes(checkpoint: Checkpoint) -> dict:
     """Everything the figures about weights show, as JSON."""
-    weights = plan(checkpoint.tensors, checkpoint.config, Recipe(Scheme(), include=("*",)))
-    architecture = architecture_of(checkpoint.config)
+    inventory = checkpoint.inventory
     in_blocks = {role for group in GROUPS.values() for role in group}
-    matrices = [weight for weight in weights if in_blocks.issuperset(architecture.roles_of(weight.module))]
-    most = max(1, MOST_OF_ALL // max(1, sum(len(architecture.roles_of(weight.module)) for weight in matrices)))
+    weights = [weight for weight in inventory.weights if not weight.is_bias]
+    matrices = [weight for weight in weights if in_blocks.issuperset(weight.roles)]
+    most = max(1, MOST_OF_ALL // max(1, sum(len(weight.roles) for weight in matrices)))
     return {
         "map": error_map(samples(checkpoint, weights, MOST_OF_A_WEIGHT)),
         "schemes": error_of_schemes(list(samples(checkpoint, matrices, most))),
@@ -54,18 +56,13 @@ def compare_schemes(checkpoint: Checkpoint) -> dict:
 
 def samples(checkpoint: Checkpoint, weights: Iterable[Weight], most: int) -> Iterator[Sample]:
     """Up to about `most` numbers of each weight, of each role's rows where a matrix is fused."""
-    architecture = architecture_of(checkpoint.config)
     for weight in weights:
         matrix = checkpoint.read(weight.tensor)
         matrix = (matrix.T if weight.transposed else matrix).reshape(weight.shape[0] if len(weight.shape) > 1 else 1, -1)
-        roles, count = architecture.roles_of(weight.module), len(matrix)
-        ranges = {roles[0]: [(0, count)]} if len(roles) == 1 else fused_rows(checkpoint.config, roles, count)
-        for role in roles:
-            rows = torch.cat([torch.arange(start, stop) for start, stop in ranges[role]])
+        for role, ranges in checkpoint.inventory.rows(weight).items():
+            rows = torch.cat([torch.arange(start, stop) for start, stop in ranges])
             step = max(1, math.ceil(len(rows) * matrix.shape[1] / most))
-            name = weight.module if len(roles) == 1 else f"{weight.module}.{role}"
-            yield Sample(name, role, architecture.block_of(weight.module), len(rows) * matrix.shape[1],
-                         matrix[rows[::step]].float())
+            yield Sample(weight.name_of(role), role, weight.block, len(rows) * matrix.shape[1], matrix[rows[::step]].float())
 
 
 def error_map(chosen: Iterable[Sample]) -> dict:
@@ -97,8 +94,8 @@ def error_of_schemes(chosen: Sequence[Sample]) -> dict:
     sizes = [size for size in GROUP_SIZES if size == "row" or all(width % size == 0 for width in widths)]
     fine, count, whole = 64 if 64 in sizes else "row", sum(values.numel() for values in rows), sum(map(_squares, rows))
     schemes = [("plain", Scheme(bits=bits, group_size=size)) for size in sizes for bits in range(2, 9)]
-    schemes += [("plain", Scheme(bits=4, group_size=size, codebook=name)) for size in sizes for name in ("nf4", "fp4")]
-    schemes += [("double", Scheme(bits=4, group_size=fine, codebook=name, double_quant=True)) for name in CODEBOOKS]
+    schemes += [("plain", Scheme(book.bits, size, codebook=name)) for size in sizes for name, book in CODEBOOKS.items()]
+    schemes += [("double", Scheme(4, fine, codebook=name, double_quant=True)) for name in FOUR_BITS]
     schemes += [("clipped", Scheme(bits=bits, group_size=fine, fit="mse")) for bits in range(2, 6)]
     points = []
     for kind, scheme in schemes:
@@ -127,8 +124,8 @@ def histogram(sample: Sample) -> dict:
     groups = (groups / largest)[largest[:, 0] > 0]
     counts = torch.histc(groups, BINS, -1, 1)
     grids = {}
-    for name, codebook in (("int4", "linear"), ("fp4", "fp4"), ("nf4", "nf4")):
-        scheme = Scheme(bits=4, group_size="row", codebook=codebook)
+    for name in FOUR_BITS:
+        scheme = Scheme(bits=4, group_size="row", codebook=name)
         ramp = torch.linspace(-1, 1, 2**14 + 1).reshape(1, -1)
         values = dequantize(quantize(ramp, scheme)).unique()
         nearest = torch.bucketize(dequantize(quantize(groups, scheme)), (values[1:] + values[:-1]) / 2)
@@ -145,8 +142,7 @@ def histogram(sample: Sample) -> dict:
 
 def _middle(checkpoint: Checkpoint, matrices: Sequence[Weight]) -> Sample:
     """The first feed-forward matrix of the middle block, which every architecture has."""
-    architecture = architecture_of(checkpoint.config)
-    ups = [weight for weight in matrices if "up" in architecture.roles_of(weight.module)]
+    ups = [weight for weight in matrices if "up" in weight.roles]
     chosen = samples(checkpoint, [ups[len(ups) // 2]], MOST_OF_ALL)
     return next(sample for sample in chosen if sample.role == "up")
 

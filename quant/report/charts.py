@@ -8,7 +8,7 @@ from itertools import pairwise
 from matplotlib.transforms import Bbox
 
 from quant.report.results import Result
-from quant.report.style import FAMILIES, HATCHES, INK, LINE, PARTS, legend_of, looks_of, new_axes
+from quant.report.style import HATCHES, INK, LINE, PARTS, legend_of, look_of, looks_of, new_axes
 
 _OFFSETS = [(x, y) for y in (4, -11, 15, -22, 26, -33, 37, -44, 48, -55) for x in (7, None)]  # None: to the left
 
@@ -26,15 +26,15 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
 
 def scatter(axes, results: Sequence[Result], points: Sequence[tuple[float, float]], bold: Collection[str] = (),
             line: Sequence[tuple[float, float]] = ()) -> None:
-    """Points by family, labelled; a label moves up or down while it would lie on an earlier one or on a piece of `line`.
+    """Points by method, labelled; a label moves up or down while it would lie on an earlier one or on a piece of `line`.
 
     bold: names that stand out; line: the corners of what is drawn with steps, in the axes' units.
     """
     for result, (x, y) in zip(results, points, strict=True):
-        look = FAMILIES[result.family]
+        look = look_of(result.method)
         axes.scatter(x, y, color=look.colour, marker=look.marker, s=45, zorder=3, edgecolors="white", linewidths=0.6)
     axes.margins(x=0.14, y=0.12)
-    legend_of(axes, looks_of([r.family for r in results]), loc="best")
+    legend_of(axes, looks_of([r.method for r in results]), loc="best")
     axes.figure.canvas.draw()
     places = [axes.transData.transform(point) for point in points]
     markers = [Bbox.from_extents(x - 5, y - 5, x + 5, y + 5) for x, y in places]
@@ -84,7 +84,7 @@ def bars(axes, results: Sequence[Result], values: Sequence[float], spreads: Sequ
          flagged: Collection[str] = ()) -> None:
     """A bar per variant with its spread and its number; flagged ones get a mark."""
     for i, (result, value, spread) in enumerate(zip(results, values, spreads, strict=True)):
-        look = FAMILIES[result.family]
+        look = look_of(result.method)
         axes.barh(i, value, height=0.7, color=look.colour, hatch=look.hatch, edgecolor="white", linewidth=0, xerr=spread,
                   ecolor="black", capsize=3)
         mark = " (!)" if result.name in flagged else ""

@@ -11,7 +11,7 @@ from pathlib import Path
 import jinja2
 import yaml
 
-from quant.files import whole_file, write_text
+from quant.files import atomic_file, write_text
 from quant.report import notes, tables
 from quant.report.figures import figures_of
 from quant.report.findings import findings, order_by
@@ -49,12 +49,12 @@ def render_markdown(run: Run, corpus: Mapping, model: Mapping) -> str:
         intervals=run.base.quality["intervals"],
         blocks=run.base.quality["blocks"],
         machine=run.base.speed["environment"],
-        clock=run.base.speed["clock"],
+        timing_plan=run.base.speed["plan"],
         findings=findings(run),
         tiers=tiers,
         rankings={kind: tables.ranking(run, tiers[kind], key) for kind, key in (("kld", "kld_mnats"), ("ppl", "ppl_change_pct"))},
         divergence_table=tables.table(run.results, tables.DIVERGENCE),
-        gguf_table=tables.gguf(run),
+        other_runtime_table=tables.of_another_runtime(run),
         quality_table=tables.table(run.results, tables.QUALITY),
         speed_table=tables.table(run.results, tables.SPEED),
         memory_table=tables.memory(run),
@@ -65,6 +65,7 @@ def render_markdown(run: Run, corpus: Mapping, model: Mapping) -> str:
         prompt=run.base.speed["generation"],
         figures={f.name: f"![{f.title}. {f.caption(run)}](figures/{f.name}.svg)" for f in figures_of(run)},
         notes=notes,
+        about=notes.about(run),
         skipped=notes.skipped(run),
         few_lines=notes.few_lines(corpus),
         corpus=corpus,
@@ -102,7 +103,7 @@ def _write_pdf(text: str, reports: Path) -> None:
     source = reports / ".report.typ"  # beside the figures, which it names by relative paths
     try:
         write_text(source, (HERE / "report.template.typ").read_text(encoding="utf-8") + _convert(text, "typst", []))
-        with whole_file(reports / "report.pdf") as partial:
+        with atomic_file(reports / "report.pdf") as partial:
             partial.write_bytes(typst.compile(str(source), root=str(reports.resolve())))
     finally:
         source.unlink(missing_ok=True)

@@ -9,17 +9,17 @@ from pathlib import Path
 
 from matplotlib.colors import ListedColormap
 
+from quant.progress import MIB
 from quant.quality.bootstrap import difference, in_order, real_pairs
 from quant.report.charts import axes_by_variant, bars, by_variant, log_axis, pareto_front, scatter, stacks, wide_range
-from quant.report.comparable import recipe
 from quant.report.results import Run
+from quant.report.style import GRIDS, INK, OWN_TABLE, QUIET, in_style, legend_of, look_of, looks_of, new_axes, save
 from quant.report.subsets import compared, equal_grids, grid_of, quantized
-from quant.report.style import FAMILIES, GRIDS, INK, OWN_TABLE, QUIET, in_style, legend_of, looks_of, new_axes, save
 from quant.report.weight_figures import draw_error_against_bits, draw_error_map, draw_histogram
 from quant.report.wording import joined, named
+from quant.tensor.codebooks import LINEAR, label_of
 
-MIB = 2**20
-PARTS = ("codes", "scales", "zeros", "codebook", "blocks", "floats")  # of the ledger, in the order of the bars
+PARTS = ("codes", "scales", "zeros", "codebook", "blocks", "floats")  # of the size breakdown, in the order of the bars
 GROUPS = ("attention", "mlp", "embedding", "head", "norm", "other")
 LEAST_KLD = 1e-3  # mnat; what is less is drawn there, for rounding of the scorer itself is of that size
 
@@ -109,7 +109,7 @@ def _caption_size_speed(run: Run) -> str:
 def _draw_change(run: Run):
     figure, axes = axes_by_variant(run.others)
     for i, result in enumerate(run.others):
-        look = FAMILIES[result.family]
+        look = look_of(result.method)
         low, high = result.quality["intervals"]["ppl_change_pct"]
         real = result.quality["intervals"]["is_real"]
         axes.plot([low, high], [i, i], color=look.colour, linewidth=1.6)
@@ -119,7 +119,7 @@ def _draw_change(run: Run):
     axes.axvline(0, color=QUIET, linewidth=1)
     by_variant(axes, run.others, "change of perplexity (%), with its 95 % interval")
     axes.margins(x=0.05)
-    legend_of(axes, looks_of([r.family for r in run.others]), loc="best")
+    legend_of(axes, looks_of([r.method for r in run.others]), loc="best")
     return figure
 
 
@@ -142,7 +142,7 @@ def _draw_pairs(run: Run):
         order = in_order(measured, kind)
         real = set(real_pairs(measured, kind))
         cells = [[(better, worse) in real for worse in order] for better in order]
-        axes.imshow(cells, cmap=ListedColormap(["#eeeeee", FAMILIES["scratch"].colour]), vmin=0, vmax=1, aspect="auto")
+        axes.imshow(cells, cmap=ListedColormap(["#eeeeee", GRIDS[LINEAR].colour]), vmin=0, vmax=1, aspect="auto")
         axes.set_xticks(range(len(order)), order, rotation=90, fontsize=8)
         axes.set_yticks(range(len(order)), order, fontsize=8)
         axes.set_xticks([i - 0.5 for i in range(1, len(order))], minor=True)
@@ -167,7 +167,7 @@ def _caption_pairs(run: Run) -> str:
 def _draw_divergence(run: Run):
     figure, axes = axes_by_variant(run.others)
     for i, result in enumerate(run.others):
-        look = FAMILIES[result.family]
+        look = look_of(result.method)
         data = result.quality["divergence"]["kld_mnats"]
         median, mean, p99, p999 = (max(LEAST_KLD, data[key]) for key in ("median", "mean", "p99", "p999"))
         axes.plot([median, p99], [i, i], color=look.colour, linewidth=4, solid_capstyle="butt", alpha=0.45)
@@ -177,7 +177,7 @@ def _draw_divergence(run: Run):
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g}")
     by_variant(axes, run.others, "KL divergence from base, per token (mnat)")
-    legend_of(axes, looks_of([r.family for r in run.others]), loc="best")
+    legend_of(axes, looks_of([r.method for r in run.others]), loc="best")
     return figure
 
 
@@ -240,14 +240,14 @@ def _draw_grids(run: Run):
                              (panels[1], "ppl_change_pct", "change of perplexity (%)")):
         for i, result in enumerate(chosen):
             value, (low, high) = result.metrics[key], result.quality["intervals"][key]
-            _grid_bar(axes, i, value, grid_of(result, run), (low, high))
+            _grid_bar(axes, i, value, grid_of(result), (low, high))
         axes.set_ylabel(label)
-    size, width = (recipe(chosen[0].name, run.params)[key] for key in ("group_size", "bits"))
+    size, width = chosen[0].recipe.scheme.group_size, chosen[0].recipe.scheme.bits
     errors = {p["codebook"]: p["error_pct"] for p in run.weights["schemes"]["points"]
               if (p["group_size"], p["bits"], p["kind"]) == (size, width, "plain")}
     for i, result in enumerate(chosen):
-        if grid_of(result, run) in errors:
-            _grid_bar(panels[2], i, errors[grid_of(result, run)], grid_of(result, run))
+        if grid_of(result) in errors:
+            _grid_bar(panels[2], i, errors[grid_of(result)], grid_of(result))
     panels[2].set_ylabel("error of the weights (%)")
     for axes in panels:
         axes.set_xticks(range(len(chosen)), [r.name for r in chosen])
@@ -271,7 +271,7 @@ def _grid_bar(axes, place: int, value: float, grid: str, interval: tuple[float, 
 def _caption_grids(run: Run) -> str:
     chosen = equal_grids(run)
     size = chosen[0].metrics["weights_mib"]
-    linear = [r for r in chosen if grid_of(r, run) == "linear"]
+    linear = [r for r in chosen if grid_of(r) == "linear"]
     seen = ""
     if linear:
         against = [f"`{r.name}` {_verdict(difference(r.blocks, linear[0].blocks, 'kld'))} `{linear[0].name}`"
@@ -292,7 +292,7 @@ def _caption_error_bits(run: Run) -> str:
     points = {(p["codebook"], p["bits"], p["group_size"]): p["error_pct"] for p in data["points"] if p["kind"] == "plain"}
     size = 64 if ("linear", 4, 64) in points else "row"
     factor = (points["linear", 4, size] / points["linear", 8, size]) ** 0.25
-    four = sorted((points[name, 4, size], "INT4" if name == "linear" else GRIDS[name].label) for name in GRIDS)
+    four = sorted((points[name, 4, size], label_of(name, 4)) for name in GRIDS if (name, 4, size) in points)
     scale = "a scale per row" if size == "row" else f"a scale per {size} weights"
     lost = ", ".join(f"{error:.1f} % as {name}" for error, name in four)
     left = ""
@@ -312,9 +312,9 @@ def _caption_map(run: Run) -> str:
 
 def _caption_histogram(run: Run) -> str:
     data = run.weights["histogram"]
-    used = sorted(((grid["entropy_bits"], name.upper()) for name, grid in data["grids"].items()), reverse=True)
+    used = sorted(((grid["entropy_bits"], label_of(name, 4)) for name, grid in data["grids"].items()), reverse=True)
     bits = ", ".join(f"{bits:.2f} by {name}" for bits, name in used)
-    values = joined([f"{name.upper()}'s {len(grid['values'])}" for name, grid in data["grids"].items()])
+    values = joined([f"{label_of(name, 4)}'s {len(grid['values'])}" for name, grid in data["grids"].items()])
     return (f"Grey: the weights of `{data['module']}` (kurtosis {data['kurtosis']:.1f}; a normal distribution has 3), each over "
             f"the largest of its group of {data['group_size']}. Stems: the values a 4-bit grid offers, as high as the share of "
             f"weights that lands on each. The more even the stems, the more of the 4 bits is used: {bits}. Values "

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from quant.quality.bootstrap import difference, real_pairs, tiers
-from quant.report.comparable import equal_but_for_the_selection, nominal_bits, same_format
+from quant.report.comparable import equal_but_for_the_selection, same_format
 from quant.report.results import Result, Run
 from quant.report.subsets import NEAR, at_four_bits, compared, equal_grids, grid_of, near_base
 from quant.report.wording import joined, named, signed, span
@@ -95,7 +95,7 @@ def _grids(run: Run) -> str:
     if not chosen:
         return ""
     listed = joined([f"`{r.name}` {_divergence(r)}" for r in chosen])
-    linear = [r for r in chosen if grid_of(r, run) == "linear"]
+    linear = [r for r in chosen if grid_of(r) == "linear"]
     verdicts = []
     for result in chosen:
         if linear and result is not linear[0]:
@@ -141,7 +141,7 @@ def _unbound(run: Run) -> str:
 
 
 def _selections(run: Run) -> str:
-    sets = [run.named(names) for names in equal_but_for_the_selection(run.params)]
+    sets = equal_but_for_the_selection(run)
     if not sets:
         return ""
     chosen = sorted(max(sets, key=len), key=lambda r: r.metrics["weights_mib"])
@@ -158,7 +158,7 @@ def _change(result: Result) -> str:
 
 def _same_formats(run: Run) -> str:
     parts = []
-    for ours, theirs in (run.named(pair) for pair in same_format(run.params)):
+    for ours, theirs in same_format(run):
         change = difference(ours.blocks, theirs.blocks, "ppl")
         real = "a real difference" if change.is_real else "no real difference"
         parts.append(f"`{ours.name}` {ours.metrics['ppl']:.4f} and `{theirs.name}` {theirs.metrics['ppl']:.4f} ({real})")
@@ -166,7 +166,7 @@ def _same_formats(run: Run) -> str:
 
 
 def _runtimes(run: Run) -> str:
-    kept = [r for r in run.others if r.family == "gguf" and nominal_bits(r.name, run.params) is None]
+    kept = [r for r in run.others if r.method.runtime != run.base.method.runtime and r.variant.nominal_bits is None]
     if not kept:
         return ""
     parts = []
@@ -174,7 +174,7 @@ def _runtimes(run: Run) -> str:
         change = abs(result.metrics["ppl_change_pct"])
         agrees = "agrees" if change <= AGREE else "**does not agree**"
         parts.append(f"`{result.name}` {agrees} with base, {change:.4f} % apart in perplexity")
-    return f"**One scorer, two runtimes**: llama.cpp's {joined(parts)}."
+    return f"**One scorer, two runtimes**: {joined(parts)}."
 
 
 def _not_told_apart(run: Run) -> str:

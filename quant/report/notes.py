@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from quant.text.corpus import FEW_LINES
-from quant.report.comparable import recipe
+import jinja2
+
+from quant.methods import load, names
 from quant.report.results import Result, Run
-from quant.report.subsets import equal_grids, grid_of, quantized
 from quant.report.style import GRIDS
+from quant.report.subsets import equal_grids, grid_of, quantized
 from quant.report.wording import joined, named
+from quant.tensor.codebooks import label_of
+from quant.text.corpus import FEW_LINES
 
 TEXTS = {"grammar": "text of the embedded grammar", "ptb": "the Penn Treebank", "wikitext2": "WikiText-2"}
 
@@ -29,9 +32,8 @@ def few_lines(corpus: Mapping) -> str:
 
 def skipped(run: Run) -> list[str]:
     """What this run left out, each with its reason."""
-    notes = [f"Of {method}, nothing: the section `{section}` of params.yaml is empty."
-             for section, method in (("recipes", "the recipes from scratch"), ("bnb", "bitsandbytes"), ("gguf", "llama.cpp"))
-             if not run.params[section]]
+    unused = [method.label for method in map(load, names()) if method.name not in {used.name for used in run.methods}]
+    notes = [f"Of {label}, nothing: no variant of params.yaml names it." for label in unused]
     notes += _prompts(run)
     if all(result.speed["memory"]["cuda"] is None for result in run.results):
         notes.append("Memory and speed on a GPU: everything ran on the processor.")
@@ -75,19 +77,15 @@ def bandwidth(run: Run) -> str:
             f"read most, {most.decode['gb_per_s']:.2g}, and `{least.name}` least, {least.decode['gb_per_s']:.2g}.")
 
 
-def schemes(run: Run) -> str:
-    """In what the recipes of this run depart from a scale that maps the largest weight onto the end of a symmetric grid."""
-    recipes = {r.name: recipe(r.name, run.params) for r in run.results if r.family == "scratch"}
-
-    def those(departs) -> str:
-        return joined([f"`{name}`" for name in names]) if (names := [n for n, r in recipes.items() if departs(r)]) else ""
-
-    notes = [
-        (those(lambda r: r["fit"] != "range"), "scales come from another rule (`fit`), which may clip the largest weights"),
-        (those(lambda r: not r["symmetric"]), "each group stores its lowest value as well, and the grid begins there"),
-        (those(lambda r: r["double_quant"]), "the scales are stored in 8 bits"),
-    ]
-    return "".join(f" In {names} {what}." for names, what in notes if names)
+def about(run: Run) -> list[str]:
+    """Paragraphs on the methods of this run, each from the method's own folder."""
+    texts = []
+    for method in run.methods:
+        results = run.of_method(method)
+        text = jinja2.Environment(undefined=jinja2.StrictUndefined).from_string(method.text("about.md.jinja") or "")
+        rows = [{"name": result.name, "values": result.variant.values} for result in results]
+        texts.append(text.render(variants=joined([f"`{row['name']}`" for row in rows]), rows=rows).strip())
+    return [text for text in texts if text]
 
 
 def grid_times(run: Run) -> str:
@@ -96,7 +94,7 @@ def grid_times(run: Run) -> str:
     if not chosen:
         return ""
     times = joined([f"{r.decode['ms']['median']:.2f} ms a token with `{r.name}`" for r in chosen])
-    linear = [r for r in chosen if grid_of(r, run) == "linear"]
+    linear = [r for r in chosen if grid_of(r) == "linear"]
     verdicts = [f"`{r.name}` {_faster(r, linear[0])} `{linear[0].name}`" for r in chosen if linear and r is not linear[0]]
     return f"In this run decoding took {times}{': ' + joined(verdicts) if verdicts else ''}."
 
@@ -114,7 +112,7 @@ def grid_errors(run: Run) -> str:
               if (p["bits"], p["kind"]) == (4, "plain")}
     sizes = list(dict.fromkeys(size for _, size in points))
     size = 64 if 64 in sizes else sizes[0]
-    labels = {name: "INT4" if name == "linear" else look.label for name, look in GRIDS.items()}
+    labels = {name: label_of(name, 4) for name in GRIDS if (name, size) in points}
     errors = joined([f"{points[name, size]:.1f} % with {label}" for name, label in labels.items()])
     ratios = joined([f"{points['linear', size] / points['nf4', size]:.2f} with {_scale(size)}" for size in sizes])
     return (f"On this model's own weights, with {_scale(size)}, rounding to 4 bits errs by {errors}. INT4's error is that of NF4 "

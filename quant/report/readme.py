@@ -10,7 +10,7 @@ import yaml
 
 from quant.files import read_json, write_text
 from quant.report.results import Result
-from quant.report.tables import METRIC_COLUMNS, table
+from quant.report.tables import metric_column, table
 from quant.variants import variants
 
 COLUMNS = ("ppl", "ppl_change_pct", "kld_mnats", "top1_agree_pct", "bits_per_weight", "weights_mib", "decode_ms_per_token",
@@ -32,7 +32,7 @@ def results_table(root: Path) -> str:
     """The table of reports/metrics, as committed."""
     params = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))
     found = [Result(v, read_json(root / "reports" / "metrics" / f"{v.name}.json"), {}, {}) for v in variants(params)]
-    return table(found, [METRIC_COLUMNS[key] for key in COLUMNS]) + "\n"
+    return table(found, [metric_column(key) for key in COLUMNS]) + "\n"
 
 
 def speed_tables(root: Path) -> str:

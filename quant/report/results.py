@@ -9,14 +9,11 @@ from pathlib import Path
 
 from quant.errors import InputError
 from quant.files import read_json
+from quant.methods import Method
+from quant.model.recipe import Recipe
 from quant.quality.bootstrap import Blocks
+from quant.report.metrics import METRICS
 from quant.variants import Variant, variants
-
-METRICS = {  # and the decimals that are worth reading
-    "ppl": 4, "ppl_word": 4, "bits_per_byte": 5, "ppl_change_pct": 4, "kld_mnats": 4, "top1_agree_pct": 2, "bits_per_weight": 3,
-    "weights_mib": 3, "disk_mib": 3, "peak_rss_mib": 1, "load_s": 2, "prefill_ms": 2, "prefill_speedup": 2,
-    "decode_ms_per_token": 3, "decode_speedup": 2,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -33,8 +30,13 @@ class Result:
         return self.variant.name
 
     @property
-    def family(self) -> str:
-        return self.variant.family
+    def method(self) -> Method:
+        return self.variant.method
+
+    @property
+    def recipe(self) -> Recipe | None:
+        """Which weights are quantized and how they are stored, where a recipe says that."""
+        return self.method.recipe(self.variant.values)
 
     @cached_property
     def blocks(self) -> Blocks:
@@ -42,9 +44,9 @@ class Result:
         return Blocks.from_dict(self.quality["blocks"])
 
     def bytes_by(self, key: str) -> dict[str, int]:
-        """Bytes of the weights, summed up by a key of the ledger: group, role, part or dtype."""
+        """Bytes of the weights, summed up by a key of the size breakdown: group, role, part or dtype."""
         sums: dict[str, int] = {}
-        for row in self.quality["ledger"]:
+        for row in self.quality["size_breakdown"]:
             sums[row[key]] = sums.get(row[key], 0) + row["bytes"]
         return sums
 
@@ -55,7 +57,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Run:
-    """All that the figures and the report are made from. weights: see report/weights.py."""
+    """All that the figures and the report are made from. weights: see quality/weight_error.py."""
 
     results: Sequence[Result]
     weights: Mapping
@@ -72,6 +74,14 @@ class Run:
     def __getitem__(self, name: str) -> Result:
         return next(result for result in self.results if result.name == name)
 
+    @property
+    def methods(self) -> list[Method]:
+        """Those of the variants, each once, in the order of the table."""
+        return list({result.method.name: result.method for result in self.results}.values())
+
+    def of_method(self, method: Method) -> list[Result]:
+        return [result for result in self.results if result.method.name == method.name]
+
     def named(self, names: Iterable[str]) -> list[Result]:
         return [self[name] for name in names]
 
@@ -84,11 +94,6 @@ def read_run(params: Mapping, reports: Path = Path("reports")) -> Run:
         found = {**quality["metrics"], **speed["metrics"]}
         results.append(Result(variant, {key: found[key] for key in METRICS}, quality, speed))
     return Run(tuple(results), _read(reports / "weights.json"), params)
-
-
-def rounded(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Metrics with the decimals that are worth reading."""
-    return {key: round(value, METRICS[key]) + 0.0 for key, value in metrics.items()}
 
 
 def _read(path: Path) -> dict:

@@ -1,9 +1,11 @@
-"""One style for every figure: a colour, a marker and a hatch per family, told apart in grey and by the colour-blind."""
+"""One style for every figure: a colour, a marker and a hatch per method, told apart in grey and by the colour-blind."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib
@@ -11,8 +13,10 @@ import matplotlib
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
+from quant.methods import Method, load, names
+from quant.tensor.codebooks import CODEBOOKS, LINEAR
 
-# Okabe & Ito's palette, whose members differ in lightness too.
+
 @dataclass(frozen=True)
 class Look:
     label: str
@@ -21,17 +25,27 @@ class Look:
     hatch: str = ""
 
 
-FAMILIES = {
-    "float": Look("not quantized", "#333333", "s"),
-    "scratch": Look("from scratch", "#0072B2", "o"),
-    "bnb": Look("bitsandbytes", "#E69F00", "^", "//"),
-    "gguf": Look("llama.cpp", "#009E73", "D", ".."),
-}
-GRIDS = {  # within a family: the kind of grid, by line, marker and lightness
-    "linear": Look("linear", "#0072B2", "o"),
-    "nf4": Look("NF4", "#CC79A7", "*", ".."),
-    "fp4": Look("FP4", "#D55E00", "X", "//"),
-}
+# Okabe & Ito's palette, whose members differ in lightness too: for methods and grids that bring no look of their own.
+_SPARE = (("#CC79A7", "v", "xx"), ("#56B4E9", "P", "\\\\"), ("#D55E00", "X", "//"), ("#F0E442", "<", ".."))
+_GRIDS = {"linear": ("#0072B2", "o", ""), "nf4": ("#CC79A7", "*", ".."), "fp4": ("#D55E00", "X", "//")}
+
+
+@cache
+def look_of(method: Method) -> Look:
+    """The same in every figure of every run: the method's own look, or one that no other method without a look has."""
+    if method.look:
+        return Look(method.label, method.look.colour, method.look.marker, method.look.hatch)
+    plain = [name for name in names() if load(name).look is None]
+    return Look(method.label, *_SPARE[plain.index(method.name) % len(_SPARE)])
+
+
+def _looks_of_grids() -> dict[str, Look]:
+    spare = iter(cycle((("#009E73", "s", "\\\\"), ("#E69F00", "D", "xx"))))
+    labels = {LINEAR: "linear", **{name: book.label for name, book in CODEBOOKS.items()}}
+    return {name: Look(label, *(_GRIDS.get(name) or next(spare))) for name, label in labels.items()}
+
+
+GRIDS = _looks_of_grids()  # the kind of grid, by line, marker and lightness
 OWN_TABLE = Look("own table", "#56B4E9", "P", "xx")  # a grid that a recipe spells out
 INK, QUIET, LINE = "#333333", "#777777", "#bbbbbb"
 PARTS = ("#333333", "#56B4E9", "#D55E00", "#CC79A7", "#F0E442", "#999999")  # of a whole, by lightness and hatch
@@ -87,5 +101,6 @@ def legend_of(axes, looks: Iterable[Look], **options) -> None:
     axes.legend(handles=handles, **options)
 
 
-def looks_of(families: Sequence[str]) -> list[Look]:
-    return [look for family, look in FAMILIES.items() if family in families]
+def looks_of(methods: Iterable[Method]) -> list[Look]:
+    """Each look once, in order."""
+    return list(dict.fromkeys(look_of(method) for method in methods))

@@ -1,12 +1,13 @@
-"""The sets of results that more than one place speaks of, and the whole run in three numbers."""
+"""Subsets of results used in several places, and the run's three headline numbers."""
 
 from __future__ import annotations
 
 from quant.quality.bootstrap import Blocks
-from quant.report.comparable import equal_but_for_the_grid, nominal_bits, recipe
+from quant.report.comparable import equal_but_for_the_grid
 from quant.report.results import Result, Run
-from quant.report.style import GRIDS
+from quant.tensor.codebooks import NAMES
 
+OWN_TABLE = "table"  # the grid of a recipe that spells out its values
 NEAR = 1.0  # per cent of perplexity that counts as "hardly worse"
 
 
@@ -17,7 +18,7 @@ def near_base(run: Run) -> list[Result]:
 
 def at_four_bits(run: Run) -> list[Result]:
     """Variants that store most of their codes in 4 bits."""
-    return [r for r in run.others if nominal_bits(r.name, run.params) == 4]
+    return [r for r in run.others if r.variant.nominal_bits == 4]
 
 
 def compared(run: Run, kind: str) -> dict[str, Blocks]:
@@ -27,7 +28,7 @@ def compared(run: Run, kind: str) -> dict[str, Blocks]:
 
 def quantized(run: Run) -> list[Result]:
     """Variants that store codes: neither base, bf16 nor a GGUF file of floats."""
-    return [r for r in run.others if nominal_bits(r.name, run.params) is not None]
+    return [r for r in run.others if r.variant.nominal_bits is not None]
 
 
 def summary(run: Run) -> dict[str, float]:
@@ -41,13 +42,13 @@ def summary(run: Run) -> dict[str, float]:
 
 
 def equal_grids(run: Run) -> list[Result]:
-    """The largest set of recipes that differ in their grid alone and are of equal size, the linear one first."""
-    sets = [run.named(names) for names in equal_but_for_the_grid(run.params)]
+    """The largest set of variants that differ in their grid alone and are of equal size, the linear one first."""
+    sets = equal_but_for_the_grid(run)
     equal = [s for s in sets if max(r.metrics["weights_mib"] for r in s) <= 1.001 * min(r.metrics["weights_mib"] for r in s)]
-    return sorted(max(equal, key=len, default=[]), key=lambda r: [*GRIDS, "table"].index(grid_of(r, run)))
+    return sorted(max(equal, key=len, default=[]), key=lambda r: [*NAMES, OWN_TABLE].index(grid_of(r)))
 
 
-def grid_of(result: Result, run: Run) -> str:
-    """Name of the grid of a recipe's variant; "table" where the recipe spells one out."""
-    codebook = recipe(result.name, run.params)["codebook"]
-    return codebook if isinstance(codebook, str) else "table"
+def grid_of(result: Result) -> str:
+    """Name of the grid of a variant with a recipe; OWN_TABLE where the recipe spells one out."""
+    codebook = result.recipe.scheme.codebook
+    return codebook if isinstance(codebook, str) else OWN_TABLE

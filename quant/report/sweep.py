@@ -10,8 +10,9 @@ counts only where its dvc.lock shows that the variant was really evaluated with 
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import dvc.api
@@ -19,12 +20,12 @@ import yaml
 
 from quant.command import run
 from quant.errors import InputError
-from quant.files import whole_file
+from quant.files import atomic_file
 from quant.report.charts import log_axis, wide_range
-from quant.report.style import FAMILIES, INK, in_style, new_axes, save
-from quant.variants import variant_named
+from quant.report.style import GRIDS, INK, in_style, new_axes, save
+from quant.tensor.codebooks import LINEAR
 
-COLUMNS = ("ppl", "ppl_change_pct", "kld_mnats", "bits_per_weight", "weights_mib")
+COLUMNS = ("ppl", "ppl_change_pct", "kld_mnats", "bits_per_weight", "weights_mib")  # of quant.report.metrics
 
 
 def read_sweep(parameter: str, variant: str, project: Path = Path()) -> list[dict]:
@@ -42,9 +43,13 @@ def read_sweep(parameter: str, variant: str, project: Path = Path()) -> list[dic
         files = dvc.api.DVCFileSystem(str(project), rev=experiment["rev"])
         params, lock = (yaml.load(files.read_text(name), Loader=yaml.CSafeLoader) for name in ("params.yaml", "dvc.lock"))
         value, stage = _lookup(params, parameter), evaluation_of(variant, lock)
-        if value is None or stage is None or not is_current(stage, lock, params):
-            continue
+
+        def md5_of(path: str, files=files) -> str:
+            return hashlib.md5(files.read_bytes(path), usedforsecurity=False).hexdigest()
+
         try:
+            if value is None or stage is None or not is_current(stage, lock, params, md5_of):
+                continue
             metrics = json.loads(files.read_text(f"reports/quality/{variant}.json"))["metrics"]
         except FileNotFoundError:  # recorded in dvc.lock, as in every clone, and never computed here
             continue
@@ -64,23 +69,34 @@ def evaluation_of(variant: str, lock: Mapping) -> str | None:
     return next((name for name, stage in lock["stages"].items() if path in {out["path"] for out in stage.get("outs", [])}), None)
 
 
-def is_current(name: str, lock: Mapping, params: Mapping) -> bool:
-    """Whether a stage of dvc.lock, and all that it stands on, ran with these parameters."""
+def is_current(name: str, lock: Mapping, params: Mapping, md5_of: Callable[[str], str]) -> bool:
+    """Whether a stage of dvc.lock, and all that it stands on, ran with these parameters.
+
+    md5_of: the hash of a file within an output folder, as it is in this revision; raises FileNotFoundError.
+    """
     stage = lock["stages"][name]
     recorded = stage.get("params", {}).get("params.yaml", {})
     if any(_lookup(params, key) != value for key, value in recorded.items()):
         return False
     makers = {out["path"]: (maker, out) for maker, other in lock["stages"].items() for out in other.get("outs", [])}
     for dependency in stage.get("deps", []):
-        maker, out = makers.get(dependency["path"], (None, None))
-        if maker and (out["md5"] != dependency["md5"] or not is_current(maker, lock, params)):
+        path = dependency["path"]
+        folder = next((out for out in makers if path == out or path.startswith(f"{out}/")), None)
+        if folder is None:
+            continue
+        maker, out = makers[folder]
+        if path == folder:
+            is_same = dependency["md5"] == out["md5"]
+        else:  # a file of an output folder has a hash of its own; for a folder in it, its maker has to do
+            is_same = dependency["md5"].endswith(".dir") or dependency["md5"] == md5_of(path)
+        if not is_same or not is_current(maker, lock, params, md5_of):
             return False
     return True
 
 
 def draw_sweep(rows: list[dict], parameter: str, variant: str):
     """Perplexity against the parameter, each point with its change from base, and below each value its bits per weight."""
-    look = FAMILIES[variant_named(variant).family]
+    look = GRIDS[LINEAR]
     figure, axes = new_axes(7, 4.2)
     numbers = all(isinstance(row["value"], int | float) for row in rows)
     x, y = [row["value"] if numbers else str(row["value"]) for row in rows], [row["ppl"] for row in rows]
@@ -100,7 +116,7 @@ def draw_sweep(rows: list[dict], parameter: str, variant: str):
 
 def write_sweep(parameter: str, variant: str, reports: Path = Path("reports")) -> list[dict]:
     rows = read_sweep(parameter, variant)
-    with whole_file(reports / "sweep.csv") as path, open(path, "w", newline="") as file:
+    with atomic_file(reports / "sweep.csv") as path, open(path, "w", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow([parameter, *COLUMNS])
         table.writerows([row["value"], *(row[key] for key in COLUMNS)] for row in rows)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from quant.progress import MIB
+from quant.report.metrics import METRICS
 from quant.report.results import Result, Run
 from quant.report.wording import named, signed
 
-MIB = 2**20
 SMALL = 0.005  # MiB that round to nothing: biases, norms
 
 
@@ -18,21 +19,10 @@ class Column:
     cell: Callable[[Result], str]
 
 
-def _metric(key: str, heading: str, form: str) -> Column:
-    return Column(heading, lambda result: number(result.metrics[key], form))
-
-
-METRIC_COLUMNS = {
-    key: _metric(key, heading, form)
-    for key, heading, form in (
-        ("ppl", "ppl", "{:.4f}"), ("ppl_change_pct", "ppl change %", "{:+.3f}"), ("kld_mnats", "KLD mnat", "{:.3f}"),
-        ("top1_agree_pct", "top-1 %", "{:.1f}"), ("bits_per_weight", "bits / weight", "{:.2f}"),
-        ("weights_mib", "weights MiB", "{:.2f}"), ("disk_mib", "disk MiB", "{:.2f}"),
-        ("peak_rss_mib", "peak MiB", "{:.0f}"), ("load_s", "load s", "{:.2f}"),
-        ("prefill_ms", "prefill ms", "{:.1f}"), ("prefill_speedup", "prefill ×", "{:.2f}"),
-        ("decode_ms_per_token", "decode ms", "{:.2f}"), ("decode_speedup", "decode ×", "{:.2f}"),
-    )
-}  # fmt: skip
+def metric_column(key: str) -> Column:
+    """The column of one metric."""
+    metric = METRICS[key]
+    return Column(metric.heading, lambda result: metric.format(result.metrics[key]))
 
 
 def _interval(key: str, form: Callable[[float], str]) -> Callable[[Result], str]:
@@ -61,7 +51,7 @@ def _noise(result: Result) -> str:
     return ", ".join(name for name, phase in result.speed["timing"].items() if phase and phase["is_noisy"]).replace("_", " ")
 
 
-_M = METRIC_COLUMNS
+_M = {key: metric_column(key) for key in METRICS}
 QUALITY = (
     _M["ppl"], _M["ppl_change_pct"], Column("95 % interval", _interval("ppl_change_pct", signed)), _M["kld_mnats"],
     _M["top1_agree_pct"], _M["bits_per_weight"], _M["weights_mib"], _M["disk_mib"], _M["decode_speedup"],
@@ -110,7 +100,7 @@ def memory(run: Run) -> str:
 
 def ranking(run: Run, tiers: Sequence[Sequence[str]], key: str) -> str:
     """A row per tier: its variants, and the range of a metric and of the size among them."""
-    column, size = METRIC_COLUMNS[key], METRIC_COLUMNS["weights_mib"]
+    column, size = metric_column(key), metric_column("weights_mib")
     rows = []
     for number_of_tier, names in enumerate(tiers, 1):
         members = run.named(names)
@@ -120,9 +110,9 @@ def ranking(run: Run, tiers: Sequence[Sequence[str]], key: str) -> str:
     return grid(["tier", "variants", column.heading, size.heading], rows, left=2)
 
 
-def gguf(run: Run) -> str:
-    """What llama.cpp's files hold and what they gave in this run, beside base; empty where there are none."""
-    files = [r for r in run.results if r.family == "gguf"]
+def of_another_runtime(run: Run) -> str:
+    """Variants that another runtime runs than base's: what their files hold and what they gave; empty where there are none."""
+    files = [r for r in run.results if r.method.runtime != run.base.method.runtime]
     columns = [_M[key] for key in ("bits_per_weight", "load_s", "peak_rss_mib", "decode_speedup", "ppl_change_pct", "kld_mnats")]
     rows = [[r.name, _census(r).replace("GGUF ", "") if r in files else "", *(column.cell(r) for column in columns)]
             for r in (run.base, *files)]
@@ -139,10 +129,10 @@ def left_in_float(run: Run) -> str:
     """What each quantized variant keeps in floating point, by group, in MiB, and its layers by type."""
     rows = []
     for result in run.others:
-        if result.family == "float":
+        if result.method.name == run.base.method.name:  # nothing quantized
             continue
         kept: dict[str, int] = {}
-        for row in result.quality["ledger"]:
+        for row in result.quality["size_breakdown"]:
             if row["part"] == "floats":
                 kept[row["group"]] = kept.get(row["group"], 0) + row["bytes"]
         listed = ", ".join(f"{group} {size / MIB:.2f}" for group, size in kept.items() if size >= SMALL * MIB)
@@ -151,7 +141,7 @@ def left_in_float(run: Run) -> str:
 
 
 def _census(result: Result) -> str:
-    return ", ".join(f"{count} {kind}" for kind, count in result.quality["census"].items())
+    return ", ".join(f"{count} {kind}" for kind, count in result.quality["module_counts"].items())
 
 
 def generations(run: Run) -> list[Mapping[str, str]]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import matplotlib.pyplot as plt
 
 from quant.report.style import GRIDS, INK, new_axes
+from quant.tensor.codebooks import CODEBOOKS, label_of
 
 KINDS = {"double": ("scales quantized too", "white"), "clipped": ("clipped for least error", "#F0E442")}
 MOST_ROWS = 40  # of the heat map; deeper models show every n-th block
@@ -44,16 +45,16 @@ def draw_histogram(weights: Mapping):
     count = len(data["share_pct"])
     edges = [-1 + 2 * i / count for i in range(count + 1)]
     heights = [share * count / 16 for share in data["share_pct"]]  # of a sixteenth of the range: what a 4-bit code has
-    figure, panels = new_axes(8, 5.4, nrows=3, sharex=True, sharey=True)
-    for axes, (name, label) in zip(panels, (("int4", "linear"), ("fp4", "fp4"), ("nf4", "nf4")), strict=True):
-        grid, look = data["grids"][name], GRIDS[label]
+    figure, panels = new_axes(8, 1.8 * len(data["grids"]), nrows=len(data["grids"]), sharex=True, sharey=True)
+    for axes, (name, grid) in zip(panels, data["grids"].items(), strict=True):
+        look = GRIDS[name]
         axes.stairs(heights, edges, fill=True, color="#d9d9d9")
         axes.vlines(grid["values"], 0, grid["share_pct"], color=look.colour, linewidth=2)
         axes.plot(grid["values"], grid["share_pct"], linestyle="", marker=look.marker, color=look.colour, markersize=6)
-        axes.set_title("INT4" if name == "int4" else look.label, loc="left")
+        axes.set_title(label_of(name, 4), loc="left")
         axes.set_title(f"{grid['entropy_bits']:.2f} of 4 bits used", loc="right", fontsize=9)
         axes.grid(axis="x", visible=False)
-    panels[1].set_ylabel("share of the weights (%)")
+    panels[len(panels) // 2].set_ylabel("share of the weights (%)")
     panels[-1].set_xlabel(f"weight over the largest magnitude of its group of {data['group_size']}")
     return figure
 
@@ -69,7 +70,7 @@ def draw_error_against_bits(weights: Mapping):
         line = [p for p in points if p["group_size"] == size and p["codebook"] == "linear"]
         axes.plot([p["bits_per_weight"] for p in line], [p["error_pct"] for p in line], color=GRIDS["linear"].colour,
                   marker=GRIDS["linear"].marker, markersize=4, linewidth=1, linestyle=styles[size])
-    for name in ("nf4", "fp4"):
+    for name in CODEBOOKS:
         line = [p for p in points if p["codebook"] == name]
         axes.plot([p["bits_per_weight"] for p in line], [p["error_pct"] for p in line], linestyle="", marker=GRIDS[name].marker,
                   color=GRIDS[name].colour, markersize=8, markeredgecolor="white", markeredgewidth=0.5, zorder=3)

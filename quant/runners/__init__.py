@@ -1,18 +1,23 @@
-"""Runners: one interface over transformers and llama.cpp, so that one scorer and one clock serve every variant."""
+"""Runners: one interface over the runtimes, so that one scorer and one clock serve every variant."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Protocol
-
-import torch
+from typing import TYPE_CHECKING, Protocol
 
 from quant.errors import InputError
+from quant.files import read_json
+
+if TYPE_CHECKING:
+    import torch
+
+RUNTIMES = ("transformers", "llama_cpp")  # each a module here, with a class `Runner` and a function `import_libraries`
 
 
 @dataclass(frozen=True)
-class Held:
+class StoredTensor:
     """A tensor of weights in memory, or a part of one: what it is for, what it holds, and its bytes.
 
     roles: as in quant.model.architectures, several for a fused or tied weight. part: codes, scales (the scales of scales
@@ -42,49 +47,70 @@ class Runner(Protocol):
     def decode(self, token: int) -> int:
         """Append a token to the context; the most likely next one."""
 
-    def tensors(self) -> list[Held]:
+    def tensors(self) -> list[StoredTensor]:
         """Every tensor of weights that is held, shared storage once."""
 
     def census(self) -> dict[str, int]:
         """How many modules with a weight there are of each type."""
 
 
-def open_runner(folder: Path, dtype: str = "float32", device: str = "cpu", threads: int | None = None,
-                room: int | None = None) -> Runner:
-    """Load the model in `folder` with the runtime its files are for.
+class RunnerWithStates(Runner, Protocol):
+    """A runner that also shows what its head multiplies with. device: where it runs."""
 
-    dtype: of activations, and of the weights that are not quantized; llama.cpp has its own.
-    threads: None leaves each runtime's default.
-    room: most tokens it will be asked to take at once, None for all it can; llama.cpp sets memory aside for them.
-    """
-    if _is_gguf(folder):
-        from quant.runners.llama_cpp.runner import LlamaCppRunner
+    device: torch.device
 
-        return LlamaCppRunner(Path(folder) / "model.gguf", threads, room)
-    from quant.runners.transformers import TransformersRunner
-
-    return TransformersRunner(folder, dtype, device, threads)
+    def logits_and_states(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits, and the last hidden states they were made from, float32 [batch, length, width]."""
 
 
-def import_runtime(folder: Path) -> None:
-    """Import what the model in `folder` needs, so that a measurement of loading it holds no import."""
-    if _is_gguf(folder):
-        from quant.runners.llama_cpp.runner import import_libraries
-    else:
-        from quant.runners.transformers import import_libraries
-    import_libraries(Path(folder))
+@dataclass(frozen=True)
+class Options:
+    """dtype: of activations, and of the weights that are not quantized; a runtime may have its own. device: cpu or cuda.
+    threads: None leaves the runtime's default. max_tokens: most tokens the model will be asked to take at once, None for all it
+    can; a runtime may set memory aside for them."""
+
+    dtype: str = "float32"
+    device: str = "cpu"
+    threads: int | None = None
+    max_tokens: int | None = None
 
 
-def _is_gguf(folder: Path) -> bool:
-    if not Path(folder).is_dir():
+@dataclass(frozen=True)
+class Opening:
+    """How a model's folder is opened, as its manifest says. weights: the folder of its files, its own or the one it points to;
+    dtype: of activations, and of the weights that are not quantized."""
+
+    runtime: str
+    weights: Path
+    dtype: str
+
+
+def opening_of(folder: Path) -> Opening:
+    """From the folder's manifest; a folder without one is a plain model of transformers. Raises InputError if it is missing."""
+    folder = Path(folder)
+    if not folder.is_dir():
         raise InputError(f"{folder} does not exist; run dvc repro to make it")
-    return (Path(folder) / "model.gguf").is_file()
+    manifest = read_json(folder / "manifest.json") if (folder / "manifest.json").is_file() else {}
+    runtime = manifest.get("runtime", RUNTIMES[0])
+    if runtime not in RUNTIMES:
+        raise InputError(f"{folder}/manifest.json names the runtime {runtime!r}; expected one of {', '.join(RUNTIMES)}")
+    weights = manifest.get("weights")
+    if weights is not None and Path(weights).name != weights:
+        raise InputError(f"{folder}/manifest.json points to {weights!r}; expected the name of a folder beside it")
+    return Opening(runtime, folder.parent / weights if weights else folder, manifest.get("opened_as", "float32"))
 
 
-def resolve_device(device: str) -> str:
-    """"auto" is cuda where there is one."""
-    if device not in ("auto", "cpu", "cuda"):
-        raise InputError(f"device is {device!r}; expected auto, cpu or cuda")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("device is cuda, but torch finds no CUDA GPU here; set device to auto or cpu")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+def open_runner(folder: Path, dtype: str | None = None, device: str = "cpu", threads: int | None = None,
+                max_tokens: int | None = None) -> Runner:
+    """Load the model in `folder` with the runtime that its manifest names. dtype: None as the manifest says; see Options."""
+    opening = opening_of(folder)
+    runtime = import_module(f"quant.runners.{opening.runtime}")
+    return runtime.Runner(opening.weights, Options(dtype or opening.dtype, device, threads, max_tokens))
+
+
+def import_runtime(folder: Path, modules: tuple[str, ...] = ()) -> None:
+    """Import what the model in `folder` needs, and `modules`, so that a measurement of loading it holds no import."""
+    opening = opening_of(folder)
+    import_module(f"quant.runners.{opening.runtime}").import_libraries(opening.weights)
+    for module in modules:
+        import_module(module)

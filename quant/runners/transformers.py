@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,25 +12,24 @@ from transformers.utils.logging import disable_progress_bar
 
 import quant.transformers_format  # noqa: F401  registers our artifacts' format
 from quant.model.architectures import architecture_of
-from quant.model.artifact import METHOD
+from quant.model.artifact_format import METHOD
 from quant.model.checkpoint import Checkpoint
-from quant.runners import Held
+from quant.runners import Options, StoredTensor
 from quant.runners.bfloat16 import compute_in_float32, has_bfloat16
 
 
-class TransformersRunner:
-    def __init__(self, folder: Path, dtype: str, device: str, threads: int | None = None):
-        if threads:
-            torch.set_num_threads(threads)
+class Runner:
+    def __init__(self, folder: Path, options: Options):
+        if options.threads:
+            torch.set_num_threads(options.threads)
         disable_progress_bar()
-        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of its fp16 activations at every call
         checkpoint = Checkpoint(folder)  # its headers are checked before anything trusts them
         self._architecture = architecture_of(checkpoint.config)
-        self.device = torch.device(device)
+        self.device = torch.device(options.device)
         self.model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, dtype), use_safetensors=True, local_files_only=True, trust_remote_code=False
+            folder, dtype=getattr(torch, options.dtype), use_safetensors=True, local_files_only=True, trust_remote_code=False
         ).eval().to(self.device)
-        if dtype == "bfloat16" and not has_bfloat16(self.device):
+        if options.dtype == "bfloat16" and not has_bfloat16(self.device):
             compute_in_float32(self.model)
         config = self.model.config
         self.vocabulary = config.vocab_size
@@ -67,15 +65,15 @@ class TransformersRunner:
         self._cache = output.past_key_values
         return int(output.logits[0, -1].argmax())
 
-    def tensors(self) -> list[Held]:
+    def tensors(self) -> list[StoredTensor]:
         architecture, config = self._architecture, self.model.config.to_dict()
-        found: dict[int, Held] = {}
+        found: dict[int, StoredTensor] = {}
         for name, part, tensor in _weights(self.model):
             storage = tensor.untyped_storage()
             if storage.nbytes():
-                dtype = str(tensor.dtype).removeprefix("torch.")
-                held = Held(name, architecture.roles_of_tensor(name, config), part, dtype, tensor.numel() * tensor.element_size())
-                found.setdefault(storage.data_ptr(), held)
+                roles, dtype = architecture.roles_of_tensor(name, config), str(tensor.dtype).removeprefix("torch.")
+                stored = StoredTensor(name, roles, part, dtype, tensor.numel() * tensor.element_size())
+                found.setdefault(storage.data_ptr(), stored)
         return list(found.values())
 
     def census(self) -> dict[str, int]:
@@ -84,19 +82,11 @@ class TransformersRunner:
 
 
 def import_libraries(folder: Path) -> None:
-    """Import the model's class, and what multiplies with its weights where they are quantized."""
+    """Import the model's class, and on a GPU what multiplies with the codes of an artifact."""
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    method = getattr(config, "quantization_config", {}).get("quant_method")
-    if method == "bitsandbytes":
-        import accelerate  # noqa: F401
-        import bitsandbytes  # noqa: F401
-    elif method == METHOD:
-        import quant.kernels.attention
-        import quant.kernels.cpu
-
-        if torch.cuda.is_available():
-            import quant.kernels.cuda  # noqa: F401
+    if getattr(config, "quantization_config", {}).get("quant_method") == METHOD and torch.cuda.is_available():
+        import quant.kernels.cuda  # noqa: F401
 
 
 def _part(name: str, parameter: torch.Tensor) -> str:
@@ -110,7 +100,7 @@ def _part(name: str, parameter: torch.Tensor) -> str:
 
 
 def _weights(model: torch.nn.Module) -> Iterator[tuple[str, str, torch.Tensor]]:
-    """(name, part, tensor) of parameters and saved buffers, and of what bitsandbytes keeps beside its parameters."""
+    """(name, part, tensor) of parameters and saved buffers, and of what quantization libraries keep beside their parameters."""
     for name, parameter in model.named_parameters():
         yield name, _part(name, parameter), parameter.data
         state = getattr(parameter, "quant_state", None)

@@ -1,47 +1,55 @@
-"""Speed and memory of one variant, in turn with the base; never cached."""
+"""Measures a variant's speed and memory, alternating with the base; never cached."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 
-from quant.text.corpus import Corpus
-from quant.speed.environment import environment
+from quant.files import significant
+from quant.progress import MIB
+from quant.quality.protocol import ScoringProtocol
+from quant.quality.windows import open_tokenizer, tokenize
+from quant.runners import Runner, import_runtime, open_runner
+from quant.runners.device import resolve_device
+from quant.runners.sizes import bytes_per_token
 from quant.speed.bandwidth import memory_read_gb_per_s
-from quant.speed.latency import Clock, compare
-from quant.speed.memory import MIB, PeakMemory, bytes_per_token
-from quant.speed.samples import significant
-from quant.quality.windows import Protocol, open_tokenizer, tokenize
-from quant.runners import Runner, import_runtime, open_runner, resolve_device
-from quant.variants import BASE, Variant
+from quant.speed.environment import environment
+from quant.speed.latency import compare
+from quant.speed.memory import PeakMemory
+from quant.speed.plan import TimingPlan
+from quant.text.corpus import Corpus
 
 T = TypeVar("T")
 
 
-def benchmark(variant: Variant, corpus: Corpus, clock: Clock, device: str) -> dict:
-    """Speed against the base and peak memory. For a fresh process: memory is that of the first model it loads."""
+def benchmark(folder: Path, base: Path, corpus: Corpus, plan: TimingPlan, device: str, modules: tuple[str, ...] = ()) -> dict:
+    """Speed of the variant in `folder` against the base, and its peak memory.
+
+    modules: to import beforehand, see quant.methods.Method. For a fresh process: memory is that of the first model it loads.
+    """
     device = resolve_device(device)
-    torch.set_num_threads(clock.threads)
-    beginning = replace(corpus, lines=corpus.lines[: clock.room])  # a line has a token at least
-    text = tokenize(beginning, BASE, Protocol()).ids
-    prompt = text[: clock.prompts[0]]
-    import_runtime(variant.folder)
+    torch.set_num_threads(plan.threads)
+    beginning = replace(corpus, lines=corpus.lines[: plan.max_tokens])  # a line has a token at least
+    text = tokenize(beginning, base, ScoringProtocol()).ids
+    prompt = text[: plan.prompts[0]]
+    import_runtime(folder, modules)
     peak = PeakMemory(device)
-    model, load_s = _timed(lambda: open_runner(variant.folder, variant.dtype, device, clock.threads, clock.room))
+    model, load_s = _timed(lambda: open_runner(folder, None, device, plan.threads, plan.max_tokens))
     loading = peak.phase()
     token, first_call_s = _timed(lambda: model.prefill(prompt))
-    for _ in range(clock.tokens):
+    for _ in range(plan.tokens):
         token = model.decode(token)
     generating = peak.phase()
-    import_runtime(BASE)
-    base, base_load_s = _timed(lambda: open_runner(BASE, "float32", device, clock.threads, clock.room))
-    _, base_first_call_s = _timed(lambda: base.prefill(prompt))
-    result, generated = compare(model, base, text, clock)
-    _add_bandwidth(result["timing"]["decode"], model, base)
+    import_runtime(base)
+    base_model, base_load_s = _timed(lambda: open_runner(base, None, device, plan.threads, plan.max_tokens))
+    _, base_first_call_s = _timed(lambda: base_model.prefill(prompt))
+    result, generated = compare(model, base_model, text, plan)
+    _add_bandwidth(result["timing"]["decode"], model, base_model)
     timing = result["timing"]
     metrics = {
         "peak_rss_mib": max(loading["peak"], generating["peak"]) / MIB,
@@ -52,14 +60,13 @@ def benchmark(variant: Variant, corpus: Corpus, clock: Clock, device: str) -> di
         "decode_speedup": timing["decode"]["speedup"]["median"],
     }
     return {
-        "variant": variant.name,
         "metrics": significant(metrics, 4),
         "load": significant({"load_s": load_s, "base_load_s": base_load_s, "first_call_ms": 1000 * first_call_s,
                              "base_first_call_ms": 1000 * base_first_call_s}),
         "memory": significant(_memory(peak, loading, generating), 4),
         **significant(result),
-        "clock": {**asdict(clock), "torch_threads": torch.get_num_threads()},
-        "generation": _generation(corpus, prompt, generated),
+        "plan": {**asdict(plan), "torch_threads": torch.get_num_threads()},
+        "generation": _generation(base, corpus, prompt, generated),
         "environment": {**environment(), "memory_read_gb_per_s": significant(memory_read_gb_per_s(device), 4)},
     }
 
@@ -93,12 +100,12 @@ def _add_bandwidth(decode: dict, model: Runner, base: Runner) -> None:
         decode[f"{prefix}gb_per_s"] = size / (decode[f"{prefix}ms"]["median"] / 1000) / 1e9
 
 
-def _generation(corpus: Corpus, prompt: torch.Tensor, generated: dict[str, list[int]]) -> dict:
+def _generation(base: Path, corpus: Corpus, prompt: torch.Tensor, generated: dict[str, list[int]]) -> dict:
     """What both wrote after the same prompt; the prompt itself only where its text may be passed on."""
-    tokenizer = open_tokenizer(BASE)
+    tokenizer = open_tokenizer(base)
     texts = {who: tokenizer.decode(ids) for who, ids in generated.items()}
     return {
-        "prompt": None if corpus.source == "ptb" else tokenizer.decode(prompt.tolist()),
+        "prompt": None if corpus.private else tokenizer.decode(prompt.tolist()),
         "prompt_tokens": len(prompt),
         "tokens": len(generated["variant"]),
         "text": texts["variant"],

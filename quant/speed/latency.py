@@ -16,49 +16,14 @@ from statistics import median
 import torch
 
 from quant.errors import InputError
-from quant.speed.samples import ratios_of_pairs, spread
 from quant.progress import progress
 from quant.runners import Runner
-from quant.tensor.scheme import known_keys
+from quant.speed.plan import TimingPlan
+from quant.speed.samples import ratios_of_pairs, spread
 
 SLICE = 16  # tokens decoded before the other model has its turn; one sample
 TOO_WIDE = 0.2  # median absolute deviation over median
 WHO = ("variant", "base")
-
-
-@dataclass(frozen=True)
-class Clock:
-    """prompts: lengths in tokens, the first for prefill and for what is generated after it, a second for prefill_long;
-    tokens: generated; rounds: counted repetitions; threads: of every runtime."""
-
-    prompts: tuple[int, ...] = (128, 512)
-    tokens: int = 64
-    rounds: int = 4
-    threads: int = 2
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.prompts, list | tuple) or not 1 <= len(self.prompts) <= 2:
-            raise InputError(f"benchmark.prompts is {self.prompts!r}; expected one or two lengths such as [128, 512]")
-        object.__setattr__(self, "prompts", tuple(self.prompts))
-        for key in ("prompts", "tokens", "rounds", "threads"):
-            found = getattr(self, key)
-            values = found if key == "prompts" else (found,)
-            if any(isinstance(value, bool) or not isinstance(value, int) or value < 1 for value in values):
-                raise InputError(f"benchmark.{key} is {found!r}; expected whole numbers from 1")
-
-    @classmethod
-    def from_dict(cls, values: dict) -> Clock:
-        return cls(**known_keys(cls, values, "benchmark"))
-
-    @property
-    def room(self) -> int:
-        """Most tokens a model is asked to take."""
-        return max(self.prompts[0] + self.tokens, *self.prompts)
-
-    def long_prompt(self, room: int) -> int | None:
-        """Length of the second prompt in a context of `room`; None where that leaves it no longer than the first."""
-        length = min(self.prompts[-1], room)
-        return length if length > self.prompts[0] else None
 
 
 @dataclass
@@ -94,24 +59,24 @@ class Samples:
         return Samples(chosen, self.generated), aside
 
 
-def compare(variant: Runner, base: Runner, text: torch.Tensor, clock: Clock) -> tuple[dict, dict[str, list[int]]]:
+def compare(variant: Runner, base: Runner, text: torch.Tensor, plan: TimingPlan) -> tuple[dict, dict[str, list[int]]]:
     """Time both on the first ids of `text` -> (timing, attempts and set_aside of the result; the tokens each generated).
 
     Times in ms, of decode per token; speedups are base's time over the variant's.
     """
     room = min(variant.context, base.context)
-    if clock.prompts[0] + clock.tokens > room or clock.prompts[0] > len(text):
-        raise InputError(f"the first of benchmark.prompts, {clock.prompts[0]}, and benchmark.tokens, {clock.tokens}, don't fit "
+    if plan.prompts[0] + plan.tokens > room or plan.prompts[0] > len(text):
+        raise InputError(f"the first of benchmark.prompts, {plan.prompts[0]}, and benchmark.tokens, {plan.tokens}, don't fit "
                          f"the model's context of {room} and the corpus of {len(text)} tokens; make them smaller")
-    lengths = {"prefill_long": clock.long_prompt(min(room, len(text))), "prefill": clock.prompts[0]}
+    lengths = {"prefill_long": plan.long_prompt(min(room, len(text))), "prefill": plan.prompts[0]}
     prompts = {phase: text[:length] for phase, length in lengths.items() if length}
     models = {"variant": variant, "base": base}
-    samples, aside = measure(models, prompts, clock.tokens, clock.rounds), None
+    samples, aside = measure(models, prompts, plan.tokens, plan.rounds), None
     if samples.wide:
-        tokens = clock.tokens if samples.wide & {"decode", "generate"} else 0
-        samples, aside = samples.calmer(measure(models, prompts, tokens, clock.rounds))
+        tokens = plan.tokens if samples.wide & {"decode", "generate"} else 0
+        samples, aside = samples.calmer(measure(models, prompts, tokens, plan.rounds))
     result = {
-        "timing": {"prefill_long": None} | {phase: _phase(samples, phase, prompts, clock) for phase in samples.ms},
+        "timing": {"prefill_long": None} | {phase: _phase(samples, phase, prompts, plan) for phase in samples.ms},
         "attempts": 2 if aside else 1,
         "set_aside": aside,
         "is_noisy": bool(samples.wide),
@@ -163,14 +128,14 @@ def _ms_since(start: float) -> float:
     return 1000 * (time.perf_counter() - start)
 
 
-def _phase(samples: Samples, phase: str, prompts: dict[str, torch.Tensor], clock: Clock) -> dict:
+def _phase(samples: Samples, phase: str, prompts: dict[str, torch.Tensor], plan: TimingPlan) -> dict:
     mine, theirs = (samples.ms[phase][who] for who in WHO)
     prompt = prompts.get(phase, prompts["prefill"])
-    tokens = len(prompt) if phase in prompts else clock.tokens
+    tokens = len(prompt) if phase in prompts else plan.tokens
     per_sample = 1 if phase == "decode" else tokens
     return {
         "prompt_tokens": len(prompt),
-        "asked_tokens": clock.prompts[-1] if phase == "prefill_long" else clock.prompts[0],
+        "asked_tokens": plan.prompts[-1] if phase == "prefill_long" else plan.prompts[0],
         "tokens": tokens,
         "ms": spread(mine),
         "base_ms": spread(theirs),

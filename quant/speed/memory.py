@@ -1,48 +1,13 @@
-"""Bytes: of the tensors a model holds, of its files, and of the process and the GPU that run it."""
+"""Peak memory of a process and of its GPU, phase by phase."""
 
 from __future__ import annotations
 
 import gc
-from collections import Counter
 from pathlib import Path
 
 import torch
 
-from quant.model.architectures import GROUPS
-from quant.runners import Held, Runner
-
 MIB = 2**20
-WEIGHT_FILES = ("*.safetensors", "*.gguf")
-
-
-def ledger(tensors: list[Held]) -> list[dict]:
-    """Bytes by role, part and dtype, tied storage once: rows of group, role, part, dtype, bytes, tensors."""
-    total: Counter[tuple] = Counter()
-    count: Counter[tuple] = Counter()
-    for held in tensors:
-        row = (_group(held.roles), "+".join(held.roles), held.part, held.dtype)
-        total[row] += held.bytes
-        count[row] += 1
-    keys = ("group", "role", "part", "dtype")
-    return [{**dict(zip(keys, row, strict=True)), "bytes": total[row], "tensors": count[row]} for row in sorted(total)]
-
-
-def held_bytes(runner: Runner) -> dict[str, int]:
-    """Bytes of the weights in memory by dtype; scales, zeros and codebooks included, tied storage once."""
-    total: Counter[str] = Counter()
-    for held in runner.tensors():
-        total[held.dtype] += held.bytes
-    return dict(sorted(total.items()))
-
-
-def bytes_per_token(tensors: list[Held]) -> int:
-    """Bytes of weights that decoding one token reads: all but embeddings, of which it reads a row, unless they are the head."""
-    return sum(held.bytes for held in tensors if held.roles != ("embedding",))
-
-
-def disk_bytes(folder: Path) -> int:
-    """Bytes of the files of weights in a model's folder."""
-    return sum(path.stat().st_size for pattern in WEIGHT_FILES for path in Path(folder).glob(pattern))
 
 
 class PeakMemory:
@@ -72,11 +37,6 @@ class PeakMemory:
         Path("/proc/self/clear_refs").write_text("5")  # resets the kernel's high-water mark
         if self._on_gpu:
             torch.cuda.reset_peak_memory_stats()
-
-
-def _group(roles: tuple[str, ...]) -> str:
-    """attention or mlp for the roles of a block, else the first role: a tied head counts as the embedding it is."""
-    return next((group for group, members in GROUPS.items() if roles[0] in members), roles[0])
 
 
 def _status(key: str) -> int:

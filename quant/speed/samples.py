@@ -23,12 +23,3 @@ def spread(samples: list[float]) -> dict:
 def ratios_of_pairs(numerators: list[float], denominators: list[float]) -> list[float]:
     """Pair by pair: what drifts between the pairs cancels."""
     return [a / b for a, b in zip(numerators, denominators, strict=True)]
-
-
-def significant(value, digits: int = 6):
-    """Numbers, also inside lists and dicts, rounded to significant digits, so that stored numbers read well and compare."""
-    if isinstance(value, dict):
-        return {key: significant(inner, digits) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [significant(inner, digits) for inner in value]
-    return float(f"{value:.{digits}g}") if isinstance(value, float) else value

@@ -12,20 +12,8 @@ from functools import cache
 
 import torch
 
+from quant.tensor.codebooks import CODEBOOKS
 from quant.tensor.scheme import Scheme
-
-# QLoRA (Dettmers et al. 2023), appendix E: quantiles of a standard normal, scaled to [-1, 1], with an exact zero.
-NF4 = (
-    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
-    -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
-    0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
-)  # fmt: skip
-
-# Sign, two bits of exponent, one of mantissa, over 12; in the order of bitsandbytes' codes, its subnormal included.
-_FP4_POSITIVE = (0.0, 0.005208333333, 0.66666667, 1.0, 0.33333333, 0.5, 0.16666667, 0.25)
-FP4 = _FP4_POSITIVE + tuple(-value for value in _FP4_POSITIVE)
-
-TABLES = {"nf4": NF4, "fp4": FP4}
 
 
 @dataclass(frozen=True)
@@ -71,8 +59,8 @@ class TableGrid:
 @cache
 def grid_of(scheme: Scheme) -> LinearGrid | TableGrid:
     """The grid of a scheme. Symmetric: codes 1 to 2^b - 1 around 2^(b-1); asymmetric: codes 0 to 2^b - 1 upwards."""
-    if scheme.codebook != "linear":
-        return TableGrid(TABLES.get(scheme.codebook, scheme.codebook))
+    if not scheme.is_linear:
+        return TableGrid(scheme.codebook if isinstance(scheme.codebook, tuple) else CODEBOOKS[scheme.codebook].values)
     highest = 2**scheme.bits - 1
     if scheme.symmetric:
         return LinearGrid(lowest=1, highest=highest, offset=2 ** (scheme.bits - 1))

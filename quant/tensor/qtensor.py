@@ -13,13 +13,13 @@ from dataclasses import dataclass
 
 import torch
 
-from quant.tensor import ggml
-from quant.tensor.grids import grid_of
-from quant.tensor.double_quant import BLOCK, DoubleQuantized, double_quantize
 from quant.errors import InputError
-from quant.tensor.scales import choose_range, encode, extremes, stored
+from quant.tensor import ggml
+from quant.tensor.double_quant import BLOCK, DoubleQuantized, double_quantize
+from quant.tensor.grids import grid_of
 from quant.tensor.packing import pack, row_bytes, unpack
 from quant.tensor.parallel import over_cores
+from quant.tensor.scales import choose_range, encode, extremes, stored
 from quant.tensor.scheme import Scheme
 
 CHUNK = 2**20  # weights quantized at a time, which bounds the memory of the intermediates

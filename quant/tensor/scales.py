@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from quant.tensor.grids import LinearGrid, TableGrid
 from quant.errors import InputError
+from quant.tensor.grids import LinearGrid, TableGrid
 from quant.tensor.scheme import Scheme
 
 Pieces = Sequence[torch.Tensor]

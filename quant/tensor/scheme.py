@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 
+from quant.config import check_choice, is_whole, known_keys
 from quant.errors import InputError
+from quant.tensor.codebooks import CODEBOOKS, LINEAR, NAMES
 
-CODEBOOKS = ("linear", "nf4", "fp4")
 SCALE_DTYPES = ("float32", "float16", "bfloat16")
 FITS = ("range", "mse", "hqq", "ggml")
 GGML_TYPES = ((4, True), (4, False), (5, True), (5, False), (8, True))  # Q4_0, Q4_1, Q5_0, Q5_1, Q8_0
@@ -36,34 +37,35 @@ class Scheme:
     def __post_init__(self) -> None:
         if isinstance(self.codebook, list):  # as YAML and JSON give a table
             object.__setattr__(self, "codebook", tuple(self.codebook))
-        if isinstance(self.bits, bool) or not isinstance(self.bits, int) or not 2 <= self.bits <= 8:
+        if not is_whole(self.bits, 2) or self.bits > 8:
             raise InputError(f"bits is {self.bits!r}; expected a whole number from 2 to 8")
-        is_count = isinstance(self.group_size, int) and not isinstance(self.group_size, bool) and self.group_size > 0
-        if not is_count and self.group_size not in ("row", "tensor"):
+        if not is_whole(self.group_size) and self.group_size not in ("row", "tensor"):
             raise InputError(f"group_size is {self.group_size!r}; expected row, tensor or a number of weights such as 64")
         for name in ("symmetric", "double_quant"):
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"{name} is {getattr(self, name)!r}; expected true or false")
-        _check_choice("scale_dtype", self.scale_dtype, SCALE_DTYPES)
-        _check_choice("fit", self.fit, FITS)
+        check_choice("scale_dtype", self.scale_dtype, SCALE_DTYPES)
+        check_choice("fit", self.fit, FITS)
         if isinstance(self.codebook, tuple):
             _check_table(self.codebook, self.bits)
         else:
-            _check_choice("codebook", self.codebook, CODEBOOKS, " or a table of numbers such as [-1, -0.4, 0, 0.4, 1]")
+            check_choice("codebook", self.codebook, NAMES, " or a table of numbers such as [-1, -0.4, 0, 0.4, 1]")
         self._check_combination()
 
     def _check_combination(self) -> None:
-        if self.codebook in ("nf4", "fp4") and self.bits != 4:
-            raise InputError(f"codebook {self.codebook} has 16 values: bits must be 4, found {self.bits}")
-        if self.codebook != "linear" and not self.symmetric:
+        if self.codebook in CODEBOOKS and self.bits != CODEBOOKS[self.codebook].bits:
+            book = CODEBOOKS[self.codebook]
+            raise InputError(f"codebook {self.codebook} has {len(book.values)} values: bits must be {book.bits}, found "
+                             f"{self.bits}")
+        if not self.is_linear and not self.symmetric:
             raise InputError(f"codebook {self._kind} has its own zero: symmetric must be true")
         if self.double_quant and self.scale_dtype != "float32":
             raise InputError(f"double_quant stores scales in 8 bits: scale_dtype must be float32, found {self.scale_dtype}")
-        if self.fit == "hqq" and (self.codebook != "linear" or self.symmetric):
+        if self.fit == "hqq" and (not self.is_linear or self.symmetric):
             raise InputError("fit hqq solves for the zero of linear steps: it needs codebook linear and symmetric false")
         if self.fit == "ggml":
             known = (self.bits, self.symmetric) in GGML_TYPES
-            if not known or (self.group_size, self.codebook, self.scale_dtype) != (32, "linear", "float16") or self.double_quant:
+            if not known or (self.group_size, self.codebook, self.scale_dtype) != (32, LINEAR, "float16") or self.double_quant:
                 raise InputError(
                     f"fit ggml is the rule of Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0, which {self.label} is not; expected bits 4 or 5 "
                     "(8 if symmetric), group_size 32, codebook linear, scale_dtype float16, double_quant false"
@@ -83,6 +85,11 @@ class Scheme:
         return values | ({"codebook": list(self.codebook)} if isinstance(self.codebook, tuple) else {})
 
     @property
+    def is_linear(self) -> bool:
+        """Whether its values are equal steps, rather than a table's."""
+        return self.codebook == LINEAR
+
+    @property
     def label(self) -> str:
         """Short and complete: "int8 row", "nf4 g64 dq", "int4 g32 asym fp16 mse"."""
         span = self.group_size if isinstance(self.group_size, str) else f"g{self.group_size}"
@@ -97,12 +104,7 @@ class Scheme:
     def _kind(self) -> str:
         if isinstance(self.codebook, tuple):
             return f"table{len(self.codebook)}"
-        return f"int{self.bits}" if self.codebook == "linear" else self.codebook
-
-
-def _check_choice(name: str, value, choices: tuple[str, ...], others: str = "") -> None:
-    if value not in choices:
-        raise InputError(f"{name} is {value!r}; expected one of {', '.join(choices)}{others}")
+        return f"int{self.bits}" if self.is_linear else self.codebook
 
 
 def _check_table(table: tuple, bits: int) -> None:
@@ -112,14 +114,3 @@ def _check_table(table: tuple, bits: int) -> None:
         raise InputError(f"codebook is {list(table)}; expected different numbers, and not 0 alone")
     if not 2 ** (bits - 1) < len(table) <= 2**bits:
         raise InputError(f"codebook has {len(table)} values; with bits {bits} expected {2 ** (bits - 1) + 1} to {2**bits}")
-
-
-def known_keys(cls, values: dict, what: str) -> dict:
-    """`values`, or an InputError that names the keys `cls` does not have."""
-    names = [field.name for field in fields(cls)]
-    if not isinstance(values, dict):
-        raise InputError(f"{what} is {values!r}; expected keys and values, of {', '.join(names)}")
-    unknown = sorted(set(values) - set(names))
-    if unknown:
-        raise InputError(f"unknown {what} key {', '.join(map(repr, unknown))}; known: {', '.join(names)}")
-    return values

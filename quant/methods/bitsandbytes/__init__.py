@@ -1,1 +1,53 @@
-""""""
+"""bitsandbytes, through transformers: 8 bits (LLM.int8()) and 4 bits (FP4, NF4, double quantization)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from quant.methods import Look, Method, Sizes, Tell
+from quant.methods.bitsandbytes.spec import BLOCK, Spec
+from quant.model.recipe import Recipe
+from quant.tensor.scheme import Scheme
+
+
+def _build(base: Path, prepared: Path, values: Mapping, out: Path, tell: Tell) -> None:
+    from quant.methods.bitsandbytes.build import build
+
+    build(base, Spec(**values), out)
+
+
+def _sizes(inventory, folder: Path, values: Mapping) -> Sizes:
+    spec, held = Spec(**values), 0
+    for weight in inventory.weights:
+        if not weight.is_block_matrix:
+            held += 4 * weight.count
+        elif spec.type == "int8":
+            held += weight.count + 4 * weight.shape[0]
+        else:
+            blocks = math.ceil(weight.count / BLOCK)
+            held += math.ceil(weight.count / 2) + 4 * 16
+            held += blocks + 4 * math.ceil(blocks / 256) + 4 * 256 + 4 if spec.double_quant else 4 * blocks
+    return Sizes(held, held, build_bytes=4 * inventory.parameters + held)
+
+
+def _recipe(values: Mapping) -> Recipe | None:
+    """The 4-bit types store what a recipe with a scale for every 64 weights stores; int8 multiplies 8-bit activations."""
+    if values["type"] == "int8":
+        return None
+    return Recipe(Scheme(4, BLOCK, codebook=values["type"], double_quant=values["double_quant"]))
+
+
+METHOD = Method(
+    label="bitsandbytes",
+    resolve=lambda defaults, row: asdict(Spec.from_dict({**defaults, **row})),
+    build=_build,
+    sizes=_sizes,
+    nominal_bits=lambda values: 8 if values["type"] == "int8" else 4,
+    recipe=_recipe,
+    libraries=("bitsandbytes", "accelerate"),
+    imports=("accelerate", "bitsandbytes"),
+    look=Look("#E69F00", "^", "//"),
+)

@@ -10,23 +10,12 @@ from __future__ import annotations
 import runpy
 import sys
 
-from quant.runners.llama_cpp import library as llama_cpp
-
-PROBE = "Hello  world's 3 cats,\tand\n\n2026 don't -- naïve ✅ 我想 x=1;  end "
-
-
-def splits_like_gpt2(backend) -> bool:
-    """Whether a tokenizer of the library tokenizers cuts text into words exactly as GPT-2's byte-level BPE does."""
-    from tokenizers import pre_tokenizers
-
-    if backend is None or backend.pre_tokenizer is None or backend.normalizer is not None:
-        return False
-    gpt2 = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    return backend.pre_tokenizer.pre_tokenize_str(PROBE) == gpt2.pre_tokenize_str(PROBE)
+from quant.gguf.library import home as llama_cpp_home
+from quant.methods.llama_cpp.support import splits_like_gpt2
 
 
 def main() -> None:
-    home = llama_cpp.home()
+    home = llama_cpp_home()
     sys.path.insert(0, str(home / "gguf-py"))
     sys.path.insert(0, str(home))
     from conversion.base import TextModel

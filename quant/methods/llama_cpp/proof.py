@@ -7,20 +7,21 @@ from pathlib import Path
 
 import torch
 
-from quant.methods.llama_cpp import quantize as gguf
-from quant.runners.llama_cpp.runner import LlamaCppRunner
+from quant.methods.llama_cpp.convert import convert
+from quant.methods.llama_cpp.quantize import Spec, quantize
+from quant.runners import open_runner
 
 TYPES = ("F16", "BF16", "Q8_0", "Q4_0", "Q4_K_M")
-EMBEDDED = Path(__file__).resolve().parents[2] / "models" / "embedded"
+EMBEDDED = Path(__file__).resolve().parents[3] / "models" / "embedded"
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        gguf.convert(EMBEDDED, folder / "converted")
+        convert(EMBEDDED, folder / "converted")
         for file_type in TYPES:
-            gguf.quantize(folder / "converted" / "model.gguf", gguf.Spec(file_type), folder / file_type)
-            runner = LlamaCppRunner(folder / file_type / "model.gguf")
+            quantize(folder / "converted" / "model.gguf", Spec(file_type), folder / file_type)
+            runner = open_runner(folder / file_type)
             logits = runner.logits(torch.arange(64).view(1, 64))
             if not torch.isfinite(logits).all() or logits.std() == 0:
                 raise SystemExit(f"llama.cpp's logits of type {file_type} are not finite numbers")

@@ -20,7 +20,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from quant.runners.llama_cpp.library import OWN
+from quant.gguf.library import OWN
 
 VERSION = "0.3.36"
 HOME = Path(sys.prefix) / "llama.cpp"
@@ -118,7 +118,7 @@ def _build_library(source: Path, build: Path, flags: list[str]) -> None:
 
 def _proved() -> bool:
     """Whether a child process gets through everything the pipeline asks of llama.cpp."""
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     done = subprocess.run([sys.executable, "-m", "quant.methods.llama_cpp.proof"], cwd=root, capture_output=True, text=True)
     if done.returncode:
         print(done.stdout + done.stderr, file=sys.stderr, flush=True)

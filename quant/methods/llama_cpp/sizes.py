@@ -1,4 +1,4 @@
-"""What llama.cpp's quantizer will make of a weight, foretold from its shape: the types it takes, and their bytes.
+"""Predicts from shapes which type llama.cpp gives each weight, and its bytes.
 
 Follows llama.cpp's src/llama-quant.cpp for the usual types. In the mixed ones (the _S, _M and _L of K-quants) which layers get
 the larger type depends on the layer; here they share it evenly, so sizes are right to a few per cent.
@@ -10,12 +10,14 @@ import math
 from collections.abc import Sequence
 
 from quant.errors import InputError
+from quant.methods import Sizes
+from quant.model.inventory import Inventory, Weight
 
 BLOCK = 256  # weights of a row that a K-quant packs together
 PLAIN = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
 K_QUANTS = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
-INSTEAD = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}  # where rows don't fit the block
-MORE = {"Q3_K_M": "Q4_K", "Q3_K_L": "Q5_K", "Q4_K_M": "Q6_K", "Q5_K_M": "Q6_K"}  # for half of v and down
+FALLBACKS = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}  # where rows don't fit the block
+LARGER_TYPES = {"Q3_K_M": "Q4_K", "Q3_K_L": "Q5_K", "Q4_K_M": "Q6_K", "Q5_K_M": "Q6_K"}  # for half of v and down
 
 
 def main_type(file_type: str) -> str:
@@ -30,7 +32,7 @@ def main_type(file_type: str) -> str:
 def fitting(kind: str, row: int) -> str:
     """The type a matrix gets whose rows are `row` weights long: `kind`, or what llama.cpp takes instead."""
     if kind in K_QUANTS and row % BLOCK:
-        kind = INSTEAD[kind]
+        kind = FALLBACKS[kind]
     return "F16" if kind.startswith("Q") and row % 32 else kind
 
 
@@ -41,8 +43,8 @@ def types_of(file_type: str, roles: Sequence[str], shape: Sequence[int], is_outp
     kind, row = main_type(file_type), shape[-1]
     if kind.startswith("Q") and kind != "Q8_0" and is_output:
         return [fitting("Q6_K", row)]
-    if file_type in MORE and {"v", "down"} & set(roles):
-        return [fitting(kind, row), fitting(MORE[file_type], row)]
+    if file_type in LARGER_TYPES and {"v", "down"} & set(roles):
+        return [fitting(kind, row), fitting(LARGER_TYPES[file_type], row)]
     return [fitting(kind, row)]
 
 
@@ -52,3 +54,28 @@ def stored_bytes(kind: str, shape: Sequence[int]) -> float:
 
     block, size = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
     return math.prod(shape) / block * size
+
+
+def sizes(inventory: Inventory, file_type: str) -> Sizes:
+    """Bytes of a whole file of a type. Its weights are held as they are stored, and made from the converted file."""
+    total, unfit = 0.0, {}
+    main = main_type(file_type)
+    matrices = [weight for weight in inventory.weights if weight.is_block_matrix]
+    for weight in inventory.weights:
+        kinds = _types(inventory, weight, file_type)
+        total += sum(stored_bytes(kind, weight.shape) for kind in kinds) / len(kinds)
+    for weight in matrices:
+        row = weight.shape[-1]
+        if fitting(main, row) != main:
+            unfit.setdefault((row, fitting(main, row)), []).append(weight)
+    note = "; ".join(f"{len(found)} of {len(matrices)} matrices have rows of {row}, which its blocks don't divide: {kind} instead"
+                     for (row, kind), found in unfit.items())
+    converted = inventory.stored_bytes
+    return Sizes(total, total, build_bytes=converted, note=note or None, prepared_bytes=converted)
+
+
+def _types(inventory: Inventory, weight: Weight, file_type: str) -> list[str]:
+    is_position = weight.roles == ("embedding",) and weight.module != inventory.architecture.main_embedding
+    if is_position or weight.is_bias or weight.roles in (("norm",), ("other",)):
+        return ["F32"]
+    return types_of(file_type, weight.roles, weight.shape, is_output=weight is inventory.head)

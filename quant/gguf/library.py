@@ -1,15 +1,12 @@
 """Where llama.cpp is: its library, its Python bindings and its converter.
 
-Set-up puts a pinned llama.cpp into the virtual environment (quant/methods/llama_cpp_setup.py). The environment
+Set-up puts a pinned llama.cpp into the virtual environment (quant/methods/llama_cpp/setup.py). The environment
 variable LLAMA_CPP names a llama.cpp checkout of the user's own, with a shared library built in it.
 """
 
 from __future__ import annotations
 
-import ast
-import hashlib
 import os
-import re
 import sys
 from functools import cache
 from pathlib import Path
@@ -50,31 +47,9 @@ def bindings():
     return low_level
 
 
-def supported_architectures() -> set[str]:
-    """The architectures (as config.json names them) that the converter knows, read without running it."""
-    tree = ast.parse((home() / "conversion" / "__init__.py").read_text(encoding="utf-8"))
-    for node in tree.body:
-        if isinstance(node, ast.AnnAssign) and getattr(node.target, "id", "") == "TEXT_MODEL_MAP":
-            return set(ast.literal_eval(node.value))
-    raise InputError(f"{home()}/conversion has no TEXT_MODEL_MAP; expected llama.cpp of llama-cpp-python 0.3.36 or close to it")
-
-
-def knows_pre_tokenizer(tokenizer) -> bool:
-    """Whether the converter recognizes how a BPE of the library tokenizers splits text: by a hash of what it makes of a text."""
-    source = (home() / "conversion" / "base.py").read_text(encoding="utf-8")
-    probe = re.search(r"^ +chktxt = ('.*')$", source, re.MULTILINE)
-    known = set(re.findall(r'if chkhsh == "([0-9a-f]{64})"', source))
-    if probe is None or not known:
-        raise InputError(f"{home()}/conversion/base.py has no list of tokenizers; expected llama.cpp of llama-cpp-python 0.3.36 "
-                         "or close to it")
-    ids = tokenizer.encode(ast.literal_eval(probe[1])).ids
-    return hashlib.sha256(str(ids).encode()).hexdigest() in known
-
-
 @cache
 def _log_callback():
     """llama.cpp writes its log to this; kept alive for as long as the library may call it."""
     import llama_cpp.llama_cpp as low_level
 
     return low_level.llama_log_callback(lambda *_: None)
-

@@ -14,9 +14,9 @@ import numpy
 import torch
 
 from quant.errors import InputError
-from quant.runners.llama_cpp import library as llama_cpp
-from quant.methods.llama_cpp.quantize import check_gguf
-from quant.runners import Held
+from quant.gguf.header import check_gguf
+from quant.gguf.library import bindings
+from quant.runners import Options, StoredTensor
 
 ROLES = {
     "attn_q": ("q",), "attn_k": ("k",), "attn_v": ("v",), "attn_qkv": ("q", "k", "v"), "attn_output": ("o",),
@@ -32,20 +32,25 @@ LAYOUTS = {
 }  # fmt: skip
 
 
-class LlamaCppRunner:
-    def __init__(self, path: Path, threads: int | None = None, room: int | None = None):
+class Runner:
+    """The model.gguf of a folder. llama.cpp has its own dtype of activations, and here runs on the processor."""
+
+    def __init__(self, folder: Path, options: Options):
+        path = Path(folder) / "model.gguf"
+        if not path.is_file():
+            raise InputError(f"{folder} has no model.gguf; run dvc repro to make it")
         check_gguf(path)
-        self._api = api = llama_cpp.bindings()
+        self._api = api = bindings()
         self._path = path
         self._model = api.llama_model_load_from_file(str(path).encode(), api.llama_model_default_params())
         if not self._model:
             raise InputError(f"llama.cpp can't load {path}; make it again with dvc repro")
         self.vocabulary = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self._model))
-        self.context = min(api.llama_model_n_ctx_train(self._model), room or sys.maxsize)
-        options = api.llama_context_default_params()
-        options.n_ctx = options.n_batch = options.n_ubatch = self.context
-        options.n_threads = options.n_threads_batch = threads or os.cpu_count() or 1
-        self._context = api.llama_init_from_model(self._model, options)
+        self.context = min(api.llama_model_n_ctx_train(self._model), options.max_tokens or sys.maxsize)
+        settings = api.llama_context_default_params()
+        settings.n_ctx = settings.n_batch = settings.n_ubatch = self.context
+        settings.n_threads = settings.n_threads_batch = options.threads or os.cpu_count() or 1
+        self._context = api.llama_init_from_model(self._model, settings)
         if not self._context:
             raise InputError(f"llama.cpp can't make a context of {self.context} tokens for {path}")
         self._batch = api.llama_batch_init(self.context, 0, 1)
@@ -69,7 +74,7 @@ class LlamaCppRunner:
         self._feed([token], every_logit=False)
         return int(self._read_logits(1).argmax())
 
-    def tensors(self) -> list[Held]:
+    def tensors(self) -> list[StoredTensor]:
         reader = self._read_file()
         names = {tensor.name for tensor in reader.tensors}
         return [part for tensor in reader.tensors for part in _parts(tensor, is_tied="output.weight" not in names)]
@@ -109,23 +114,23 @@ class LlamaCppRunner:
 
 
 def import_libraries(_: Path) -> None:
-    llama_cpp.bindings()
+    bindings()
 
 
-def _parts(tensor, is_tied: bool) -> Iterator[Held]:
+def _parts(tensor, is_tied: bool) -> Iterator[StoredTensor]:
     """What a tensor of a GGUF file holds; a block's codes and scales apart."""
     from gguf import GGML_QUANT_SIZES
 
     kind, size = tensor.tensor_type.name.lower(), int(tensor.n_bytes)
     roles = _roles(tensor.name, is_tied)
     if kind in FLOATS or kind not in LAYOUTS:
-        yield Held(tensor.name, roles, "floats" if kind in FLOATS else "blocks", FLOATS.get(kind, kind), size)
+        yield StoredTensor(tensor.name, roles, "floats" if kind in FLOATS else "blocks", FLOATS.get(kind, kind), size)
         return
     scales, zeros = LAYOUTS[kind]
     block = GGML_QUANT_SIZES[tensor.tensor_type][1]
     for part, share in (("codes", block - scales - zeros), ("scales", scales), ("zeros", zeros)):
         if share:
-            yield Held(tensor.name, roles, part, kind, size // block * share)
+            yield StoredTensor(tensor.name, roles, part, kind, size // block * share)
 
 
 def _roles(name: str, is_tied: bool) -> tuple[str, ...]:

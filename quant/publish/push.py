@@ -15,35 +15,18 @@ from pathlib import Path
 import jinja2
 import yaml
 
-from quant.hub import client as hub
 from quant.errors import InputError
 from quant.files import read_json, sha256_of
+from quant.hub import client
 from quant.hub.license import License
+from quant.methods import UNQUANTIZED, Method
 from quant.progress import size
+from quant.report.metrics import CARD_METRICS
 from quant.variants import Variant
 
 HERE = Path(__file__).parent
-BASE = Path("models/base")
 LEFT_OUT = {"manifest.json", "README.md"}  # of this pipeline, and made anew
 KEPT_ON_HUB = {".gitattributes"}  # what an empty repository holds
-METHODS = {
-    "scratch": "quantized from scratch, weights only",
-    "bnb": "bitsandbytes",
-    "gguf": "llama.cpp's quantizer",
-}
-TABLE = {  # metric: heading and format
-    "ppl": ("perplexity per token", "{:.4f}"),
-    "ppl_change_pct": ("change from the base, %", "{:+.3f}"),
-    "kld_mnats": ("divergence from the base (KLD), thousandths of a nat", "{:.3f}"),
-    "top1_agree_pct": ("same likeliest next token as the base, %", "{:.2f}"),
-    "bits_per_weight": ("bits per weight, as held in memory, scales included", "{:.2f}"),
-    "weights_mib": ("weights in memory, MiB", "{:.1f}"),
-    "disk_mib": ("weights on disk, MiB", "{:.1f}"),
-    "peak_rss_mib": ("peak memory of a process that generates, MiB", "{:.0f}"),
-    "decode_ms_per_token": ("milliseconds per generated token", "{:.2f}"),
-    "decode_speedup": ("speed of generating, relative to the base", "{:.2f}"),
-}
-
 
 @dataclass(frozen=True)
 class Publication:
@@ -63,34 +46,42 @@ class Publication:
         return "\n".join([*lines, *([f"warning: {self.warning}"] if self.warning else [])])
 
 
-def publication(variant: Variant, repo: str, reports: Path = Path("reports"), code: str | None = None) -> Publication:
-    """The files of a variant and its card. code: where a reader of the card finds this pipeline.
+def publication(variant: Variant, folder: Path, base: Path, text: Path, repo: str, reports: Path,
+                code: str | None = None) -> Publication:
+    """The files of a variant in `folder`, and its card. base, text: folders of the base and of the text it was measured on;
+    code: where a reader of the card finds this pipeline.
 
     Raises InputError if the variant is no quantized one, has not been made, or has not been measured.
     """
-    if not hub.is_repo_id(repo):
+    if not client.is_repo_id(repo):
         raise InputError(f"--repo is {repo!r}; expected owner/name, such as me/gpt2-{variant.name}")
-    if variant.family == "float":
+    if not is_shareable(variant):
         raise InputError(f"{variant.name} is the base model as it was given; push a quantized variant")
-    if not (variant.folder / "manifest.json").is_file():
-        raise InputError(f"{variant.folder} is not there, or not whole; run dvc repro, which makes it")
-    base = read_json(BASE / "manifest.json")
-    files = {path.relative_to(variant.folder).as_posix(): path for path in sorted(variant.folder.rglob("*"))
+    if not (folder / "manifest.json").is_file():
+        raise InputError(f"{folder} is not there, or not whole; run dvc repro, which makes it")
+    about = read_json(base / "manifest.json")
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*"))
              if path.is_file() and path.name not in LEFT_OUT}
-    if variant.family == "gguf":
-        file_type = read_json(variant.folder / "manifest.json")["type"]
-        files = {f"{Path(base['source']).name}-{file_type}.gguf": variant.folder / "model.gguf"}
-    card = render_card(variant, repo, base, list(files), reports, code)
-    return Publication(variant.name, repo, files, card, License(**base["license"]).warning)
+    if variant.method.published_name:
+        (path,) = files.values()
+        files = {variant.method.published_name(variant.values, Path(about["source"]).name): path}
+    card = render_card(variant, folder, repo, about, list(files), text, reports, code)
+    return Publication(variant.name, repo, files, card, License(**about["license"]).warning)
 
 
-def render_card(variant: Variant, repo: str, base: Mapping, names: list[str], reports: Path, code: str | None) -> str:
+def is_shareable(variant: Variant) -> bool:
+    """Whether it has weights of its own: the base and what points to it have none."""
+    return variant.method.name != UNQUANTIZED
+
+
+def render_card(variant: Variant, folder: Path, repo: str, base: Mapping, names: list[str], text: Path, reports: Path,
+                code: str | None) -> str:
     """README.md: front matter that the Hub reads, what this is, the table, how to load it, and the licence."""
-    manifest = read_json(variant.folder / "manifest.json")
+    manifest = read_json(folder / "manifest.json")
     quality = _measured(reports / "quality" / f"{variant.name}.json")
     metrics, base_metrics = (_measured(reports / "metrics" / f"{name}.json") for name in (variant.name, "base"))
-    rows = [(heading, form.format(base_metrics[key]), form.format(metrics[key]))
-            for key, (heading, form) in TABLE.items() if key in metrics]
+    rows = [(metric.sentence, metric.format(base_metrics[metric.key]), metric.format(metrics[metric.key]))
+            for metric in CARD_METRICS if metric.key in metrics]
     license = License(**base["license"])
     if base["revision"] is None:  # a folder's path tells about this machine, and nothing to a reader
         base = {**base, "source": Path(base["source"]).name}
@@ -98,21 +89,21 @@ def render_card(variant: Variant, repo: str, base: Mapping, names: list[str], re
         license = replace(license, link=f"https://huggingface.co/{base['source']}/blob/{base['revision']}/{license.link}")
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(HERE), undefined=jinja2.StrictUndefined, trim_blocks=True,
                                      lstrip_blocks=True, keep_trailing_newline=True, autoescape=False)
+    loading = environment.from_string(variant.method.text("card.md.jinja") or "").render(repo=repo, names=names, code=code)
     return environment.get_template("card.md.jinja").render(
-        front=_front_matter(base, license, manifest["method"]),
+        front=_front_matter(base, license, variant.method),
         name=repo.split("/")[1],
         repo=repo,
         base=base,
-        family=variant.family,
-        method=METHODS[variant.family],
+        method=variant.method.label,
         scheme=_scheme(manifest),
+        loading=loading,
         metrics=metrics,
         rows=rows,
         protocol=quality["protocol"],
-        corpus=read_json(Path("data/eval/corpus.json")),
+        corpus=read_json(text / "corpus.json"),
         names=names,
         license=license,
-        code=code,
     )
 
 
@@ -132,19 +123,20 @@ def push(what: Publication, revision: str | None, public: bool, confirm: Callabl
     if not sys.stderr.isatty():  # in a file a bar is noise
         disable_progress_bars()
     api = HfApi()
-    with hub.in_one_line(what.repo, revision):
+    with client.in_one_line(what.repo, revision):
         def listed(branch: str | None):
-            return hub.patiently(lambda: api.model_info(what.repo, revision=branch, files_metadata=True, timeout=hub.TIMEOUT))
+            return client.patiently(
+                lambda: api.model_info(what.repo, revision=branch, files_metadata=True, timeout=client.TIMEOUT))
 
         try:
             info = listed(None)
         except RepositoryNotFoundError:
-            hub.patiently(lambda: api.create_repo(what.repo, private=not public, exist_ok=True))
+            client.patiently(lambda: api.create_repo(what.repo, private=not public, exist_ok=True))
             info = listed(None)
         if revision is not None:
-            hub.patiently(lambda: api.create_branch(what.repo, branch=revision, exist_ok=True))
+            client.patiently(lambda: api.create_branch(what.repo, branch=revision, exist_ok=True))
             info = listed(revision)
-        files = hub.files_of(info)
+        files = client.files_of(info)
         if _is_there(what, files):
             return f"already there: {_address(what, info.sha)}"
         held = set(files) - KEPT_ON_HUB
@@ -153,28 +145,28 @@ def push(what: Publication, revision: str | None, public: bool, confirm: Callabl
                              "--revision BRANCH, confirm when asked, or choose another name")
         operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in what.files.items()]
         operations.append(CommitOperationAdd(path_in_repo="README.md", path_or_fileobj=what.card.encode()))
-        done = hub.patiently(lambda: api.create_commit(
+        done = client.patiently(lambda: api.create_commit(
             what.repo, operations, commit_message=f"{what.variant}: quantized weights and card", revision=revision,
             parent_commit=info.sha))
     return f"pushed: {_address(what, done.oid)}"
 
 
-def _is_there(what: Publication, files: Mapping[str, hub.RemoteFile]) -> bool:
+def _is_there(what: Publication, files: Mapping[str, client.RemoteFile]) -> bool:
     """Whether a repository with these files holds what would be sent, byte for byte."""
     def same(name: str, path: Path) -> bool:
         there = files[name]
         return there.size == path.stat().st_size and (
-            sha256_of(path) == there.sha256 if there.sha256 else hub.git_hash(path.read_bytes()) == there.git_sha1)
+            sha256_of(path) == there.sha256 if there.sha256 else client.git_hash(path.read_bytes()) == there.git_sha1)
 
     if not {*what.files, "README.md"} <= set(files):
         return False
-    return hub.git_hash(what.card.encode()) == files["README.md"].git_sha1 and all(map(same, what.files, what.files.values()))
+    return client.git_hash(what.card.encode()) == files["README.md"].git_sha1 and all(map(same, what.files, what.files.values()))
 
 
 def _address(what: Publication, commit: str) -> str:
     from huggingface_hub import constants
 
-    return hub.without_secrets(f"{constants.ENDPOINT}/{what.repo}/tree/{commit}")
+    return client.without_secrets(f"{constants.ENDPOINT}/{what.repo}/tree/{commit}")
 
 
 def _question(what: Publication, held: set[str]) -> str:
@@ -183,16 +175,15 @@ def _question(what: Publication, held: set[str]) -> str:
             f"would be replaced. Type {what.repo} to go on: ")
 
 
-def _front_matter(base: Mapping, license: License, method: str) -> str:
+def _front_matter(base: Mapping, license: License, method: Method) -> str:
     values: dict = {}
     if base["revision"]:  # a folder on this machine has no page to link to
         values |= {"base_model": base["source"], "base_model_relation": "quantized"}
     if license.id and "," not in license.id:
         values |= {"license": license.id}
         values |= {key: value for key, value in (("license_name", license.name), ("license_link", license.link)) if value}
-    is_gguf = method == "llama.cpp"
-    values |= {"pipeline_tag": "text-generation", "library_name": "gguf" if is_gguf else "transformers",
-               "tags": ["quantized", "gguf" if is_gguf else method]}
+    tag = method.hub_library if method.hub_library != "transformers" else method.name
+    values |= {"pipeline_tag": "text-generation", "library_name": method.hub_library, "tags": ["quantized", tag]}
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True).strip()
 
 

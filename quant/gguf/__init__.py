@@ -1,0 +1,1 @@
+"""llama.cpp's library and its file format, GGUF: what both its quantizer and its runner need."""

@@ -1,0 +1,65 @@
+"""A Hugging Face folder to GGUF, in the precision it is stored in, by llama.cpp's own converter in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from quant.errors import InputError
+from quant.files import atomic_folder, read_json, write_json, write_manifest
+from quant.methods.llama_cpp.support import supported_architectures
+from quant.model.checkpoint import Checkpoint
+
+OUTTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+
+
+def convert(base: Path, out: Path) -> None:
+    """The model in `base`, in the precision it is stored in, to out/model.gguf, by llama.cpp's converter.
+
+    Raises InputError, before any work, where llama.cpp has no such architecture.
+    """
+    checkpoint = Checkpoint(base)
+    names = checkpoint.config.get("architectures") or []
+    if not set(names) & supported_architectures():
+        raise InputError(f"llama.cpp has no architecture for {', '.join(names) or checkpoint.config['model_type']}; "
+                         "remove its rows from `variants` in params.yaml (method: llama_cpp)")
+    outtype = OUTTYPES.get(checkpoint.inventory.dtype, "f32")
+    with atomic_folder(out) as folder, tempfile.TemporaryDirectory() as beside:
+        about = Path(beside) / "metadata.json"
+        write_json(about, metadata(base))
+        command = [sys.executable, "-m", "quant.methods.llama_cpp.converter", str(base), "--outfile",
+                   str(folder / "model.gguf"), "--outtype", outtype, "--metadata", str(about)]
+        done = subprocess.run(command, env=_child_environment(), capture_output=True, text=True)
+        if done.returncode:
+            lines = (done.stderr or done.stdout).strip().splitlines()
+            raise InputError(f"llama.cpp's converter refused {base}: {lines[-1] if lines else done.returncode}")
+        write_manifest(folder, {"method": "llama_cpp", "runtime": "llama_cpp", "type": outtype.upper()})
+
+
+def metadata(base: Path) -> dict[str, str | list]:
+    """What a GGUF file says of itself, in GGUF's keys: the model's name and where it came from, as its manifest has it.
+
+    The type is not here: the quantizer writes it itself (general.file_type).
+    """
+    path = Path(base) / "manifest.json"
+    manifest = read_json(path) if path.is_file() else {"source": Path(base).name, "revision": None}
+    source, commit = manifest["source"], manifest["revision"]
+    name = Path(source).name
+    about: dict[str, str | list] = {
+        "general.name": name,
+        "general.description": f"{f'{source} at commit {commit}' if commit else name}, converted by llama.cpp",
+    }
+    if commit:
+        url = f"https://huggingface.co/{source}"
+        about["general.source.url"] = f"{url}/tree/{commit}"
+        about["general.source.repo_url"] = url
+        about["general.base_models"] = [{"name": name, "organization": source.split("/")[0], "repo_url": url}]
+    return about
+
+
+def _child_environment() -> dict[str, str]:
+    root = str(Path(__file__).resolve().parents[3])
+    return {**os.environ, "PYTHONPATH": root, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}

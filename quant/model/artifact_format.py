@@ -1,0 +1,32 @@
+"""The `quantization_config` of an artifact: which module holds what, and under which scheme.
+
+    {"quant_method": "qtensor", "schemes": [...], "modules": {module: {part: {"scheme": index or null, "ranges": rows}}}}
+
+A module has one part, or several where it is a fused matrix whose roles are stored apart; a part with a scheme is stored as
+the tensors of quant.tensor.qtensor.layout, one without as a plain weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from quant.model.selection import Selected
+
+METHOD = "qtensor"
+
+
+def quantization_config(weights: list[Selected]) -> dict:
+    """What stands in the artifact's config.json; each scheme is written once."""
+    schemes: list[dict] = []
+    modules: dict[str, Mapping] = {}
+    for selected in weights:
+        if not selected.is_quantized:
+            continue
+        parts = {}
+        for part in selected.parts:
+            if part.scheme and part.scheme.to_dict() not in schemes:
+                schemes.append(part.scheme.to_dict())
+            scheme = schemes.index(part.scheme.to_dict()) if part.scheme else None
+            parts[part.name] = {"scheme": scheme, "ranges": [list(r) for r in part.ranges]}
+        modules[selected.weight.module] = parts
+    return {"quant_method": METHOD, "schemes": schemes, "modules": modules}

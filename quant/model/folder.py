@@ -1,0 +1,78 @@
+"""The files of a model's folder, or of a repository: which of them are weights, and which belong to a model besides them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Collection
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from quant.errors import InputError, first_line
+from quant.files import read_json
+
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+COMPANIONS = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json",
+              "generation_config.json", "chat_template*", "spiece.model")
+COMPANION_KINDS = (".json", ".txt", ".model", ".jinja")  # never code, never pickle
+
+
+def is_companion(name: str) -> bool:
+    """Whether a file belongs to a model besides its weights and config: the tokenizer, the chat template."""
+    return name.endswith(COMPANION_KINDS) and any(fnmatchcase(name, pattern) for pattern in COMPANIONS)
+
+
+def copy_companions(source: Path, out: Path) -> None:
+    """The tokenizer and what else belongs to a model besides its weights and config."""
+    for path in sorted(Path(source).iterdir()):
+        if is_companion(path.name):
+            shutil.copyfile(path, out / path.name)
+
+
+def require_tokenizer(folder: Path) -> None:
+    """Raise InputError where a folder has none."""
+    if not any((folder / name).is_file() for name in TOKENIZERS):
+        raise InputError(f"{folder} has no tokenizer; expected {' or '.join(TOKENIZERS)} beside the weights")
+
+
+def weight_paths(folder: Path) -> list[Path]:
+    """The safetensors files of a folder: those its index names, or model.safetensors."""
+    folder = Path(folder)
+    held = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    shards = shard_names(folder / INDEX) if INDEX in held else None
+    return [folder / name for name in weight_files(held, shards, str(folder))]
+
+
+def weight_files(held: Collection[str], shards: list[str] | None, where: str) -> list[str]:
+    """Names of the files of weights among the files `held`. shards: those that the index names, None where there is none.
+
+    Raises InputError, with `where` in it, if one is missing, or if there are pickles only.
+    """
+    if shards is not None:
+        missing = [name for name in shards if name not in held]
+        if missing:
+            raise InputError(f"{where} lacks {', '.join(missing)}, which its index names; fetch the model again")
+        return shards
+    if SINGLE in held:
+        return [SINGLE]
+    pickles = sorted(name for name in held if any(fnmatchcase(name, pattern) for pattern in PICKLES))
+    if pickles:
+        raise InputError(f"{where} has pickle weights only ({pickles[0]}), which can run code when opened; take a revision or a "
+                         "copy of the model that has safetensors (the Hub often offers one as a pull request: "
+                         "model.revision=refs/pr/1), or convert them where you trust them")
+    raise InputError(f"{where} has no {SINGLE}; expected weights in safetensors")
+
+
+def shard_names(index: Path) -> list[str]:
+    """The files that an index of weights names. Raises InputError unless each is a safetensors file beside it."""
+    try:
+        names = sorted(set(read_json(index)["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise InputError(f"{index} is not an index of weights ({first_line(error)}); fetch the model again") from None
+    if not names:
+        raise InputError(f"{index} names no file of weights; fetch the model again")
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+            raise InputError(f"{index} names {name!r}; expected safetensors files in its own folder; refused")
+    return names

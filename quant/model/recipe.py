@@ -1,0 +1,79 @@
+"""Recipe: a scheme, and the weights that it is for.
+
+`include` and `exclude` take roles (q k v o up gate down embedding head norm), groups of roles (attention mlp) and
+shell patterns of module names (`transformer.h.0.*`, `*`); a role reaches its rows inside a fused matrix too. `blocks`
+narrows the selection to decoder blocks: `[0, 3-5]`. `schemes` overrides the scheme for a role or group. A tied head
+shares the embedding's codes: choosing one chooses both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+
+from quant.config import known_keys
+from quant.errors import InputError
+from quant.model.architectures import GROUPS, ROLES
+from quant.tensor.scheme import Scheme
+
+
+@dataclass(frozen=True)
+class Recipe:
+    scheme: Scheme
+    include: tuple[str, ...] = ("attention", "mlp")
+    exclude: tuple[str, ...] = ()
+    blocks: tuple[int | str, ...] | None = None
+    schemes: Mapping[str, Mapping] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, values: Mapping, start: Scheme) -> Recipe:
+        """A row of params.yaml: keys of the scheme override `start`, the others select."""
+        scheme_keys = {f.name for f in fields(Scheme)}
+        selection_keys = {f.name for f in fields(cls)} - {"scheme"}
+        unknown = sorted(set(values) - scheme_keys - selection_keys)
+        if unknown:
+            known = ", ".join(sorted(scheme_keys | selection_keys))
+            raise InputError(f"unknown recipe key {', '.join(map(repr, unknown))}; known: {known}")
+        selection = {key: values[key] for key in selection_keys & set(values)}
+        for key in ("include", "exclude", "blocks"):
+            if isinstance(selection.get(key), list | tuple):
+                selection[key] = tuple(selection[key])
+            elif selection.get(key) is not None:
+                raise InputError(f"recipe key {key} is {selection[key]!r}; expected a list")
+        scheme = start.override({key: values[key] for key in scheme_keys & set(values)})
+        return cls(scheme, **known_keys(cls, selection, "recipe"))
+
+    def to_dict(self) -> dict:
+        """Plain values, as JSON gives them back; `from_dict` of them is this recipe."""
+        selection = {"include": list(self.include), "exclude": list(self.exclude),
+                     "blocks": None if self.blocks is None else list(self.blocks),
+                     "schemes": {term: dict(values) for term, values in self.schemes.items()}}
+        return self.scheme.to_dict() | selection
+
+    def scheme_for(self, roles: set[str]) -> Scheme:
+        """The scheme of a weight of these roles."""
+        scheme = self.scheme
+        for term, values in self.schemes.items():
+            if not is_role(term):
+                raise InputError(f"schemes names {term!r}; expected a role or group: {', '.join((*GROUPS, *ROLES))}")
+            if roles & set(GROUPS.get(term, (term,))):
+                scheme = scheme.override(dict(values))
+        return scheme
+
+    @property
+    def block_numbers(self) -> set[int] | None:
+        """[0, "3-5"] -> {0, 3, 4, 5}; None where every block is meant."""
+        if self.blocks is None:
+            return None
+        numbers: set[int] = set()
+        for item in self.blocks:
+            first, _, last = str(item).partition("-")
+            if not first.isdigit() or not (last or first).isdigit():
+                raise InputError(f"blocks holds {item!r}; expected a number or a range such as 3-5")
+            numbers |= set(range(int(first), int(last or first) + 1))
+        return numbers
+
+
+def is_role(term: str) -> bool:
+    """Whether a term names a role or a group of roles; otherwise it is a pattern of module names."""
+    return term in ROLES or term in GROUPS

@@ -1,0 +1,158 @@
+"""Files of safetensors, read and written one tensor at a time.
+
+Reading checks the whole header before the first byte of data is used, and reads with plain file reads
+(mapping a file would count all of it as memory). Format: https://github.com/huggingface/safetensors
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from quant.errors import InputError, first_line
+from quant.files import write_json
+from quant.model.folder import INDEX, SINGLE
+
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+LARGEST_HEADER = 100 * 2**20
+SHARD_BYTES = 4 * 10**9
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    file: Path | None = None
+    offset: int = 0  # of the first byte, in the file
+
+    @property
+    def count(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        return self.count * self.dtype.itemsize
+
+
+def read_header(path: Path) -> dict[str, TensorInfo]:
+    """Names, dtypes, shapes and places of a file's tensors, every one checked against the file's size."""
+    path = Path(path)
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else -1
+        if not 2 <= length <= min(LARGEST_HEADER, size - 8):
+            raise InputError(f"{path} is no whole safetensors file: {size} bytes, a header of {max(length, 0)}; "
+                             "fetch it again")
+        try:
+            header = json.loads(file.read(length))
+            header.pop("__metadata__", None)
+            infos = {name: _tensor_info(path, 8 + length, entry) for name, entry in header.items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{path} has a corrupt header ({first_line(error)}); fetch it again") from None
+    end = 8 + length
+    for name, info in sorted(infos.items(), key=lambda item: item[1].offset):
+        if info.offset != end:
+            raise InputError(f"{path}: {name} starts at byte {info.offset}, expected {end}; fetch it again")
+        end += info.bytes
+    if end != size:
+        raise InputError(f"{path} has {size} bytes, its header says {end}: cut off or overlong; fetch it again")
+    return infos
+
+
+def _tensor_info(path: Path, data: int, entry: Mapping) -> TensorInfo:
+    begin, stop = entry["data_offsets"]
+    shape = entry["shape"]
+    if entry["dtype"] not in DTYPES:
+        raise InputError(f"{path} holds tensors of dtype {entry['dtype']}; expected one of {', '.join(DTYPES)}, so give a copy "
+                         "of the model in 16 or 32 bits")
+    if not all(isinstance(n, int) and n >= 0 for n in (*shape, begin, stop)):
+        raise ValueError(f"shape {shape}, offsets {begin} to {stop}")
+    info = TensorInfo(DTYPES[entry["dtype"]], tuple(shape), path, data + begin)
+    if info.bytes != stop - begin:
+        raise ValueError(f"shape {shape} needs {info.bytes} bytes, offsets give {stop - begin}")
+    return info
+
+
+def read_tensor(info: TensorInfo, buffer: torch.Tensor | None = None) -> torch.Tensor:
+    """The tensor, in the dtype it is stored in. buffer: uint8 memory to read into; the tensor is then valid until it is used
+    again."""
+    if buffer is None:
+        buffer = torch.empty(info.bytes, dtype=torch.uint8)
+    place = buffer[: info.bytes]
+    view, done = memoryview(place.numpy()), 0
+    with open(info.file, "rb", buffering=0) as file:
+        file.seek(info.offset)
+        while done < info.bytes:
+            count = file.readinto(view[done:])
+            if not count:
+                raise InputError(f"{info.file} ended {info.bytes - done} bytes early; fetch it again")
+            done += count
+    return place.view(info.dtype).view(info.shape)
+
+
+def write_checkpoint(folder: Path, layout: Mapping[str, TensorInfo], tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """Write tensors as they come, in the order of `layout`, which names all their dtypes and shapes beforehand.
+
+    One model.safetensors, or shards of about 4 GB with their index. Equal input gives equal bytes.
+    """
+    shards = _split(layout)
+    tensors = iter(tensors)
+    paths = [
+        folder / (SINGLE if len(shards) == 1 else f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors")
+        for i in range(len(shards))
+    ]
+    for path, names in zip(paths, shards, strict=True):
+        _write_shard(path, {name: layout[name] for name in names}, tensors)
+    if next(tensors, None) is not None:
+        raise ValueError("more tensors than the layout names")
+    if len(shards) > 1:
+        weight_map = {name: path.name for path, names in zip(paths, shards, strict=True) for name in names}
+        total = sum(info.bytes for info in layout.values())
+        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def _split(layout: Mapping[str, TensorInfo]) -> list[list[str]]:
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name, info in layout.items():
+        if shards[-1] and size + info.bytes > SHARD_BYTES:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += info.bytes
+    return shards
+
+
+def _write_shard(path: Path, layout: Mapping[str, TensorInfo], tensors: Iterator[tuple[str, torch.Tensor]]) -> None:
+    # One key of metadata: safetensors' own writer shuffles several, which would change the bytes from run to run.
+    header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, info in layout.items():
+        header[name] = {
+            "dtype": NAMES[info.dtype], "shape": list(info.shape), "data_offsets": [offset, offset + info.bytes]
+        }
+        offset += info.bytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name, info in layout.items():
+            given, tensor = next(tensors)
+            if (given, tensor.dtype, tuple(tensor.shape)) != (name, info.dtype, info.shape):
+                raise ValueError(f"got {given} {tensor.dtype} {tuple(tensor.shape)}, expected {name} {info}")
+            if info.bytes:
+                file.write(memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy()))
+        file.flush()
+        os.fsync(file.fileno())

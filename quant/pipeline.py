@@ -1,0 +1,77 @@
+"""What every stage shares: the places of the pipeline's files, params.yaml, and errors as one line."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import inspect
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+
+import quant
+from quant.errors import InputError, first_line
+
+PARAMS, REQUIREMENTS = Path("params.yaml"), Path("requirements.txt")
+BASE, MODELS, PREPARED = Path("models/base"), Path("models"), Path("models/prepared")
+PLAN, TEXT, REFERENCE, PRIVATE = Path("data/plan"), Path("data/eval"), Path("data/reference"), Path("data/private")
+REPORTS = Path("reports")
+
+
+def parameters() -> dict:
+    """All of params.yaml. Raises InputError where the file is missing or broken."""
+    if not PARAMS.is_file():
+        raise InputError(f"there is no params.yaml in {Path.cwd()}; run this in the project's folder")
+    try:
+        params = yaml.safe_load(PARAMS.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"params.yaml is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(params, dict):
+        raise InputError(f"params.yaml holds {type(params).__name__}; expected sections such as model, data, variants")
+    return params
+
+
+def folder_of(variant: str) -> Path:
+    """The folder of a variant, or of the base."""
+    return MODELS / variant
+
+
+def run(stage: Callable[..., None]) -> None:
+    """Run a stage on the arguments; an error the user can fix prints one line and exits 1."""
+    gc.set_threshold(100_000, 50, 50)  # a stage is mostly imports, which Python's usual threshold makes a fifth slower
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    logging.getLogger().setLevel(logging.ERROR)  # libraries' warnings: bitsandbytes has one for every call
+    name, arguments = Path(sys.argv[0]).stem, sys.argv[1:]
+    expected = " ".join(parameter.upper() for parameter in inspect.signature(stage).parameters)
+    if arguments in (["--help"], ["-h"]):
+        print(f"{(inspect.getmodule(stage).__doc__ or '').strip()}\n\nusage: python -m stages.{name} {expected}".rstrip())
+        return
+    try:
+        inspect.signature(stage).bind(*arguments)
+    except TypeError:
+        sys.exit(f"error: {name} takes {expected or 'no arguments'}; found {' '.join(arguments) or 'none'}")
+    try:
+        _require_this_code()
+        stage(*arguments)
+    except InputError as error:
+        sys.exit(f"error: {' '.join([name, *arguments])}: {error}")
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        sys.exit(f"error: {' '.join([name, *arguments])}: can't write ({first_line(error)}); free some space and run the same "
+                 "command again")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _require_this_code() -> None:
+    """Raise InputError where another checkout's code would run on this project's files, as its stages would not notice."""
+    here, used = Path("quant").resolve(), Path(quant.__file__).resolve().parent
+    if here.is_dir() and here != used:
+        raise InputError(f"this is the code of {used}, and the project's own is {here}; run "
+                         f"python -m stages.{Path(sys.argv[0]).stem} in the project's folder")

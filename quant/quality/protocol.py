@@ -1,0 +1,74 @@
+"""Scoring protocols: how a text becomes windows in which every token is scored at most once.
+
+joined/1     The lines as one text, after the beginning-of-text token where the tokenizer has one, in windows of `context`
+             tokens that advance by `stride`; a token is scored in the first window that reaches it. Every token is scored.
+sentence/1   Each line alone after the beginning-of-text token; every token of it is scored. A line that is longer than the
+             context goes on in windows that advance by `stride`.
+llama.cpp/1  What llama-perplexity does: the text in chunks of `context` tokens without overlap, of which the second half
+             is scored; the first token of a chunk gives way to the beginning-of-text token where the tokenizer adds
+             one by itself; what is left over at the end is dropped.
+
+A protocol whose numbers would change gets a new version.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from quant.config import is_whole, known_keys
+from quant.errors import InputError
+
+PROTOCOLS = ("joined/1", "sentence/1", "llama.cpp/1")
+UNK = ("text", "token")
+
+
+@dataclass(frozen=True)
+class ScoringProtocol:
+    """protocol: one of PROTOCOLS; context, stride: tokens; line: the form a line takes in the text, {} its words.
+    unk: "text" spells out special tokens that stand in the text (`<unk>`), "token" leaves them to the tokenizer."""
+
+    protocol: str = "joined/1"
+    context: int = 256
+    stride: int = 256
+    line: str = " {} \n"
+    unk: str = "text"
+
+    def __post_init__(self) -> None:
+        if self.protocol not in PROTOCOLS:
+            raise InputError(f"evaluate.protocol is {self.protocol!r}; expected {', '.join(PROTOCOLS)}")
+        if self.unk not in UNK:
+            raise InputError(f"evaluate.unk is {self.unk!r}; expected {' or '.join(UNK)}")
+        for key in ("context", "stride"):
+            value = getattr(self, key)
+            if not is_whole(value):
+                raise InputError(f"evaluate.{key} is {value!r}; expected a number of tokens from 1")
+        if self.name == "llama.cpp" and self.context < 4:
+            raise InputError(f"evaluate.context is {self.context}; {self.protocol} takes chunks of at least 4 tokens")
+        if self.stride > self.context:
+            raise InputError(f"evaluate.stride {self.stride} exceeds evaluate.context {self.context}: tokens would be skipped")
+        if not isinstance(self.line, str) or self.line.count("{}") != 1:
+            raise InputError(f"evaluate.line is {self.line!r}; expected a text with one {{}} for the line's words")
+
+    @classmethod
+    def from_dict(cls, values: dict) -> ScoringProtocol:
+        return cls(**known_keys(cls, values, "evaluate"))
+
+    @property
+    def name(self) -> str:
+        return self.protocol.partition("/")[0]
+
+    @property
+    def version(self) -> int:
+        return int(self.protocol.partition("/")[2])
+
+    def describe(self, context: int) -> dict:
+        """What stands in a result; `context` is the most the model takes, and bounds the protocol's."""
+        return {
+            "name": self.name,
+            "version": self.version,
+            "context": min(self.context, context),
+            "stride": None if self.name == "llama.cpp" else min(self.stride, context),
+            "line": self.line,
+            "join": None if self.name == "sentence" else "",
+            "unk": self.unk,
+        }

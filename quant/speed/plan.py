@@ -1,0 +1,43 @@
+"""The section `benchmark` of params.yaml: what is timed, and how often."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from quant.config import is_whole, known_keys
+from quant.errors import InputError
+
+
+@dataclass(frozen=True)
+class TimingPlan:
+    """prompts: lengths in tokens, the first for prefill and for what is generated after it, a second for prefill_long;
+    tokens: generated; rounds: counted repetitions; threads: of every runtime."""
+
+    prompts: tuple[int, ...] = (128, 512)
+    tokens: int = 64
+    rounds: int = 4
+    threads: int = 2
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.prompts, list | tuple) or not 1 <= len(self.prompts) <= 2:
+            raise InputError(f"benchmark.prompts is {self.prompts!r}; expected one or two lengths such as [128, 512]")
+        object.__setattr__(self, "prompts", tuple(self.prompts))
+        for key in ("prompts", "tokens", "rounds", "threads"):
+            found = getattr(self, key)
+            values = found if key == "prompts" else (found,)
+            if not all(is_whole(value) for value in values):
+                raise InputError(f"benchmark.{key} is {found!r}; expected whole numbers from 1")
+
+    @classmethod
+    def from_dict(cls, values: dict) -> TimingPlan:
+        return cls(**known_keys(cls, values, "benchmark"))
+
+    @property
+    def max_tokens(self) -> int:
+        """Most tokens a model is asked to take."""
+        return max(self.prompts[0] + self.tokens, *self.prompts)
+
+    def long_prompt(self, room: int) -> int | None:
+        """Length of the second prompt in a context of `room`; None where that leaves it no longer than the first."""
+        length = min(self.prompts[-1], room)
+        return length if length > self.prompts[0] else None

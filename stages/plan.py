@@ -1,0 +1,35 @@
+"""Check every parameter, and write what each variant is: its method, its parameters with all defaults, its libraries.
+
+A variant's file in data/plan/variants is what its stages depend on. So a default that is changed, quant.bits for one, reruns
+the variants that inherit it and no others, and a pinned version that is changed reruns what it computes.
+"""
+
+from quant.files import atomic_folder, write_json
+from quant.hub.source import ModelSource
+from quant.pins import COMPUTE, REPORT, pinned
+from quant.pipeline import PLAN, REQUIREMENTS, parameters, run
+from quant.quality.protocol import ScoringProtocol
+from quant.runners.device import check_device
+from quant.speed.plan import TimingPlan
+from quant.text.source import TextSource
+from quant.variants import variants
+
+
+def main() -> None:
+    params = parameters()
+    ModelSource.from_dict(params["model"])
+    TextSource.from_dict(params["data"])
+    ScoringProtocol.from_dict(params["evaluate"])
+    TimingPlan.from_dict(params["benchmark"])
+    check_device(params["device"])
+    found = variants(params)
+    with atomic_folder(PLAN) as folder:
+        for variant in found:
+            libraries = pinned(REQUIREMENTS, variant.method.libraries)
+            write_json(folder / "variants" / f"{variant.name}.json", variant.to_dict() | {"libraries": libraries})
+        write_json(folder / "methods.json", sorted({variant.method.name for variant in found}))
+        for name, libraries in (("compute", COMPUTE), ("report", REPORT)):
+            write_json(folder / "libraries" / f"{name}.json", pinned(REQUIREMENTS, libraries))
+
+
+run(main)
