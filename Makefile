@@ -1,7 +1,8 @@
-# make repro   the whole pipeline            make test   the tests
-# make setup   only the environment          make clean  remove what can be made again
-# make readme  the README's table and figure, from reports/
-# make bench   how fast quantized models are, on shapes of real models; about 15 minutes
+# make repro   the whole pipeline              make test    the linter and all tests
+# make setup   only the environment            make quick   the linter and the tests that take no time
+# make readme  the README's tables and figure, from reports/
+# make bench   how fast quantized models are, on shapes of real models; about 20 minutes
+# make clean   remove what can be made again
 
 VENV := .venv
 ACTIVE := . $(VENV)/bin/activate &&
@@ -11,13 +12,19 @@ export DVC_NO_ANALYTICS := true
 IGNORED := git ls-files --others --ignored --exclude-standard --directory models data reports
 MADE := ls -d $(VENV) .dvc/cache .dvc/tmp 2>/dev/null; $(IGNORED)
 
-.PHONY: repro test setup clean lint readme bench
+.PHONY: help repro test quick setup clean lint readme bench
+
+help:
+	@sed -n 's/^# //p' Makefile | sed '/^What/,$$d'
 
 repro: setup
 	$(ACTIVE) dvc repro
 
 test: setup lint $(VENV)/ready-to-test
 	$(ACTIVE) python -m pytest
+
+quick: setup lint $(VENV)/ready-to-test
+	$(ACTIVE) python -m pytest -m "not slow"
 
 bench: setup
 	$(ACTIVE) python -m quant.benches.decode

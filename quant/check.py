@@ -1,11 +1,11 @@
-"""Show what will work with a model, and what it will take, before anything is fetched or computed.
+"""Show which variants a model allows, and the memory and disk they need, before anything is downloaded or computed.
 
     python -m quant.check openai-community/gpt2              # a Hub id, of its main branch
     python -m quant.check openai-community/gpt2@<commit> ptb # at a commit, and a text as in data.source
     python -m quant.check path/to/model path/to/text.txt
 
-Reads config.json, the tokenizer and the headers of the safetensors (of a Hub id by range requests), never weights, and shows
-for every variant of params.yaml whether it can be made, why not, and its size on disk and in memory.
+Reads config.json, the tokenizer and the safetensors headers (from the Hub by range requests), but no weights. Shows for every
+variant of params.yaml whether it can be made, or why not, and its size on disk and in memory.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from quant.pipeline import parameters
 
 
 def describe(facts, found: list, text: str | None, memory: int) -> str:
-    """The facts, a table of the variants' forecasts, and what they need of the disk and of `memory`, the bytes available."""
+    """The report: facts, a table of the variants' forecasts, and their needs. memory: available bytes; text: its description."""
     from quant.model.folder import TOKENIZERS
     from quant.progress import size
 
@@ -40,11 +40,9 @@ def describe(facts, found: list, text: str | None, memory: int) -> str:
 
 
 def _table(found: list) -> list[str]:
-    from quant.progress import size
-
     rows = [("variant", "method", "on disk", "in memory", "can it be made?")]
     for one in found:
-        sizes = ("-", "-") if one.obstacle else (size(one.sizes.file_bytes), size(one.sizes.held_bytes))
+        sizes = ("-", "-") if one.obstacle else (_size(one.sizes.file_bytes), _size(one.sizes.held_bytes))
         verdict = f"no: {one.obstacle}" if one.obstacle else f"yes; {one.sizes.note}" if one.sizes.note else "yes"
         rows.append((one.name, one.method.label if one.method else "-", *sizes, verdict))
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
@@ -52,7 +50,14 @@ def _table(found: list) -> list[str]:
             for name, method, disk, memory, verdict in rows]
 
 
+def _size(count: float | None) -> str:
+    from quant.progress import size
+
+    return "-" if count is None else size(count)
+
+
 def _demands(facts, found: list, have: int) -> list[str]:
+    """Memory of every stage, against `have` bytes, and disk; a variant whose size is not known counts as nothing."""
     from quant.progress import size
 
     made = [one for one in found if not one.obstacle]
@@ -63,42 +68,42 @@ def _demands(facts, found: list, have: int) -> list[str]:
         memory = max(one.sizes.build_bytes for one in made if one.method.name == name)
         if memory:
             needs.append(("quantize", memory, f"{label}, at its largest variant"))
-    needs.append(("evaluate", base.held_bytes + max((sizes.held_bytes for sizes in others), default=0),
+    needs.append(("evaluate", base.held_bytes + max((sizes.held_bytes or 0 for sizes in others), default=0),
                   "base in 32 bits, and the largest variant beside it"))
     prepared = sum(max(one.sizes.prepared_bytes for one in made if one.method.name == name) for name in methods)
     disk = facts.inventory.stored_bytes + prepared + sum(
-        sizes.file_bytes for sizes in others if sizes.build_bytes)  # what is not built points to the base's files
+        sizes.file_bytes or 0 for sizes in others if sizes.build_bytes)  # a variant that is not built opens the base's files
     free = shutil.disk_usage(Path()).free
-    lines = [f"memory: {size(have)} available here; Python and its libraries take some 0.5 GB of it, and the weights of a stage"]
+    lines = [f"memory: {size(have)} available here; Python and its libraries take about 0.5 GB, and the weights of a stage"]
     for stage, count, why in needs:
-        verdict = f", and can't run here: {size(count - have)} too little" if count > have else ""
+        verdict = f"; can't run here: {size(count - have)} too little" if count > have else ""
         lines.append(f"  {stage:10} {size(count):>10}  ({why}){verdict}")
     fetched = f"{size(facts.to_fetch)} to fetch, " if facts.to_fetch else ""
-    lines.append(f"disk: {fetched}{size(disk)} for models/, as much again in DVC's cache where the file system can't share "
+    lines.append(f"disk: {fetched}{size(disk)} for models/, and the same again in DVC's cache if the file system can't share "
                  f"blocks; {size(free)} free{'' if 2 * disk + facts.to_fetch < free else ', which is too little'}")
     return lines
 
 
 def describe_text(source) -> str:
-    """A text, as far as can be told without fetching it."""
-    from quant.hub import client
+    """One line about a text, without downloading it. Raises InputError if it can't be read."""
+    from quant.hub.repository import resolve
     from quant.text.corpus import FEW_LINES
     from quant.text.read import count_lines
 
     if source.source in ("grammar", "ptb", "wikitext2"):
-        known = {"grammar": "made here", "ptb": "3,761 lines, 82,430 words; LDC material, to be measured on only",
-                 "wikitext2": "fetched from the Hub and checked by sha256; CC BY-SA"}
+        known = {"grammar": "generated here", "ptb": "3,761 lines, 82,430 words; LDC material, for measuring only",
+                 "wikitext2": "from the Hub, checked by sha256; CC BY-SA"}
         return f"{source.source}: {known[source.source]}"
     if source.dataset is not None:
-        snapshot = client.resolve(source.dataset, source.revision, "dataset")
+        snapshot = resolve(source.dataset, source.revision, "dataset")
         return f"{source.source}: commit {snapshot.commit}, {len(snapshot.files)} files; streamed"
     lines = count_lines(source.source)
-    few = f"; fewer than {FEW_LINES:,}: small differences between variants may be chance" if lines < FEW_LINES else ""
+    few = f"; fewer than {FEW_LINES:,}: small differences between variants may be noise" if lines < FEW_LINES else ""
     return f"{source.source}: {lines:,} line{'s' if lines > 1 else ''}{few}"
 
 
 def available_memory() -> int:
-    """Bytes that programs can take without swapping, as the kernel estimates them."""
+    """The kernel's estimate of the bytes that programs can allocate without swapping; all memory where it gives none."""
     meminfo = Path("/proc/meminfo")
     for line in meminfo.read_text().splitlines() if meminfo.is_file() else []:
         if line.startswith("MemAvailable:"):
@@ -108,11 +113,11 @@ def available_memory() -> int:
 
 def main(arguments: list[str]) -> None:
     parser = Parser(prog="python -m quant.check", description=__doc__.partition("\n")[0])
-    parser.add_argument("model", help="a folder, or owner/name[@commit] of the Hub")
-    parser.add_argument("text", nargs="?", help="a text as data.source takes it")
+    parser.add_argument("model", help="a folder, or a Hub id: owner/name[@commit]")
+    parser.add_argument("text", nargs="?", help="a text, in the form of data.source")
     given = parser.parse_args(arguments)
     params = parameters()
-    from quant.hub.source import ModelSource  # here and below: so that --help and a wrong argument answer at once
+    from quant.hub.source import ModelSource  # late imports, so that --help and a wrong argument answer at once
     from quant.preflight.facts import facts_of
     from quant.preflight.forecast import forecasts
     from quant.text.source import TextSource

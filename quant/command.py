@@ -11,16 +11,16 @@ from quant.errors import InputError
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser of arguments whose errors are InputErrors."""
+    """An argument parser that raises InputError instead of printing its usage and exiting."""
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; {self.prog} --help shows what it takes")
 
 
 def whole_number(word: str) -> int:
-    """A type of argument: a whole number from 1."""
+    """An argument's type for argparse: a whole number of at least 1."""
     if not word.isdecimal() or int(word) < 1:
-        raise argparse.ArgumentTypeError(f"{word!r} is no whole number from 1")
+        raise argparse.ArgumentTypeError(f"{word!r} is not a whole number of at least 1")
     return int(word)
 
 

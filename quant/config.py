@@ -1,4 +1,4 @@
-"""Sections and rows of params.yaml as frozen dataclasses: a key that is not a field is an error."""
+"""Checks for the frozen dataclasses that hold sections and rows of params.yaml: keys, whole numbers, choices."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from quant.errors import InputError
 
 
 def known_keys(cls, values: dict, what: str) -> dict:
-    """`values`, or an InputError that names the keys the dataclass `cls` does not have."""
+    """Return `values` if they are fields of the dataclass `cls`. Raises InputError, which calls them `what`, if not."""
     names = [field.name for field in fields(cls)]
     if not isinstance(values, dict):
         raise InputError(f"{what} is {values!r}; expected keys and values, of {', '.join(names)}")
@@ -19,11 +19,11 @@ def known_keys(cls, values: dict, what: str) -> dict:
 
 
 def is_whole(value, least: int = 1) -> bool:
-    """Whether a value is a whole number of at least `least`; YAML's true and false are not."""
+    """Whether a value is an int of at least `least`; True and False do not count."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def check_choice(name: str, value, choices: tuple[str, ...], others: str = "") -> None:
-    """Raise InputError unless `value` is one of `choices`."""
+    """Raise InputError unless `value` is one of `choices`. others: text on further choices, for the end of the message."""
     if value not in choices:
         raise InputError(f"{name} is {value!r}; expected one of {', '.join(choices)}{others}")

@@ -1,10 +1,10 @@
-"""The one error a user is meant to read."""
+"""InputError, the error for mistakes that the user can fix."""
 
 
 class InputError(Exception):
-    """Something the user gave can't be used. The message names it, what was found, and what is needed."""
+    """An input can't be used. The message, one line, names it, what was found, what was expected and what to do."""
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text, for a message that has to fit one line."""
+    """The first line of an error's text, or the name of its type."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

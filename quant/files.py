@@ -1,4 +1,4 @@
-"""Files that are whole or absent: write beside, then rename."""
+"""Writes files and folders atomically: beside the target first, then renamed, so that they are complete or absent."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill, which takes the place of `path` only when the block ends without an error."""
+    """Yield an empty folder that replaces `path` if the block ends without an error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
@@ -31,7 +31,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """A path to write to, which takes the place of `path` only when the block ends without an error."""
+    """Yield a path to write to, whose file replaces `path` if the block ends without an error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
@@ -43,26 +43,29 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write a text as UTF-8, atomically."""
     with atomic_file(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value) -> None:
-    """Sorted keys and a fixed layout, so that equal values are equal bytes; NaN and infinity are refused."""
+    """Write JSON with sorted keys and a fixed layout, so that equal values give equal bytes. Raises ValueError for NaN."""
     write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(path: Path):
+    """The value in a JSON file."""
     return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
 def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_manifest(folder: Path, about: dict) -> None:
-    """manifest.json: `about`, and the size and sha256 of every other file of the folder."""
+    """Write manifest.json: `about`, and the size and SHA-256 of every other file of the folder."""
     paths = sorted(p for p in Path(folder).rglob("*") if p.is_file() and p.name != "manifest.json")
     files = {
         p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": sha256_of(p)} for p in paths
@@ -71,7 +74,7 @@ def write_manifest(folder: Path, about: dict) -> None:
 
 
 def _flush(folder: Path) -> None:
-    """Bring the folder's bytes to the disk, so that a rename never shows a file that a crash left empty."""
+    """Write the folder's files through to the disk, so that a crash after the rename leaves none of them empty."""
     for path in folder.rglob("*"):
         if path.is_file():
             with open(path, "rb") as file:
@@ -79,13 +82,13 @@ def _flush(folder: Path) -> None:
 
 
 def nearest_folder(path: Path) -> Path:
-    """The folder itself, or the nearest above it that exists."""
+    """The nearest existing folder: the path itself, or one above it."""
     path = Path(path).absolute()
     return path if path.is_dir() else nearest_folder(path.parent)
 
 
 def significant(value, digits: int = 6):
-    """Round numbers, also inside lists and dicts, to significant digits, so that files read well and compare."""
+    """Round floats, inside lists and dicts too, to significant digits: files are readable and compare well."""
     if isinstance(value, dict):
         return {key: significant(inner, digits) for key, inner in value.items()}
     if isinstance(value, list):

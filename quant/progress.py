@@ -1,4 +1,4 @@
-"""A progress bar with the time remaining, on a terminal only; and sizes and times as a reader likes them."""
+"""A progress bar with the time remaining, on a terminal only; and readable sizes and durations."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ MIB = 2**20
 
 
 def progress(items: Sequence, what: str, size: Callable | None = None) -> Iterator:
-    """Yield `items`; the bar appears after a second of work and counts items, or the sum of size(item)."""
-    from tqdm import tqdm  # here, because most commands that name sizes show no bar
+    """Yield `items` under a bar called `what`, which counts items, or bytes by size(item), and appears after a second."""
+    from tqdm import tqdm  # a late import: most users of this module only format sizes
 
     total = len(items) if size is None else sum(map(size, items))
     units = {} if size is None else {"unit": "B", "unit_scale": True}
@@ -20,7 +20,7 @@ def progress(items: Sequence, what: str, size: Callable | None = None) -> Iterat
 
 
 def size(count: float) -> str:
-    """Bytes: 548 MB, 1.2 GB."""
+    """Format bytes: 548 MB, 1.2 GB."""
     for unit, step in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= step:
             return f"{count / step:.3g} {unit}"
@@ -28,7 +28,7 @@ def size(count: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds: 20 s, 14 min, 3.2 h."""
+    """Format seconds: 20 s, 14 min, 3.2 h."""
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

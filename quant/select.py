@@ -1,4 +1,4 @@
-"""Show what a recipe does to every weight of a model, without doing it.
+"""Show the scheme and size that a recipe gives every weight of a model, without quantizing anything.
 
     python -m quant.select models/base nf4                                     # a variant of params.yaml
     python -m quant.select models/base '{include: [attention], bits: 4}'       # or a recipe of your own
@@ -18,7 +18,7 @@ from quant.pipeline import parameters
 
 
 def rows_of_table(selected_weights: list) -> Iterator[tuple[str, str, str, str, int, int]]:
-    """Module, role, shape, scheme, bytes before and bytes after of every part of every weight."""
+    """For every part of every weight: module, role, shape, scheme, bytes before and bytes after."""
     from quant.tensor.qtensor import layout
 
     for selected in selected_weights:
@@ -34,8 +34,8 @@ def rows_of_table(selected_weights: list) -> Iterator[tuple[str, str, str, str, 
 
 
 def recipe_named(text: str, params: dict):
-    """The recipe of a variant's name, or of a recipe's text in braces."""
-    from quant.methods import OWN
+    """The recipe of a variant, by name, or a recipe as YAML in braces."""
+    from quant.methods import FROM_SCRATCH
     from quant.variants import variant
 
     if text.startswith("{"):
@@ -43,12 +43,13 @@ def recipe_named(text: str, params: dict):
             row = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise InputError(f"the recipe {text!r} is not YAML: {' '.join(str(error).split())}") from None
-        planned = variant("recipe", {**params, "variants": {"recipe": {"method": OWN, **row}}})
+        planned = variant("recipe", {**params, "variants": {"recipe": {"method": FROM_SCRATCH, **row}}})
     else:
         planned = variant(text, params)
     recipe = planned.method.recipe(planned.values)
     if recipe is None:
-        raise InputError(f"{text}: {planned.method.label} chooses what it quantizes by itself; name a row with method: {OWN}")
+        raise InputError(f"{text}: {planned.method.label} has no recipe that chooses weights; name a row with "
+                         f"method: {FROM_SCRATCH}")
     return recipe
 
 
@@ -58,7 +59,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("recipe", help="a variant of params.yaml, or a recipe in braces")
     given = parser.parse_args(arguments)
     recipe = recipe_named(given.recipe, parameters())
-    from quant.model.checkpoint import Checkpoint  # here and above: so that --help and a wrong argument answer at once
+    from quant.model.checkpoint import Checkpoint  # a late import, so that --help and a wrong argument answer at once
     from quant.model.selection import select
 
     rows = list(rows_of_table(select(Checkpoint(given.model).inventory, recipe)))

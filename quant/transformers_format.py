@@ -1,6 +1,6 @@
-"""Lets transformers open an artifact: import this module, then AutoModelForCausalLM.from_pretrained(folder).
+"""Opens artifacts in transformers: import this module, then call AutoModelForCausalLM.from_pretrained(folder).
 
-A quantization config and a quantizer of the method "qtensor" are registered at import; nothing else happens.
+The import registers a quantization config and a quantizer for the method "qtensor", and does nothing else.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from quant.tensor.scheme import Scheme
 
 @register_quantization_config(METHOD)
 class QTensorConfig(QuantizationConfigMixin):
-    """schemes: list of scheme fields; modules: module -> role -> {"scheme": index or null, "ranges": rows}."""
+    """schemes: fields of each scheme; modules: module -> role -> {"scheme": index or None, "ranges": rows [start, stop)}."""
 
     def __init__(self, schemes: list[dict], modules: dict[str, dict], **_):
         self.quant_method = METHOD
@@ -33,7 +33,7 @@ class QTensorConfig(QuantizationConfigMixin):
 
 @register_quantizer(METHOD)
 class QTensorQuantizer(HfQuantizer):
-    """Swaps the modules that the artifact's config names before the weights are loaded into them."""
+    """Swaps the modules that the artifact's config names, before weights are loaded into them."""
 
     requires_calibration = True  # an artifact is written by quant.model.artifact, never made while loading
 
@@ -82,15 +82,15 @@ def _quantize_module(model: nn.Module, name: str, parts: dict[str, dict], scheme
         return
     weight = weight_of(next(iter(parts.values())), shape[0])
     if isinstance(old, nn.Embedding):
-        QEmbedding.take_over(old, weight)
+        QEmbedding.convert(old, weight)
     else:
         model.set_submodule(name, QNorm(old, weight) if len(shape) == 1 else QLinear(weight, bias))
 
 
 def _check_stored(model: nn.Module, files: list[Path]) -> None:
-    """Every file's header, and dtype and shape of every stored tensor of a quantized weight, before any is read.
+    """Check every file's header, and dtype and shape of every tensor of a quantized weight, before any is read.
 
-    Raises InputError that names the first which is not as the artifact's config says.
+    Raises InputError that names the first tensor which differs from the artifact's config.
     """
     stored = {name: info for file in files for name, info in read_header(file).items()}
     weights = [(name, module) for name, module in model.named_modules() if files and isinstance(module, QWeight)]
@@ -108,7 +108,7 @@ def _described(stored: tuple[torch.dtype, tuple[int, ...]] | None) -> str:
 
 
 def _share_tied_head(model: nn.Module) -> None:
-    """Where the head is tied to a quantized embedding, both use one set of codes."""
+    """Make a head that is tied to a quantized embedding use the embedding's codes."""
     architecture = architecture_of(model.config.to_dict())
     embedding = model.get_submodule(architecture.main_embedding)
     if not architecture.is_tied(model.config.to_dict()) or not isinstance(embedding, QEmbedding):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from quant.errors import InputError
+from quant.files import read_json
 from quant.methods import UNQUANTIZED, Method, Values, load
 
 BASE = "base"
@@ -65,3 +67,12 @@ def variant(name: str, params: Mapping) -> Variant:
     except InputError as error:
         raise InputError(f"variants.{name}: {error}") from None
     return Variant(name, method, values)
+
+
+def planned(name: str, plan: Path) -> Variant:
+    """The variant as the stage `plan` wrote it into the folder `plan`."""
+    path = plan / "variants" / f"{name}.json"
+    if not path.is_file():
+        known = sorted(other.stem for other in (plan / "variants").glob("*.json"))
+        raise InputError(f"variant {name!r} is not planned; expected one of {', '.join(known) or 'none: run dvc repro plan'}")
+    return Variant.from_dict(read_json(path))

@@ -1,6 +1,6 @@
 """Time one variant, alternating with the base, and measure its memory; never cached."""
 
-from quant.files import read_json, write_json
+from quant.files import write_json
 from quant.pipeline import BASE, PLAN, PRIVATE, REPORTS, TEXT, folder_of, parameters, run
 
 
@@ -8,12 +8,11 @@ def main(variant: str) -> None:
     from quant.speed.benchmark import benchmark
     from quant.speed.plan import TimingPlan
     from quant.text.corpus import load_corpus
-    from quant.variants import Variant
+    from quant.variants import planned
 
     params = parameters()
-    planned = Variant.from_dict(read_json(PLAN / "variants" / f"{variant}.json"))
     result = benchmark(folder_of(variant), BASE, load_corpus(TEXT, PRIVATE), TimingPlan.from_dict(params["benchmark"]),
-                       params["device"], planned.method.imports)
+                       params["device"], planned(variant, PLAN).method.imports)
     write_json(REPORTS / "speed" / f"{variant}.json", {"variant": variant, **result})
 
 

@@ -9,7 +9,7 @@ from quant.hub.source import ModelSource
 from quant.pins import COMPUTE, REPORT, pinned
 from quant.pipeline import PLAN, REQUIREMENTS, parameters, run
 from quant.quality.protocol import ScoringProtocol
-from quant.runners.device import check_device
+from quant.device import check_device
 from quant.speed.plan import TimingPlan
 from quant.text.source import TextSource
 from quant.variants import variants

@@ -4,10 +4,10 @@ import csv
 
 from quant.files import atomic_file, atomic_folder, write_json
 from quant.pipeline import REPORTS, parameters, run
-from quant.report.figures import draw_all, front_names
+from quant.report.figures import draw_all
 from quant.report.metrics import METRICS, rounded
 from quant.report.results import read_run
-from quant.report.subsets import summary
+from quant.report.subsets import front_names, summary
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""A page in headless Chromium, driven over its debugging pipe (DevTools protocol); nothing else is needed."""
+"""A page in headless Chromium, driven over its debugging pipe (DevTools protocol), with the standard library alone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PATIENCE = 60  # seconds for an answer
 
 
 class Page:
-    """An opened file. requests: addresses asked for; errors: what the console complained of."""
+    """An opened file. requests: the addresses it requested; errors: exceptions and errors on the console, as JSON."""
 
     def __init__(self, path: Path, profile: Path, width: int = 1280, height: int = 900, dark: bool = False):
         to_read, self._write = os.pipe()
@@ -51,13 +51,13 @@ class Page:
         os.close(self._write)
 
     def value(self, script: str):
-        """What an expression of JavaScript is in the page; a promise is awaited."""
+        """Evaluate a JavaScript expression in the page; a promise is awaited."""
         answer = self._call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
     def screenshot(self, path: Path) -> None:
-        """All of the page, from top to bottom."""
+        """Write a PNG of the whole page, from top to bottom."""
         picture = self._call("Page.captureScreenshot", captureBeyondViewport=True, format="png")
         Path(path).write_bytes(base64.b64decode(picture["data"]))
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["OMP_WAIT_POLICY"] = "passive"  # as in stages/common.py: read when torch is imported
+os.environ["OMP_WAIT_POLICY"] = "passive"  # as in stages/evaluate.py: read when torch is imported
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
 import pytest
@@ -16,15 +16,31 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 EMBEDDED = ROOT / "models" / "embedded"
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 VOCABULARY = 96
+ARCHITECTURES = ("gpt2", "gpt_neo", "gpt_neox", "opt", "llama", "llama-tied", "smollm", "mistral", "qwen2", "qwen3", "phi3",
+                 "gemma", "gemma2", "gemma3_text")
+# The variants of `runtimes`: name -> method, and the parameters of its row
+RUNTIMES = {
+    "bf16": ("float", {"dtype": "bfloat16"}),
+    "int4": ("quant", {"include": ["*"], "bits": 4, "group_size": 64, "symmetric": False}),
+    "bnb-int8": ("bitsandbytes", {"type": "int8"}),
+    "bnb-nf4": ("bitsandbytes", {"type": "nf4"}),
+    "bnb-nf4-dq": ("bitsandbytes", {"type": "nf4", "double_quant": True}),
+    "gguf-f16": ("llama_cpp", {"type": "F16"}),
+    "gguf-q8_0": ("llama_cpp", {"type": "Q8_0"}),
+    "gguf-q4_k_m": ("llama_cpp", {"type": "Q4_K_M"}),
+}
 
 
-def _config(architecture: str):
+def config_of(architecture: str):
+    """The config of a tiny model: two blocks, 96 tokens, a context of 64."""
     import transformers as t
 
     small = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
              "vocab_size": VOCABULARY, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     grouped = {**small, "num_key_value_heads": 2}
+    sliding = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
     gpt2 = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2}
     return {
         "gpt2": lambda: t.GPT2Config(n_positions=64, n_ctx=64, n_embd=64, n_layer=2, n_head=4, **gpt2),
@@ -38,65 +54,67 @@ def _config(architecture: str):
         "llama-tied": lambda: t.LlamaConfig(tie_word_embeddings=True, **grouped),
         "llama-odd": lambda: t.LlamaConfig(**{**small, "hidden_size": 36, "intermediate_size": 50, "num_attention_heads": 9,
                                               "num_key_value_heads": 3}),
+        "mistral": lambda: t.MistralConfig(sliding_window=8, **grouped),
+        "qwen2": lambda: t.Qwen2Config(tie_word_embeddings=True, **grouped),
+        "qwen3": lambda: t.Qwen3Config(head_dim=16, **grouped),
         "phi3": lambda: t.Phi3Config(**grouped),
         "gemma": lambda: t.GemmaConfig(head_dim=16, **grouped),
-        "qwen3": lambda: t.Qwen3Config(head_dim=16, **grouped),
+        "gemma2": lambda: t.Gemma2Config(head_dim=16, query_pre_attn_scalar=16, **grouped, **sliding),
+        "gemma3_text": lambda: t.Gemma3TextConfig(head_dim=16, query_pre_attn_scalar=16, **grouped, **sliding),
     }[architecture]()
 
 
-ARCHITECTURES = ("gpt2", "gpt_neo", "gpt_neox", "opt", "llama", "llama-tied", "smollm", "phi3", "gemma", "qwen3")
+def save_model(config, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
+    """A model of this config with random weights, the same every time, and the embedded model's tokenizer."""
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    for parameter in model.parameters():
+        if parameter.ndim == 1:  # norms of exactly one and biases of exactly zero would hide mistakes
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    model.to(dtype).save_pretrained(folder)
+    for name in TOKENIZER:
+        (folder / name).write_bytes((EMBEDDED / name).read_bytes())
+    return folder
 
 
 @pytest.fixture(scope="session")
 def make_model(tmp_path_factory):
-    """make_model(architecture, dtype) -> a folder with config, random weights and the embedded tokenizer."""
+    """make_model(architecture, dtype) -> a folder with config, random weights and the embedded tokenizer. Not to be changed."""
     made: dict[tuple, Path] = {}
 
     def make(architecture: str = "gpt2", dtype: torch.dtype = torch.float32) -> Path:
         key = (architecture, dtype)
         if key not in made:
-            from transformers import AutoModelForCausalLM
-
-            torch.manual_seed(0)
-            model = AutoModelForCausalLM.from_config(_config(architecture))
-            for parameter in model.parameters():
-                if parameter.ndim == 1:  # norms of exactly one and biases of exactly zero would hide mistakes
-                    parameter.data += 0.1 * torch.randn_like(parameter)
-            folder = tmp_path_factory.mktemp(architecture)
-            model.to(dtype).save_pretrained(folder)
-            for name in ("tokenizer.json", "tokenizer_config.json"):
-                (folder / name).write_bytes((EMBEDDED / name).read_bytes())
-            made[key] = folder
+            made[key] = save_model(config_of(architecture), tmp_path_factory.mktemp(architecture), dtype)
         return made[key]
 
     return make
 
 
+def build_variant(base: Path, method: str, row: dict, out: Path) -> Path:
+    """A variant of `base` in `out`, as the pipeline's stages make it; what its method prepares stands in `prepared` beside."""
+    from quant.methods import load
+
+    chosen, prepared = load(method), out.parent / "prepared" / method
+    values = chosen.resolve({}, row)
+    if chosen.prepare and not prepared.is_dir():
+        chosen.prepare(base, prepared)
+    chosen.build(base, prepared, values, out, lambda _: None)
+    return out
+
+
 @pytest.fixture(scope="session")
 def runtimes(tmp_path_factory):
-    """One tiny model (width 256, so that K-quants apply) for every runtime: name -> folder."""
-    from transformers import GPT2Config, GPT2LMHeadModel
+    """A tiny GPT-2 (width 256, so that K-quants apply) for every runtime, each variant built by its method: name -> folder."""
+    from transformers import GPT2Config
 
-    from quant.methods.bitsandbytes import build as bitsandbytes
-    from quant.methods.llama_cpp import quantize as gguf
-    from quant.model.artifact import write_artifact
-    from quant.model.recipe import Recipe
-    from quant.tensor.scheme import Scheme
-
-    torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("runtimes")
     shape = {"n_positions": 64, "n_ctx": 64, "n_embd": 256, "n_layer": 1, "n_head": 4}
-    GPT2LMHeadModel(GPT2Config(vocab_size=2048, bos_token_id=0, eos_token_id=0, **shape)).save_pretrained(folder / "base")
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (folder / "base" / name).write_bytes((EMBEDDED / name).read_bytes())
-    recipe = {"include": ["*"], "bits": 4, "group_size": 64, "symmetric": False}
-    write_artifact(folder / "base", Recipe.from_dict(recipe, Scheme()), folder / "int4")
-    for name, values in {"int8": {}, "nf4": {}, "nf4-dq": {"double_quant": True}}.items():
-        bitsandbytes.build(folder / "base", bitsandbytes.Spec(name[:4].rstrip("-"), **values), folder / f"bnb-{name}")
-    gguf.convert(folder / "base", folder / "converted")
-    for kind in ("F16", "Q8_0", "Q4_K_M"):
-        gguf.quantize(folder / "converted" / "model.gguf", gguf.Spec(kind), folder / f"gguf-{kind.lower()}")
-    return {path.name: path for path in folder.iterdir()}
+    base = save_model(GPT2Config(vocab_size=2048, bos_token_id=0, eos_token_id=0, **shape), folder / "base")
+    built = {name: build_variant(base, method, row, folder / name) for name, (method, row) in RUNTIMES.items()}
+    return {"base": base, "converted": folder / "prepared" / "llama_cpp", **built}
 
 
 @pytest.fixture
@@ -105,8 +123,8 @@ def ids():
 
 
 def run_stage(stage: str, *words: str, cwd: Path) -> subprocess.CompletedProcess:
-    """A stage's script, as DVC calls it."""
-    return subprocess.run([sys.executable, f"stages/{stage}.py", *words], cwd=cwd, capture_output=True, text=True)
+    """A stage as DVC runs it, in a folder that holds `stages` and `quant`."""
+    return subprocess.run([sys.executable, "-m", f"stages.{stage}", *words], cwd=cwd, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="session")
@@ -125,3 +143,23 @@ def made_up_report(tmp_path_factory):
     draw_all(run, folder / "figures")
     write_report(run, folder, CORPUS, MODEL)
     return folder, run
+
+
+@pytest.fixture
+def hub():
+    """A Hub of our own on 127.0.0.1, empty."""
+    from hub_server import Hub
+
+    server = Hub()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def hub_client():
+    """Calls the library in child processes whose environment names a Hub."""
+    from hub_client import Client
+
+    client = Client()
+    yield client
+    client.close()

@@ -1,12 +1,12 @@
-"""A Hub of our own on 127.0.0.1, which speaks the protocol as huggingface_hub uses it, from the memory of the test's process.
+"""A Hub of our own on 127.0.0.1, served from the test's memory: as much of the protocol as huggingface_hub uses.
 
     hub = Hub()
     commit = hub.add("tiny/model", {"config.json": b"{}", "model.safetensors": weights})
     subprocess.run(..., env=hub.environment(tmp_path))      # HF_ENDPOINT names it
-    hub.asked, hub.faults                                    # what was requested; what goes wrong at the next requests
+    hub.asked, hub.faults                                    # the requests so far; the faults of the next ones
 
-Large files (LFS) come by a redirect to another host, as from the real Hub's CDN; a small file's ETag is its git hash, a large
-one's its sha256. No xet is announced, so that the client speaks plain HTTP.
+Large files (LFS) are served by a redirect to another host, like the real Hub's CDN; the ETag is the git hash of a small file and
+the sha256 of a large one. Xet is not announced, so that the client uses plain HTTP.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class Asked:
 
 @dataclass
 class Fault:
-    """What goes wrong at the next `times` requests "METHOD /path" that match: a status, bytes after which the line is cut, or
-    another content."""
+    """A fault of the next `times` requests "METHOD /path" that match: a status, a connection closed after `cut_after` bytes, or
+    other content."""
 
     match: str
     times: int = 1
@@ -79,20 +79,20 @@ class Hub:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.port = self._server.server_port
         self.endpoint = f"http://127.0.0.1:{self.port}"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
     def close(self):
         self._server.shutdown()
         self._server.server_close()
 
     def environment(self, home: Path, **more: str) -> dict[str, str]:
-        """For a child process: this Hub, an own cache, no token but one that is given, no network beside."""
+        """The environment of a child process: this Hub, the cache `home`, no token unless given, no other network."""
         inherited = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING_FACE"))}
         return {**inherited, "HF_ENDPOINT": self.endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1",
                 "HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONPATH": str(ROOT), "NO_PROXY": "*", **more}
 
     def add(self, name: str, files: dict[str, bytes], kind: str = "model", branch: str = "main", **about) -> str:
-        """A new commit with just these files on a branch; its hash."""
+        """Add a commit with exactly these files to a branch; its hash."""
         repository = self.repositories.setdefault((kind, name), Repository(**about))
         commit = hashlib.sha1(repr((name, len(repository.commits), sorted(files.items()))).encode()).hexdigest()
         repository.commits[commit] = dict(files)
@@ -137,7 +137,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(length)
         self.hub.asked.append(Asked(self.command, self.path, dict(self.headers), body))
         if fault and fault.status:
-            self.reply(b'{"error": "as the test wants it"}', fault.status, fault.headers)
+            self.reply(b'{"error": "a fault of the test"}', fault.status, fault.headers)
             return
         self.fault = fault
         for pattern, answer in ROUTES:
@@ -176,7 +176,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.reply(json.dumps(value).encode(), status, headers)
 
     def repository(self, kind: str, name: str, listing: bool = False) -> Repository | None:
-        """The repository, or None when a refusal has been sent. A gated one shows its listing to all, its files to few."""
+        """The repository, or None after a refusal. A gated one shows its listing to everybody, its files to a token only."""
         found = self.hub.repositories.get((kind, name))
         sent = self.headers.get("Authorization")
         if found is None:
@@ -187,7 +187,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif found.gated and sent != f"Bearer {found.token}":
             self.json({"error": "Access to it is restricted"}, 403 if sent else 401, {"X-Error-Code": "GatedRepo"})
         elif found.token and sent != f"Bearer {found.token}":
-            message = f"Invalid credentials: {sent}"  # a server that repeats the token, as none should
+            message = f"Invalid credentials: {sent}"  # repeats the token, which no server should
             self.json({"error": message}, 403 if sent else 401, {"X-Error-Message": message})
         else:
             return found
@@ -200,7 +200,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.json({"error": "Invalid rev id"}, 404, {"X-Error-Code": "RevisionNotFound"})
         return None
 
-    # What the client asks for, in the order of ROUTES
+    # The answers, in the order of ROUTES
 
     def info(self, _, kind, name, revision="main"):
         repository = self.repository(kind, name, listing=True)

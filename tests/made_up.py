@@ -1,9 +1,11 @@
-"""Made-up results in the form that evaluate, benchmark and compare write, to be steered by a test."""
+"""Made-up results in the form that the stages evaluate, benchmark and compare write, steered by a test."""
 
 import math
 import random
 
-from quant.report.results import METRICS, Result, Run
+from quant.files import write_json
+from quant.report.metrics import METRICS
+from quant.report.results import Result, Run
 from quant.variants import variants
 
 PARAMS = {
@@ -12,60 +14,86 @@ PARAMS = {
     "device": "cpu",
     "quant": {"bits": 8, "group_size": "row", "symmetric": True, "codebook": "linear", "scale_dtype": "float32",
               "double_quant": False, "fit": "range"},
-    "recipes": {
-        "whole": {"include": ["*"]}, "selective": {"include": ["attention", "mlp"]},
-        **{name: {"include": ["attention", "mlp"], "bits": 4, "group_size": 64, "codebook": codebook}
+    "variants": {
+        "bf16": {"method": "float", "dtype": "bfloat16"},
+        "whole": {"method": "quant", "include": ["*"]},
+        "selective": {"method": "quant", "include": ["attention", "mlp"]},
+        **{name: {"method": "quant", "include": ["attention", "mlp"], "bits": 4, "group_size": 64, "codebook": codebook}
            for name, codebook in (("int4", "linear"), ("nf4", "nf4"), ("fp4", "fp4"))},
+        "bnb-nf4": {"method": "bitsandbytes", "type": "nf4"},
+        "gguf-f16": {"method": "llama_cpp", "type": "F16"},
+        "gguf-q4_0": {"method": "llama_cpp", "type": "Q4_0"},
     },
-    "bnb": {"nf4": {"type": "nf4"}},
-    "gguf": {"f16": {"type": "F16"}, "q4_0": {"type": "Q4_0"}},
     "evaluate": {"protocol": "joined/1", "context": 256, "stride": 256, "line": " {} \n", "unk": "text"},
     "benchmark": {"prompts": [128, 512], "tokens": 64, "rounds": 4, "threads": 2},
 }  # fmt: skip
 CORPUS = {"source": "grammar", "sentences": 3000, "words": 35000, "sha256": "ab" * 32, "floor_nats": None}
 MODEL = {"source": "made-up", "revision": None, "architecture": "gpt2", "dtype": "float16",
          "files": {"model.safetensors": {"sha256": "cd" * 32}}}
-DEFAULTS = dict.fromkeys(METRICS, 1.0) | {"ppl": 20.0, "ppl_change_pct": 0.0, "kld_mnats": 1.0, "weights_mib": 100.0,
-                                          "bits_per_weight": 32.0, "top1_agree_pct": 99.0}
+DEFAULTS = {"ppl": 20.0, "ppl_change_pct": 0.0, "kld_mnats": 1.0, "weights_mib": 100.0, "bits_per_weight": 32.0,
+            "top1_agree_pct": 99.0, "disk_mib": 50.0}  # of the other metrics: 1
 LEVELS = [1, 5, 25, 50, 75, 90, 95, 99, 99.9]
 BLOCKS, TOKENS = 40, 1000
+
+
+def with_rows(rows, params=PARAMS):
+    """`params` with these rows of `variants`: values added to a row, or None in place of a row that goes."""
+    kept = {name: row for name, row in params["variants"].items() if rows.get(name, row) is not None}
+    changed = {name: kept.get(name, {}) | values for name, values in rows.items() if values is not None}
+    return params | {"variants": kept | changed}
+
+
+def with_only(*methods):
+    """PARAMS with the variants of these methods only."""
+    return PARAMS | {"variants": {name: row for name, row in PARAMS["variants"].items() if row["method"] in methods}}
 
 
 def made_up(params=PARAMS, **changes):
     """A run of all variants of `params`. changes: variant (- as _) -> metrics that differ from DEFAULTS, and
 
     noise: how far a block of text strays from the mean change, in per cent of perplexity and in mnat (0.01);
-    noisy: whether the timings scattered (False); text: what it generates; gb_per_s: what decoding reads; cuda: memory of a GPU.
+    noisy: whether the timings varied too much (False); text: the generated text; gb_per_s: bandwidth of decoding; cuda: memory of
+    a GPU; held: dtypes of the weights in memory.
     """
     results = tuple(_result(variant, dict(changes.get(variant.name.replace("-", "_"), {}))) for variant in variants(params))
     return Run(results, WEIGHTS, params)
 
 
+def write_results(run, reports):
+    """Write the files of a run's results in the folder `reports`, as the stages leave them."""
+    for result in run.results:
+        for kind, found in (("quality", result.quality), ("speed", result.speed)):
+            (reports / kind).mkdir(parents=True, exist_ok=True)
+            write_json(reports / kind / f"{result.name}.json", found)
+    write_json(reports / "weights.json", run.weights)
+
+
 def _result(variant, changes):
+    held = changes.pop("held", ("float32",))
     noise, noisy, text = changes.pop("noise", 0.01), changes.pop("noisy", False), changes.pop("text", "the same words")
     speed = {key: changes.pop(key) for key in ("gb_per_s", "cuda") if key in changes}
-    metrics = DEFAULTS | changes
+    metrics = dict.fromkeys(METRICS, 1.0) | DEFAULTS | changes
     if variant.name == "base":
         metrics |= {"ppl_change_pct": 0.0, "kld_mnats": 0.0}
         noise = 0.0
     else:
         metrics["ppl"] = metrics["ppl"] * (1 + metrics["ppl_change_pct"] / 100)
-    return Result(variant, metrics, _quality(variant, metrics, noise), _speed(metrics, noisy, text, **speed))
+    return Result(variant, metrics, _quality(variant, metrics, noise, held), _speed(metrics, noisy, text, **speed))
 
 
-def _quality(variant, metrics, noise):
+def _quality(variant, metrics, noise, held):
     change, kld = metrics["ppl_change_pct"], metrics["kld_mnats"]
     text, own = random.Random("text"), random.Random(variant.name)
     base = [TOKENS * (3 + text.gauss(0, 0.2)) for _ in range(BLOCKS)]
     strays = [own.gauss(0, 1) for _ in range(BLOCKS)]
     strays = [noise * (stray - sum(strays) / BLOCKS) for stray in strays]
     half = 2 * noise / math.sqrt(BLOCKS)
-    quantized = variant.family in ("scratch", "bnb", "gguf")
+    quantized = variant.method.name != "float"
     size = int(metrics["weights_mib"] * 2**20)
     part = {"group": "mlp", "role": "up", "tensors": 1}
-    ledger = [part | {"part": "floats", "dtype": "float32", "bytes": size - 3 * (size // 4) if quantized else size}]
+    sizes = [part | {"part": "floats", "dtype": "float32", "bytes": size - 3 * (size // 4) if quantized else size}]
     if quantized:
-        ledger += [part | {"part": "codes", "dtype": "uint8", "bytes": 2 * (size // 4)},
+        sizes += [part | {"part": "codes", "dtype": "uint8", "bytes": 2 * (size // 4)},
                    part | {"part": "scales", "dtype": "float32", "bytes": size // 4, "group": "attention", "role": "q+k+v"}]
     spread = {"levels_pct": LEVELS, "values": [kld * level / 50 for level in LEVELS]}
     return {
@@ -75,9 +103,9 @@ def _quality(variant, metrics, noise):
                      "join": "", "context": 256, "stride": 256, "unk": "text", "tokens": BLOCKS * TOKENS, "words": 35000,
                      "bytes": 200000, "token_ids_sha256": "28" * 32},
         "parameters": size // 4,
-        "held_bytes": {"float32": size},
-        "ledger": ledger,
-        "census": {"Linear": 6, "Embedding": 2},
+        "held_bytes": dict.fromkeys(held, size // len(held)),
+        "size_breakdown": sizes,
+        "module_counts": {"Linear": 6, "Embedding": 2},
         "divergence": {
             "kld_mnats": {"mean": kld, "median": kld / 2, "p99": 10 * kld, "p999": 40 * kld, "max": 100 * kld,
                           "quantiles": spread},
@@ -86,7 +114,7 @@ def _quality(variant, metrics, noise):
                                       "quantiles": {"levels_pct": LEVELS, "values": [0.0] * len(LEVELS)}},
         },
         "intervals": {"level": 0.95, "resamples": 1000, "seed": 0, "ppl_change_pct": [change - half, change + half],
-                      "kld_mnats": [max(0.0, kld - half), kld + half], "is_real": abs(change) > half},
+                      "kld_mnats": [max(0.0, kld - half), kld + half], "is_significant": abs(change) > half},
         "blocks": {"tokens_per_block": TOKENS, "tokens": [TOKENS] * BLOCKS, "top1": [990] * BLOCKS,
                    "nll": [b + TOKENS * (math.log1p(change / 100) + s / 100) for b, s in zip(base, strays, strict=True)],
                    "kld": [TOKENS * (kld + s) / 1000 for s in strays]},
@@ -117,7 +145,7 @@ def _speed(metrics, noisy, text, gb_per_s=5.0, cuda=None):
         "attempts": 2 if noisy else 1,
         "set_aside": {"decode": {"ms": [1.0, 2.0], "base_ms": [1.0, 1.0]}} if noisy else None,
         "is_noisy": noisy,
-        "clock": {"prompts": [128, 512], "tokens": 64, "rounds": 4, "threads": 2, "torch_threads": 2},
+        "plan": {"prompts": [128, 512], "tokens": 64, "rounds": 4, "threads": 2, "torch_threads": 2},
         "generation": {"prompt": "the board said", "prompt_tokens": 128, "tokens": 64, "text": text,
                        "base_text": "the same words", "is_same": text == "the same words"},
         "environment": {"cpu": "a processor", "cpu_flags": ["avx2"], "cores": 2, "memory_gib": 8.0, "gpu": None,
@@ -140,5 +168,5 @@ WEIGHTS = {
         _point("nf4", 4, 9.1, "double"), _point("linear", 4, 9.5, "clipped")]},
     "histogram": {"module": "h.0.mlp.up", "group_size": 64, "sampled": 4096, "share_pct": [1.25] * 80, "kurtosis": 3.0, "grids": {
         name: {"values": [-1.0, -0.5, 0.0, 0.5, 1.0], "share_pct": [10.0, 20.0, 40.0, 20.0, 10.0], "entropy_bits": bits}
-        for name, bits in (("int4", 3.4), ("fp4", 3.6), ("nf4", 3.9))}},
+        for name, bits in (("linear", 3.4), ("nf4", 3.9), ("fp4", 3.6))}},
 }  # fmt: skip

@@ -10,8 +10,10 @@ import quant.transformers_format  # noqa: F401  registers the format
 from quant.errors import InputError
 from quant.files import sha256_of
 from quant.model.artifact import write_artifact
-from quant.model.checkpoint import Checkpoint, read_header
-from quant.model.recipe import Recipe, plan
+from quant.model.checkpoint import Checkpoint
+from quant.model.recipe import Recipe
+from quant.model.safetensors_file import read_header
+from quant.model.selection import select
 from quant.tensor.qtensor import dequantize, quantize
 from quant.tensor.scheme import Scheme
 
@@ -32,18 +34,19 @@ def expected_logits(folder, recipe, ids):
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     checkpoint = Checkpoint(folder)
-    for weight in plan(checkpoint.tensors, checkpoint.config, recipe):
-        parameter = model.get_parameter(weight.module + ".weight")
-        matrix = parameter.data.T.clone() if weight.transposed else parameter.data.clone()
-        for part in weight.parts:
+    for selected in select(checkpoint.inventory, recipe):
+        transposed = selected.weight.transposed
+        parameter = model.get_parameter(selected.weight.name)
+        matrix = parameter.data.T.clone() if transposed else parameter.data.clone()
+        for part in selected.parts:
             if part.scheme is None:
                 continue
-            if len(weight.parts) == 1:
+            if len(selected.parts) == 1:
                 matrix = dequantize(quantize(matrix, part.scheme))
             else:
                 rows = [row for start, stop in part.ranges for row in range(start, stop)]
                 matrix[rows] = dequantize(quantize(matrix[rows], part.scheme))
-        parameter.data.copy_(matrix.T if weight.transposed else matrix)
+        parameter.data.copy_(matrix.T if transposed else matrix)
     return model(ids).logits
 
 
@@ -104,7 +107,7 @@ def test_shards_in_and_out(make_model, tmp_path, ids, monkeypatch):
     assert len(list(source.glob("*.safetensors"))) > 1
     recipe = Recipe.from_dict({}, Scheme())
     write_artifact(make_model("llama"), recipe, tmp_path / "whole")
-    monkeypatch.setattr("quant.model.checkpoint.SHARD_BYTES", 30_000)
+    monkeypatch.setattr("quant.model.safetensors_file.SHARD_BYTES", 30_000)
     write_artifact(source, recipe, tmp_path / "shards")
     assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
     models = [AutoModelForCausalLM.from_pretrained(tmp_path / n, dtype=torch.float32) for n in ("whole", "shards")]

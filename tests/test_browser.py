@@ -1,4 +1,4 @@
-"""The report in a real browser: nothing missing, nothing wrong, nothing asked of the network; tables sort; it fits a phone."""
+"""The report in a real browser: complete, without errors or network requests; tables sort; it fits a phone."""
 
 import pytest
 from browser import CHROMIUM, Page

@@ -82,7 +82,7 @@ def test_a_model_on_the_hub_is_checked_without_its_weights(make_model, tmp_path)
     parameters = sum(tensor.numel() for part in (small, large) for tensor in load(part).values())
     for words in (f"tiny/model at {commit}", f"llama (LlamaForCausalLM); {parameters:,} parameters; the head has a weight of its "
                   "own", "bfloat16", "in 2 files", "licence       llama3; to share a variant", "text          grammar: made here",
-                  "no: the tokenizer has 2,048 tokens, the model places for 96", "memory: ", "disk: 25.5 MB to fetch"):
+                  "no: the tokenizer has 2,048 tokens, the model's vocabulary 96", "memory: ", "disk: 25.5 MB to fetch"):
         assert words in done.stdout, (words, done.stdout)
 
 

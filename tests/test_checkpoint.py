@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from quant.errors import InputError
-from quant.model.checkpoint import Checkpoint, TensorInfo, read_header, read_tensor, write_checkpoint
+from quant.model.checkpoint import Checkpoint
+from quant.model.safetensors_file import TensorInfo, read_header, read_tensor, write_checkpoint
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ def test_a_file_cut_off_is_refused(file, size):
 
 def test_a_header_of_absurd_length_is_refused_before_it_is_read(file):
     file.write_bytes(struct.pack("<Q", 2**62) + file.read_bytes()[8:])
-    with pytest.raises(InputError, match="no whole safetensors file"):
+    with pytest.raises(InputError, match="not a complete safetensors file"):
         read_header(file)
 
 

@@ -13,8 +13,8 @@ from quant.text.corpus import load_corpus
 
 
 @pytest.mark.parametrize(("main", "words", "message"), [
-    (sweep.main, [], "expected PARAMETER VARIANT"),
-    (schemes.main, ["int9", "x"], "no scheme's name holds int9 or x; they are int8 tensor, int8 row"),
+    (sweep.main, [], "required: PARAMETER, VARIANT"),
+    (schemes.main, ["int9", "x"], "no scheme's name contains int9 or x; they are int8 tensor, int8 row"),
     (scoring_speed.main, ["models/base", "many"], "rounds: 'many' is no whole number from 1"),
     (scoring_speed.main, ["models/base", "0"], "rounds: '0' is no whole number from 1"),
     (scoring_speed.main, ["a", "1", "b"], "unrecognized arguments: b"),

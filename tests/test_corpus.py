@@ -12,8 +12,10 @@ from hub_server import Fault, Hub
 from test_hub import steps
 
 from quant.errors import InputError
-from quant.hub.client import fetch_file
-from quant.text.corpus import WIKITEXT2, Corpus, TextSource, as_text, count_lines, load_corpus, read_corpus, write_corpus
+from quant.hub.download import fetch_file
+from quant.text.corpus import Corpus, as_text, load_corpus, write_corpus
+from quant.text.read import WIKITEXT2, count_lines, read_corpus
+from quant.text.source import TextSource
 
 PTB = ROOT.parent / "shared" / "data" / "ptb" / "ptb.test.txt"
 
@@ -60,7 +62,7 @@ def test_a_file_at_an_address_is_checked_and_refused_in_one_line(tmp_path):
     assert not out.exists()
     hub.faults.append(Fault("GET *", times=1, cut_after=3))
     for address, message in [(url, "IncompleteRead"), (f"{url}t", "404"), ("http://127.0.0.1:1/a.txt", "refused")]:
-        with pytest.raises(InputError, match=f"can't fetch {address}: .*{message}.*fetch it elsewhere"):
+        with pytest.raises(InputError, match=f"can't fetch {address}: .*{message}.*give the file's path"):
             fetch_file(address, "0" * 64, out)
         assert not out.exists()
     hub.close()
@@ -74,8 +76,8 @@ def test_a_folder_is_its_text_files_in_order(tmp_path):
 
 def test_written_and_loaded_it_is_the_same(tmp_path, capsys):
     corpus = read("grammar", 40)
-    write_corpus(corpus, tmp_path / "eval")
-    assert load_corpus(tmp_path / "eval") == corpus
+    write_corpus(corpus, tmp_path / "eval", tmp_path / "private")
+    assert load_corpus(tmp_path / "eval", tmp_path / "private") == corpus and not (tmp_path / "private").exists()
     assert corpus.floor_nats > 0
     about, manifest = (json.loads((tmp_path / "eval" / name).read_text()) for name in ("corpus.json", "manifest.json"))
     text = (tmp_path / "eval" / "lines.txt").read_bytes()
@@ -100,7 +102,7 @@ def test_a_file_without_text_is_refused(tmp_path, content, message):
 
 
 @pytest.mark.parametrize(("source", "sentences", "message"), [
-    ("no/such/file", None, "is no file or folder here; expected grammar, ptb"),
+    ("no/such/file", None, "is not a file or folder here; expected grammar, ptb"),
     ("grammar", 0, "data.sentences is 0"),
     ("grammar", "many", "data.sentences is 'many'"),
 ])  # fmt: skip
@@ -121,7 +123,7 @@ def test_a_section_that_does_not_fit_is_refused(values, message):
         TextSource.from_dict(values)
 
 
-def test_text_that_may_not_be_passed_on_is_kept_out_of_what_dvc_has(tmp_path):
+def test_text_that_may_not_be_shared_is_kept_out_of_dvc_outputs(tmp_path):
     corpus = Corpus("elsewhere.txt", ("one two", "three"), license="LDC", private=True)
     out, private = tmp_path / "eval", tmp_path / "private"
     write_corpus(corpus, out, private)
@@ -132,7 +134,7 @@ def test_text_that_may_not_be_passed_on_is_kept_out_of_what_dvc_has(tmp_path):
     with pytest.raises(InputError, match="has sha256"):
         load_corpus(out, private)
     kept.unlink()
-    with pytest.raises(InputError, match=r"the text of elsewhere.txt is not here, as it may not be passed on"):
+    with pytest.raises(InputError, match=r"the text of elsewhere.txt may not be shared and is missing here; provide that file"):
         load_corpus(out, private)
 
 
@@ -143,6 +145,7 @@ def test_the_penn_treebank_is_recognized_whatever_its_path(tmp_path):
     assert corpus.private and "LDC" in corpus.license
 
 
+@pytest.mark.slow
 def test_a_dataset_of_the_hub_through_datasets(tmp_path):
     """Config, split, column and revision reach the real library; what does not fit is one line."""
     hub = Hub()
@@ -177,7 +180,7 @@ def test_a_dataset_of_the_hub_through_datasets(tmp_path):
         (corpus("hub:tiny/text", config="raw"), "no column of text called 'text'; set data.column to one of sentence"),
         (corpus("hub:tiny/text", config="row", column="sentence"), "config row, split test: BuilderConfig 'row' not found"),
         (corpus("hub:tiny/text", split="tost", **raw), "Bad split: tost. Available splits: ['test', 'train']"),
-        (corpus("hub:tiny/none"), "asks who you are (401)"),
+        (corpus("hub:tiny/none"), "asks for a login (401)"),
         (corpus("hub:tiny/nulls", split="train"), {"lines": ["one"]}),
         (corpus("hub:tiny/bare", split="train"), "config None, split train: it has no rows"),
         (corpus("hub:tiny/broken", split="train"), "JSON parse error"),

@@ -24,7 +24,7 @@ from quant.tensor.scheme import Scheme
 triton = pytest.importorskip("triton", reason="triton, which is made for Linux, is not installed")
 
 from quant.kernels import cuda  # noqa: E402  it imports triton
-from quant.kernels.reference import Product as Reference  # noqa: E402
+from quant.kernels.reference import Matmul as Reference  # noqa: E402
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -57,7 +57,7 @@ def check(tensor: QTensor, x: torch.Tensor, bias: torch.Tensor | None = None, ro
     """|y - exact| is within what rounding can make of it: of float32 sums; of the result to `rounded`, the dtype of the
     activations; and, where tensor cores take several rows, of the weights to it."""
     x = x.to(rounded)
-    y = cuda.Product(moved(tensor))(x.to(DEVICE), None if bias is None else bias.to(DEVICE))
+    y = cuda.Matmul(moved(tensor))(x.to(DEVICE), None if bias is None else bias.to(DEVICE))
     assert y.dtype == rounded and y.device.type == DEVICE and y.shape == (*x.shape[:-1], tensor.shape[0])
     weight, start = dequantize(tensor).double(), torch.zeros(()) if bias is None else bias.double()
     exact = x.double() @ weight.T + start
@@ -111,7 +111,7 @@ def test_any_number_of_rows(scheme, dtype):
     tensor = quantize(normal(130, 96), scheme)
     for count in (1, 2, 16, 17, 40, 65, 130):
         check(tensor, normal(count, 96, seed=count), rounded=dtype)
-    product = cuda.Product(moved(tensor))
+    product = cuda.Matmul(moved(tensor))
     assert product(torch.zeros(0, 96, device=DEVICE), None).shape == (0, 130)
 
 
@@ -145,7 +145,7 @@ def test_it_equals_the_reference_in_a_module():
     weight = QWeight((24, 64), tensor.scheme)
     weight.load_state_dict(tensor.tensors())
     linear = QLinear(weight, normal(24)).to(DEVICE)
-    linear.weight._product = cuda.Product(linear.weight.qtensor)
+    linear.weight.multiply_with(cuda.Matmul(linear.weight.qtensor))
     assert torch.allclose(linear(x.to(DEVICE)).cpu(), Reference(tensor)(x, normal(24)), rtol=1e-5, atol=1e-5)
 
 
@@ -153,13 +153,13 @@ def test_it_equals_the_reference_in_a_module():
 def test_the_device_chooses_the_kernel():
     linear = QLinear(QWeight((8, 16), Scheme())).to("cuda")
     linear(torch.zeros(1, 16, device="cuda"))
-    assert isinstance(linear.weight._product, cuda.Product)
+    assert isinstance(linear.weight.matmul(), cuda.Matmul)
 
 
 @ON_GPU
 @pytest.mark.parametrize("count", [1, 300])
 def test_no_dequantized_weight_is_allocated(count):
-    product = cuda.Product(made_of_ones(Scheme(4, 64), "cuda"))
+    product = cuda.Matmul(made_of_ones(Scheme(4, 64), "cuda"))
     x = torch.ones(count, 4096, device="cuda", dtype=torch.bfloat16)
     y = product(x, None)
     torch.cuda.reset_peak_memory_stats()
@@ -194,7 +194,7 @@ def made_of_ones(scheme: Scheme, device: str) -> QTensor:
 def compiled(scheme: Scheme, count: int, dtype: torch.dtype, architecture: int):
     """The kernel as a GPU of that architecture would get it; Triton brings NVIDIA's assembler, and needs no GPU for it."""
     x, y = torch.zeros(count, 4096, dtype=dtype), torch.zeros(count, 4096, dtype=dtype)
-    kernel, _, arguments = cuda.Product(made_of_ones(scheme, "cpu")).launch(x, torch.zeros(4096), y)
+    kernel, _, arguments = cuda.Matmul(made_of_ones(scheme, "cpu")).launch(x, torch.zeros(4096), y)
     options = {name: arguments.pop(name) for name in ("num_warps", "num_stages")}
     constants = {name: value for name, value in arguments.items() if name.isupper() or value is None}
     types = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.uint8: "*u8"}

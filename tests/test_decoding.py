@@ -1,18 +1,21 @@
 """Decoding made cheaper writes what transformers writes: same tokens, same logits but for rounding."""
 
+import copy
+from contextlib import contextmanager
+
 import pytest
 import torch
 from conftest import ARCHITECTURES
 from transformers import AutoModelForCausalLM, DynamicCache
 
 import quant.transformers_format  # noqa: F401  registers the format
-from quant.kernels import threads as team
+from quant.kernels import threads
 from quant.kernels.attention import attend, can_attend
 from quant.model.artifact import write_artifact
 from quant.model.recipe import Recipe
+from quant.nn import cache as growing
 from quant.nn.blocks import DecodingBlock
 from quant.nn.cache import GrowingLayer
-from quant.nn.decoding import cache as growing
 from quant.nn.decoding import speed_up_decoding
 from quant.tensor.scheme import Scheme
 
@@ -36,39 +39,53 @@ RECIPES = {
 }
 
 
-@pytest.fixture
-def quantized(make_model, tmp_path):
-    """quantized(architecture, recipe) -> an artifact's model without programs for its blocks, and with them."""
+@pytest.fixture(scope="module")
+def quantized(make_model, tmp_path_factory):
+    """quantized(architecture, recipe) -> an artifact's model, loaded once. Not to be changed."""
+    made = {}
 
     def load(architecture, recipe):
-        write_artifact(make_model(architecture), Recipe.from_dict(recipe, Scheme()), tmp_path / "out")
-        plain, fast = (AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval() for _ in range(2))
-        for block in plain.modules():
-            if isinstance(block, DecodingBlock):
-                block._program = False
-        return plain, fast
+        key = (architecture, str(recipe))
+        if key not in made:
+            folder = tmp_path_factory.mktemp("artifact") / "out"
+            write_artifact(make_model(architecture), Recipe.from_dict(recipe, Scheme()), folder)
+            made[key] = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        return made[key]
 
     return load
+
+
+@pytest.fixture(scope="module")
+def pair(make_model):
+    """pair(architecture) -> transformers' own model, and one with its decoding sped up, each loaded once."""
+    made = {}
+
+    def load(architecture):
+        if architecture not in made:
+            folder = make_model(architecture)
+            made[architecture] = [AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval() for _ in range(2)]
+            speed_up_decoding(made[architecture][1])
+        return made[architecture]
+
+    return load
+
+
+@contextmanager
+def without_programs(model):
+    """Every block goes through its own forward."""
+    blocks = [module for module in model.modules() if isinstance(module, DecodingBlock)]
+    for block in blocks:
+        block._program = False
+    yield
+    for block in blocks:
+        block._program = None
 
 
 def performed(monkeypatch):
     """A list that grows by one for each program that is run."""
-    runs, perform = [], team.perform
-    monkeypatch.setattr(team, "perform", lambda program: (runs.append(1), perform(program)))
+    runs, perform = [], threads.perform
+    monkeypatch.setattr(threads, "perform", lambda program: (runs.append(1), perform(program)))
     return runs
-
-
-@pytest.fixture
-def pair(make_model):
-    """pair(architecture) -> the model as transformers has it, and with decoding sped up."""
-
-    def load(architecture):
-        folder = make_model(architecture)
-        plain, fast = (AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval() for _ in range(2))
-        speed_up_decoding(fast)
-        return plain, fast
-
-    return load
 
 
 def normal(*shape, seed=0):
@@ -87,87 +104,98 @@ def decoded(model, ids):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_logits_of_every_architecture(pair, ids, architecture, monkeypatch):
-    monkeypatch.setattr(growing, "ROOM", 16)  # of 24 tokens: the cache grows once while decoding
+    monkeypatch.setattr(growing, "CAPACITY", 16)  # of 24 tokens: the cache grows once while decoding
     plain, fast = pair(architecture)
     expected, found = decoded(plain, ids)[0], decoded(fast, ids)[0]
     assert torch.allclose(expected, found, atol=1e-5)
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.fixture
+def torch_threads():
+    """torch.set_num_threads, undone after the test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", "llama-tied", "smollm", "llama-odd"])
-def test_a_program_computes_what_the_block_does(quantized, ids, architecture, recipe, threads, monkeypatch):
+def test_a_program_computes_what_the_block_does(quantized, ids, architecture, recipe, torch_threads, monkeypatch):
     if architecture == "llama-odd":  # rows of 36 and 50
         recipe = {**recipe, "group_size": "row", "schemes": {}}
-    plain, fast = quantized(architecture, recipe)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        expected = decoded(plain, ids[:1])[0]
-        runs = performed(monkeypatch)
-        found = decoded(fast, ids[:1])[0]
-    finally:
-        torch.set_num_threads(before)
-    assert len(runs) == 12 * 2, "every token but the prompt, through every block"
-    assert torch.allclose(expected, found, atol=2e-5)
+    model = quantized(architecture, recipe)
+    runs = performed(monkeypatch)
+    with without_programs(model):
+        expected = decoded(model, ids[:1])[0]
+    assert not runs
+    for count in (1, 2, 3):
+        torch_threads(count)
+        assert torch.allclose(expected, decoded(model, ids[:1])[0], atol=2e-5), f"{count} threads"
+        assert len(runs) == 12 * 2 * count, "every token but the prompt, through every block"
 
 
 @pytest.mark.parametrize("values", [{"include": ["attention"]}, {"include": ["q"]}], ids=["attention", "q"])
 def test_blocks_with_other_weights_go_their_own_way(quantized, ids, values, monkeypatch):
+    model = quantized("gpt2", values)
+    with without_programs(model):
+        expected = decoded(model, ids[:1])[0]
     runs = performed(monkeypatch)
-    plain, fast = quantized("gpt2", values)
-    assert torch.allclose(decoded(plain, ids[:1])[0], decoded(fast, ids[:1])[0], atol=1e-6)
+    assert torch.equal(expected, decoded(model, ids[:1])[0])
     assert not runs
 
 
-def test_a_program_is_for_a_token_alone_that_sees_all(quantized, ids, monkeypatch, tmp_path):
-    plain, fast = quantized("gpt2", {"include": ["*"]})
+def test_a_program_is_for_a_token_alone_that_sees_all(quantized, ids, monkeypatch):
+    model = quantized("gpt2", RECIPES["int8"])
     runs = performed(monkeypatch)
-    assert torch.allclose(decoded(plain, ids)[0], decoded(fast, ids)[0], atol=1e-5), "a batch"
     mask = torch.ones(1, 13, dtype=torch.long)
     mask[0, 0] = 0
-    logits = []
-    for model in (plain, fast):
+
+    def masked():
         with torch.inference_mode():
             cache = model(ids[:1, :12], use_cache=True).past_key_values
-            logits.append(model(ids[:1, 12:13], past_key_values=cache, attention_mask=mask).logits)
-    assert torch.allclose(*logits, atol=1e-5), "a mask"
-    half = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.bfloat16).eval()
-    assert torch.allclose(decoded(half, ids[:1])[0].float(), decoded(plain, ids[:1])[0], atol=0.1), "bfloat16"
+            return model(ids[:1, 12:13], past_key_values=cache, attention_mask=mask).logits
+
+    with without_programs(model):
+        batch, single = decoded(model, ids)[0], masked()
+    assert torch.allclose(batch, decoded(model, ids)[0], atol=1e-5), "a batch"
+    assert torch.allclose(single, masked(), atol=1e-5), "a mask"
+    half = AutoModelForCausalLM.from_pretrained(model.name_or_path, dtype=torch.bfloat16).eval()
+    assert torch.allclose(decoded(half, ids[:1])[0].float(), batch[:1], atol=0.1), "bfloat16"
     assert not runs
 
 
-def test_new_weights_and_hooks_are_seen(quantized, ids, monkeypatch):
-    plain, fast = quantized("llama", {"include": ["*"]})
-    assert torch.allclose(decoded(plain, ids[:1])[0], decoded(fast, ids[:1])[0], atol=1e-5)
-    state = {name: (255 - tensor if tensor.dtype == torch.uint8 else tensor) for name, tensor in fast.state_dict().items()}
-    for model in (plain, fast):
-        model.load_state_dict(state)
-    assert torch.allclose(decoded(plain, ids[:1])[0], decoded(fast, ids[:1])[0], atol=1e-5)
+def test_copies_new_weights_and_hooks_are_seen(quantized, ids, monkeypatch):
+    original = quantized("llama", RECIPES["int8"])
+    before = decoded(original, ids[:1])[0]
+    model = copy.deepcopy(original)
+    norm = model.model.layers[0].input_layernorm.weight
+    for changed in (model, norm):  # all weights, and one whose dequantized numbers a program reads
+        changed.load_state_dict({name: 255 - tensor if tensor.dtype == torch.uint8 else tensor
+                                 for name, tensor in changed.state_dict().items()})
+        found = decoded(model, ids[:1])[0]
+        with without_programs(model):
+            assert torch.allclose(found, decoded(model, ids[:1])[0], atol=1e-5)
+        assert not torch.allclose(found, before, atol=1e-3)
+        before = found
     runs, seen = performed(monkeypatch), []
-    fast.model.layers[0].mlp.register_forward_hook(lambda *_: seen.append(1))
-    decoded(fast, ids[:1])
+    model.model.layers[0].mlp.register_forward_hook(lambda *_: seen.append(1))
+    decoded(model, ids[:1])
     assert len(seen) == 13 and len(runs) == 12, "the block with a hook goes its own way"
-
-
-@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
-@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
-def test_quantized_models_generate_the_same_tokens(quantized, ids, architecture, way):
-    texts = []
-    for model in quantized(architecture, {"include": ["*"]}):
-        torch.manual_seed(0)
-        texts.append(model.generate(ids[:1, :8], min_new_tokens=12, max_new_tokens=12, pad_token_id=0, **way))
-    assert torch.equal(*texts)
+    assert not torch.allclose(before, decoded(original, ids[:1])[0], atol=1e-3), "the original has kept its weights"
 
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
-def test_generate_writes_the_same_tokens(pair, ids, architecture, way):
-    texts = []
-    for model in pair(architecture):
+def test_generate_writes_the_same_tokens(quantized, pair, ids, architecture, way):
+    def text(model):
         torch.manual_seed(0)
-        texts.append(model.generate(ids[:1, :8], min_new_tokens=20, max_new_tokens=20, pad_token_id=0, **way))
-    assert torch.equal(*texts)
+        return model.generate(ids[:1, :8], min_new_tokens=20, max_new_tokens=20, pad_token_id=0, **way)
+
+    assert torch.equal(*map(text, pair(architecture)))
+    model = quantized(architecture, RECIPES["int8"])
+    with without_programs(model):
+        expected = text(model)
+    assert torch.equal(expected, text(model))
 
 
 def test_padded_batches(pair, ids):

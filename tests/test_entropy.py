@@ -1,4 +1,4 @@
-"""End to end: text drawn from the embedded grammar, tokenized, cut and scored, with the grammar itself as the model.
+"""End to end: text drawn from the embedded grammar is tokenized, cut and scored, with the grammar itself as the model.
 
 Its exact next-word probabilities make the perplexity of a text the exponential of the text's own information, which the
 grammar knows without any scorer.
@@ -10,8 +10,9 @@ import math
 import pytest
 import torch
 
-from quant.quality.score import Live, score, summarize
-from quant.quality.windows import Protocol, tokenize
+from quant.quality.protocol import ScoringProtocol
+from quant.quality.score import ModelPredictions, score, summarize
+from quant.quality.windows import tokenize
 from quant.text.corpus import Corpus
 from quant.text.grammar import START, treebank_like
 
@@ -127,9 +128,9 @@ def tokenizer(words, tmp_path_factory):
 def test_perplexity_is_the_exponential_of_the_texts_own_entropy(grammar, words, tokenizer):
     lines = list(grammar.lines(40, "test"))
     corpus = Corpus("grammar", tuple(" ".join(line.words) for line in lines), sum(line.nats for line in lines))
-    protocol = Protocol("sentence/1", context=64, stride=64, line="{} " + END)
+    protocol = ScoringProtocol("sentence/1", context=64, stride=64, line="{} " + END)
     tokens = tokenize(corpus, tokenizer, protocol)
-    scores = score(Live(GrammarRunner(grammar, words)), None, tokens, protocol)
+    scores = score(ModelPredictions(GrammarRunner(grammar, words)), None, tokens, protocol)
     metrics = summarize(scores)
     assert len(scores) == scores.words == corpus.words
     assert metrics["ppl"] == pytest.approx(math.exp(corpus.floor_nats / corpus.words), rel=1e-6)

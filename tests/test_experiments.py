@@ -108,17 +108,26 @@ def test_the_plots_are_drawn_from_the_csv_for_one_run_and_for_two(project, tmp_p
 
 TINY = {
     "stages": {
-        "quantize": {"foreach": "${recipes}", "do": {"cmd": "python quantize.py ${key}", "params": ["quant", "recipes.${key}"],
-                                                     "outs": ["models/${key}.txt"]}},
-        "evaluate": {"foreach": "${recipes}", "do": {"cmd": "python evaluate.py ${key}", "deps": ["models/${key}.txt"],
-                                                     "params": ["evaluate"], "outs": ["reports/quality/${key}.json"]}},
+        "plan": {"cmd": "python plan.py", "params": [{"params.yaml": None}], "outs": ["data/plan"]},
+        "quantize": {"foreach": "${variants}", "do": {"cmd": "python quantize.py ${key}", "outs": ["models/${key}.txt"],
+                                                      "deps": ["data/plan/variants/${key}.json"]}},
+        "evaluate": {"foreach": "${variants}", "do": {"cmd": "python evaluate.py ${key}", "deps": ["models/${key}.txt"],
+                                                      "params": ["evaluate"], "outs": ["reports/quality/${key}.json"]}},
     }
 }
-QUANTIZE = """
-import sys, yaml, pathlib
+PLAN = """
+import json, pathlib, yaml
 params = yaml.safe_load(open("params.yaml"))
+folder = pathlib.Path("data/plan/variants")
+folder.mkdir(parents=True, exist_ok=True)
+for name, row in params["variants"].items():
+    (folder / f"{name}.json").write_text(json.dumps({**params["quant"], **row}))
+"""
+QUANTIZE = """
+import json, pathlib, sys
 pathlib.Path("models").mkdir(exist_ok=True)
-pathlib.Path("models", sys.argv[1] + ".txt").write_text(str({**params["quant"], **params["recipes"][sys.argv[1]]}["bits"]))
+bits = json.load(open(f"data/plan/variants/{sys.argv[1]}.json"))["bits"]
+pathlib.Path("models", sys.argv[1] + ".txt").write_text(str(bits))
 """
 EVALUATE = """
 import json, sys, pathlib
@@ -137,10 +146,11 @@ def swept(tmp_path_factory):
     start(folder)
     (folder / "dvc.yaml").write_text(yaml.safe_dump(TINY))
     (folder / "params.yaml").write_text(yaml.safe_dump({"quant": {"bits": 8}, "evaluate": {"stride": 1},
-                                                        "recipes": {"whole": {"x": 0}, "int4": {"bits": 4}}}))
+                                                        "variants": {"whole": {"x": 0}, "int4": {"bits": 4}}}))
+    (folder / "plan.py").write_text(PLAN)
     (folder / "quantize.py").write_text(QUANTIZE)
     (folder / "evaluate.py").write_text(EVALUATE)
-    (folder / ".gitignore").write_text("/models\n/reports\n")
+    (folder / ".gitignore").write_text("/data\n/models\n/reports\n")
     command(folder, "dvc", "repro", "-q")
     commit(folder)
     for words in (["quant.bits=2"], ["quant.bits=4"], ["quant.bits=5", "-S", "evaluate.stride=7"]):

@@ -15,8 +15,9 @@ from quant.errors import InputError
 from quant.export import export
 from quant.files import sha256_of
 from quant.model.artifact import write_artifact
-from quant.model.checkpoint import Checkpoint, TensorInfo, write_checkpoint
+from quant.model.checkpoint import Checkpoint
 from quant.model.recipe import Recipe
+from quant.model.safetensors_file import TensorInfo, write_checkpoint
 from quant.tensor.packing import unpack
 from quant.tensor.qtensor import QTensor, dequantize
 from quant.tensor.scheme import Scheme
@@ -62,9 +63,10 @@ def weights_of(artifact, dtype):
         rows = []
         for role, part in parts.items():
             name = module if len(parts) == 1 else f"{module}.{role}"
-            codes, scales = (checkpoint.read(f"{name}.weight.{key}") for key in ("codes", "scales"))
+            stored = {key: checkpoint.read(f"{name}.weight.{key}") for key in ("codes", "scales")}
             scheme = Scheme.from_dict(config["schemes"][part["scheme"]])
-            tensor = QTensor(codes, scales, None, (len(codes), codes.shape[1] * 8 // scheme.bits), scheme)
+            count, width = stored["codes"].shape
+            tensor = QTensor.from_tensors(stored, (count, width * 8 // scheme.bits), scheme)
             rows.append((part["ranges"], dequantize(tensor, dtype)))
         rows.sort(key=lambda item: item[0])
         weights[module] = torch.cat([weight for _, weight in rows])
@@ -155,7 +157,7 @@ def test_equal_input_gives_equal_bytes_and_a_true_manifest(exported, tmp_path):
 def test_shards_and_a_second_export_over_the_first(exported, ids, monkeypatch):
     artifact, out = exported("llama", {})
     before = opened(out)(ids).logits
-    monkeypatch.setattr("quant.model.checkpoint.SHARD_BYTES", 30_000)
+    monkeypatch.setattr("quant.model.safetensors_file.SHARD_BYTES", 30_000)
     export(artifact, out, FORM)
     assert len(list(out.glob("*.safetensors"))) > 1 and not (out / "model.safetensors").exists()
     assert torch.equal(opened(out)(ids).logits, before)
@@ -228,7 +230,7 @@ def test_an_artifact_of_another_model_is_refused(make_model, tmp_path):
 
 def test_folders_that_are_no_artifact_or_no_place_to_write(make_model, tmp_path):
     base = make_model("llama")
-    with pytest.raises(InputError, match="is no artifact of this pipeline: its quant_method is None"):
+    with pytest.raises(InputError, match="llama0 is not an artifact .* quant_method is None, expected 'qtensor'; give the folder of a variant"):
         export(base, tmp_path / "out", FORM)
     write_artifact(base, Recipe(Scheme()), tmp_path / "artifact")
     (tmp_path / "mine").mkdir()

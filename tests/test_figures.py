@@ -1,4 +1,4 @@
-"""Every figure of a run is there, says what to see, and is drawn the same twice; the numbers from weights are right."""
+"""Every figure of a run is there, has a caption from the data, and is drawn the same twice; its numbers are right."""
 
 import json
 from itertools import pairwise
@@ -6,14 +6,17 @@ from itertools import pairwise
 import pytest
 import torch
 from conftest import ROOT
-from made_up import PARAMS, made_up
+from made_up import PARAMS, made_up, with_only
 from PIL import Image
 
+from quant.methods import load, names
 from quant.model.checkpoint import Checkpoint
+from quant.quality.bootstrap import difference
 from quant.quality.weight_error import Sample, compare_schemes, error_map, error_of_schemes, histogram
-from quant.report.charts import pareto_front
-from quant.report.figures import draw_all, figures_of, front_names
-from quant.report.style import FAMILIES, GRIDS, PARTS
+from quant.report.figures import draw_all, figures_of
+from quant.report.metrics import METRICS
+from quant.report.style import GRIDS, PARTS, look_of
+from quant.report.subsets import compared, front_names, pareto_front
 
 ASKED_FOR = {"size-quality", "size-speed", "ppl-change", "divergence", "latency", "bytes", "error-map", "histogram", "error-bits",
              "grids", "pairs"}
@@ -24,45 +27,86 @@ def test_the_front_is_what_nothing_beats():
     assert front_names(made_up(nf4={"weights_mib": 10.0, "ppl_change_pct": 1.0})) == ["nf4", "base"]
 
 
-def test_every_figure_asked_for_is_drawn_the_same_twice(made_up_report, tmp_path):
-    folder, run = made_up_report
-    draw_all(run, tmp_path)
-    assert {path.stem for path in tmp_path.glob("*.svg")} == {path.stem for path in tmp_path.glob("*.png")} == ASKED_FOR
-    for path in tmp_path.iterdir():
-        assert path.read_bytes() == (folder / "figures" / path.name).read_bytes() and path.stat().st_size > 1000
-    for path in tmp_path.glob("*.png"):
+def test_every_figure_asked_for_is_drawn(made_up_report):
+    folder = made_up_report[0] / "figures"
+    assert {path.stem for path in folder.glob("*.svg")} == {path.stem for path in folder.glob("*.png")} == ASKED_FOR
+    assert len(list(folder.iterdir())) == 2 * len(ASKED_FOR)
+    for path in folder.glob("*.png"):
         assert len(Image.open(path).convert("L").getcolors(256)) > 10, f"{path.name} is empty"
 
 
-def test_captions_say_what_this_run_shows():
-    def caption(name, **changes):
-        run = made_up(**changes)
-        return next(figure for figure in figures_of(run) if figure.name == name).caption(run)
-
-    names = ("bf16", "whole", "selective", "int4", "nf4", "fp4", "bnb_nf4", "gguf_f16", "gguf_q4_0")
-    changed = {name: {"ppl_change_pct": 1.0} for name in names}
-    assert "No interval contains zero" in caption("ppl-change", **changed)
-    assert "can't tell `fp4` from base" in caption("ppl-change", **changed | {"fp4": {}})
-    assert "9 variants lie above" in caption("size-speed", **{name: {"decode_speedup": 2.0} for name in changed})
-    assert "1 of 9 variants lie below" in caption("size-speed", nf4={"decode_speedup": 0.5})
-    assert "`nf4` is closer to base than `int4`" in caption("grids", nf4={"kld_mnats": 0.1})
-    assert "`nf4` is further from base than `int4`" in caption("grids", nf4={"kld_mnats": 9.0})
-    assert "Real are 8 of 36 pairs by divergence" in caption("pairs", nf4={"kld_mnats": 0.1})
-    assert "Real are 0 of 36 pairs by divergence" in caption("pairs", **{name: {"noise": 1.0} for name in names})
-    steps = {"nf4": {"weights_mib": 10.0, "ppl_change_pct": 1.0}}
-    assert "Real among its steps down: from `nf4` to `base`." in caption("size-quality", **steps)
-    assert "None of its steps down is real" in caption("size-quality", nf4=steps["nf4"] | {"noise": 9.0})
-    assert "Of what is quantized" in caption("bytes")
-    floats = made_up(PARAMS | {"recipes": {}, "bnb": {}, "gguf": {"f16": {"type": "F16"}}})
-    assert not any("quantized" in figure.caption(floats) for figure in figures_of(floats) if figure.name == "bytes")
-    assert "`nf4`" in caption("latency", nf4={"noisy": True}) and "No timing scattered" in caption("latency")
-    assert all(len(figure.caption(made_up())) > 60 for figure in figures_of(made_up()))
+@pytest.mark.slow
+def test_equal_runs_give_equal_figures(made_up_report, tmp_path):
+    folder, run = made_up_report
+    draw_all(run, tmp_path)
+    for path in tmp_path.iterdir():
+        assert path.read_bytes() == (folder / "figures" / path.name).read_bytes(), path.name
 
 
-def test_the_pairs_are_those_whose_interval_leaves_out_zero():
-    from quant.quality.bootstrap import difference
-    from quant.report.subsets import compared
+def everyone(**metrics):
+    """The same change for every variant but base."""
+    return {name.replace("-", "_"): metrics for name in PARAMS["variants"]}
 
+
+def caption(name, params=PARAMS, **changes):
+    run = made_up(params, **changes)
+    return next(figure for figure in figures_of(run) if figure.name == name).caption(run)
+
+
+CHANGED = everyone(ppl_change_pct=1.0)
+FRONT = {"weights_mib": 10.0, "ppl_change_pct": 1.0}
+CAPTIONS = [  # a figure, a run, and what the caption must show: names, numbers, and the word that carries the verdict
+    ("ppl-change", CHANGED, ["No interval contains zero"]),
+    ("ppl-change", CHANGED | {"fp4": {}}, ["Hollow", "not significant for `fp4`."]),
+    ("size-speed", everyone(decode_speedup=2.0), ["Upper left", "No variant lies below"]),
+    ("size-speed", {"nf4": {"decode_speedup": 0.5}}, ["1 of 9 variants lie below"]),
+    ("grids", {"nf4": {"kld_mnats": 0.1}}, ["`nf4` is closer to base than `int4`", "`fp4` is not significantly different from",
+                                            "100.00 MiB", "Lower is better"]),
+    ("grids", {"nf4": {"kld_mnats": 9.0}}, ["`nf4` is further from base than `int4`"]),
+    ("pairs", {"nf4": {"kld_mnats": 0.1}}, ["Of 36 pairs", "8 differ significantly in divergence and 0 in perplexity"]),
+    ("pairs", everyone(noise=1.0), ["0 differ significantly in divergence"]),
+    ("size-quality", {"nf4": FRONT}, ["Lower left", "in bold: `nf4` and `base`", "Significant among its steps: from `nf4` to "
+                                      "`base`", "1 % above the lowest"]),
+    ("size-quality", {"nf4": FRONT | {"noise": 9.0}}, ["None of its steps is significant"]),
+    ("size-quality", {"nf4": FRONT | {"ppl_change_pct": 400.0}}, ["is 400 % above"]),
+    ("bytes", {}, ["`whole` leaves the most unquantized: 25 %"]),
+    ("latency", {"nf4": {"noisy": True}}, ["Shorter is better", "(!) marks", "again: `nf4`"]),
+    ("latency", {}, ["No timing varied"]),
+    ("divergence", {"nf4": {"kld_mnats": 2.0}}, ["`nf4` has the largest mean (2 mnat)", "80 mnat"]),
+    ("error-bits", {}, ["divides the error by 2.00", "9.0 % as NF4, 10.0 % as INT4, 12.0 % as FP4", "500 of 1,000",
+                        "groups of 128"]),
+    ("error-map", {}, ["`int4 row`", "13.0 % for `q` of block 1"]),
+    ("histogram", {}, ["`h.0.mlp.up`", "group of 64", "3.90 by NF4, 3.60 by FP4, 3.40 by INT4", "INT4 5, NF4 5 and FP4 5"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "changes", "parts"), CAPTIONS, ids=[f"{i}-{name}" for i, (name, *_) in enumerate(CAPTIONS)])
+def test_captions_show_what_this_run_shows(name, changes, parts):
+    text = caption(name, **changes)
+    assert text.endswith(".") and "  " not in text and "\n" not in text
+    assert [part for part in parts if part not in text] == [], text
+
+
+def test_every_caption_is_tested():
+    assert {name for name, *_ in CAPTIONS} == ASKED_FOR
+
+
+def test_a_run_of_floats_has_no_share_left_unquantized():
+    assert "unquantized" not in caption("bytes", with_only("float"))
+    assert "unquantized" not in caption("bytes", PARAMS | {"variants": {"f16": {"method": "llama_cpp", "type": "F16"}}})
+
+
+def test_axes_are_labelled_by_the_table_of_metrics():
+    shown = {figure.name: [(axes.get_xlabel(), axes.get_ylabel()) for axes in figure.draw(made_up()).axes]
+             for figure in figures_of(made_up()) if figure.name in ("size-quality", "size-speed", "latency", "grids")}
+    label = {key: metric.label for key, metric in METRICS.items()}
+    assert shown["size-quality"] == [(label["weights_mib"], label["ppl"])]
+    assert shown["size-speed"] == [(label["weights_mib"], label["decode_speedup"])]
+    assert [x for x, _ in shown["latency"]] == [f"{label['prefill_ms']}, 128 tokens", label["decode_ms_per_token"]]
+    assert [y for _, y in shown["grids"]][:2] == [label["kld_mnats"], label["ppl_change_pct"]]
+
+
+def test_the_pairs_are_those_whose_interval_excludes_zero():
     run = made_up(nf4={"kld_mnats": 0.1}, fp4={"kld_mnats": 3.0, "noise": 2.0}, int4={"kld_mnats": 2.0})
     (figure,) = [figure for figure in figures_of(run) if figure.name == "pairs"]
     drawn = figure.draw(run)
@@ -73,15 +117,15 @@ def test_the_pairs_are_those_whose_interval_leaves_out_zero():
         for i, better in enumerate(names):
             for j, worse in enumerate(names):
                 gap = difference(measured[worse], measured[better], kind)
-                assert bool(cells[i, j]) == (gap.is_real and gap.value > 0)
+                assert bool(cells[i, j]) == (gap.is_significant and gap.value > 0)
 
 
 def test_colours_differ_in_lightness():
-    """As they look in grey: apart by a twentieth at least, and where not by that, by marker or hatch."""
+    """In grey they differ by 0.02 at least, and by their markers."""
     def lightness(colour):
         return sum(weight * int(colour[i : i + 2], 16) / 255 for weight, i in ((0.2126, 1), (0.7152, 3), (0.0722, 5)))
 
-    for looks in (FAMILIES.values(), GRIDS.values()):
+    for looks in ([look_of(load(name)) for name in names()], list(GRIDS.values())):
         assert len({look.marker for look in looks}) == len(looks)
         greys = sorted(lightness(look.colour) for look in looks)
         assert all(b - a > 0.02 for a, b in pairwise(greys))
@@ -136,7 +180,7 @@ def test_the_map_counts_weights_of_one_place_together(normal):
 def test_the_histogram_lays_the_grids_over_the_matrix(normal):
     data = histogram(normal)
     assert sum(data["share_pct"]) == pytest.approx(100, abs=0.01) and data["group_size"] == 64
-    assert [len(data["grids"][name]["values"]) for name in ("int4", "fp4", "nf4")] == [15, 15, 16]
+    assert [len(data["grids"][name]["values"]) for name in ("linear", "fp4", "nf4")] == [15, 15, 16]
     for grid in data["grids"].values():
         assert grid["values"] == sorted(grid["values"]) and grid["values"][0] == -1 and grid["values"][-1] == 1
         assert sum(grid["share_pct"]) == pytest.approx(100, abs=0.01) and 3 < grid["entropy_bits"] < 4
@@ -156,8 +200,8 @@ def test_a_model_of_every_layout_is_sampled(make_model, architecture):
 def test_a_large_weight_is_sampled_and_told(monkeypatch):
     import quant.quality.weight_error as module
 
-    monkeypatch.setattr(module, "MOST_OF_A_WEIGHT", 1000)
-    monkeypatch.setattr(module, "MOST_OF_ALL", 10000)
+    monkeypatch.setattr(module, "MAP_SAMPLE", 1000)
+    monkeypatch.setattr(module, "SCHEMES_SAMPLE", 10000)
     data = compare_schemes(Checkpoint(ROOT / "models" / "embedded"))
     assert data["map"]["sampled"] < 0.02 * data["map"]["weights"]
     assert data["schemes"]["sampled"] < 40000

@@ -1,4 +1,4 @@
-"""The Hub's real client against a server of our own on the loopback: what is asked for, what comes, what is refused."""
+"""The Hub's real client against a server of our own on the loopback: its requests, its files, and one line for each failure."""
 
 import json
 import os
@@ -14,14 +14,14 @@ import time
 import pytest
 import torch
 import yaml
-from conftest import ROOT
-from hub_server import Fault, Hub, sha256
+from conftest import ROOT, build_variant
+from hub_server import Fault, sha256
 from test_pipeline import Project
 
 from quant.errors import InputError
-from quant.hub.fetch import ModelSource, fetch_model
+from quant.hub.fetch import fetch_model
 from quant.hub.license import License
-from quant.methods.bitsandbytes import build as bitsandbytes
+from quant.hub.source import ModelSource
 from quant.model.artifact import write_artifact
 from quant.model.checkpoint import Checkpoint
 from quant.model.recipe import Recipe
@@ -38,26 +38,9 @@ NOT_NEEDED = {"pytorch_model.bin": b"pickle", "model.onnx": b"onnx", "tf_model.h
 
 
 @pytest.fixture
-def hub():
-    server = Hub()
-    yield server
-    server.close()
-
-
-@pytest.fixture
 def files(make_model):
     """A model as a repository holds it: name -> content."""
     return {path.name: path.read_bytes() for path in make_model("llama").iterdir()} | {"README.md": CARD}
-
-
-def steps(hub, home, *todo, **environment):
-    """The answers of the calls, made one after another in one child process, and all that it printed."""
-    done = subprocess.run([sys.executable, str(ROOT / "tests" / "hub_client.py"), json.dumps(todo)], capture_output=True,
-                          text=True, env=hub.environment(home, **environment))
-    assert done.returncode == 0, done.stderr[-3000:]
-    answers = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"')]
-    assert len(answers) == len(todo)
-    return answers, done.stdout + done.stderr
 
 
 def fetch(source, out, revision=None, **environment):
@@ -77,8 +60,9 @@ def sharded(make_model):
     return files, shards, large
 
 
+@pytest.mark.slow
 def test_a_sharded_model_comes_through_the_stage_with_what_is_needed_and_resumes(hub, make_model, tmp_path):
-    """python stages/download.py on a terminal, with the line cut twice in a shard, and then without the Hub."""
+    """python -m stages.download on a terminal, with the line cut twice in a shard, and then without the Hub."""
     files, shards, large = sharded(make_model)
     commit = hub.add("tiny/model", {**files, **shards, **NOT_NEEDED, "README.md": CARD})
     hub.faults.append(Fault(f"GET /cdn/{sha256(large)}", times=2, cut_after=11 * MIB))  # the client writes 10 MiB at a time
@@ -102,9 +86,10 @@ def test_a_sharded_model_comes_through_the_stage_with_what_is_needed_and_resumes
     count = len(hub.asked)
     shown = download_stage(tmp_path, hub.environment(tmp_path / "home", HF_HUB_OFFLINE="1"))
     assert json.loads((base / "manifest.json").read_text()) == manifest and len(hub.asked) == count
-    assert f"taking commit {commit[:12]} from the cache" in shown
+    assert f"using commit {commit[:12]} from the cache" in shown
 
 
+@pytest.mark.slow
 def test_a_download_that_was_killed_goes_on_where_it_was(hub, make_model, tmp_path):
     """kill -9 in the middle of the second shard; the same command then asks for the rest of that one alone."""
     files, shards, large = sharded(make_model)
@@ -112,7 +97,7 @@ def test_a_download_that_was_killed_goes_on_where_it_was(hub, make_model, tmp_pa
     hub.faults += [Fault(f"GET /cdn/{sha256(large)}", cut_after=11 * MIB), Fault(f"GET /cdn/{sha256(large)}", 99, cut_after=0)]
     environment = hub.environment(tmp_path / "home")
     project(tmp_path)
-    killed = subprocess.Popen([sys.executable, "stages/download.py"], cwd=tmp_path, env=environment,
+    killed = subprocess.Popen([sys.executable, "-m", "stages.download"], cwd=tmp_path, env=environment,
                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while hub.faults[1].times == 99:
         assert killed.poll() is None
@@ -133,25 +118,24 @@ def test_a_download_that_was_killed_goes_on_where_it_was(hub, make_model, tmp_pa
     assert not list((tmp_path / "home").rglob("*.incomplete"))
 
 
-def test_two_downloads_at_once_fetch_a_large_file_once(hub, make_model, tmp_path):
+def test_two_downloads_at_once_fetch_a_large_file_once(hub, hub_client, make_model, tmp_path):
     files, shards, large = sharded(make_model)
     hub.add("tiny/model", {**files, **shards})
     outs = [tmp_path / "one", tmp_path / "two"]
-    running = [subprocess.Popen([sys.executable, str(ROOT / "tests" / "hub_client.py"), json.dumps([fetch("tiny/model", out)])],
-                                env=hub.environment(tmp_path / "home"), stdout=subprocess.DEVNULL) for out in outs]
-    assert [process.wait() for process in running] == [0, 0]
+    running = [hub_client.start(hub.environment(tmp_path / "home"), fetch("tiny/model", out)) for out in outs]
+    assert [hub_client.result(child)[0] for child in running] == [[{"value": None}]] * 2
     for out in outs:
         assert {path.name: path.read_bytes() for path in out.glob("*safetensors*")} == shards
     assert sum(sha256(large) in path for path in hub.paths("GET")) == 1
 
 
-def project(folder) -> None:
-    """A folder to run the stage in, which takes tiny/model."""
+def project(folder, data=None) -> None:
+    """A folder to run the stage in, which takes tiny/model. data: the section of that name."""
     for name in ("stages", "quant"):
         if not (folder / name).exists():
             (folder / name).symlink_to(ROOT / name)
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    params |= {"model": {"source": "tiny/model", "revision": None}, "data": {"source": "grammar", "sentences": 20}}
+    params |= {"model": {"source": "tiny/model", "revision": None}, "data": data or {"source": "grammar", "sentences": 20}}
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
 
 
@@ -170,7 +154,7 @@ def download_stage(folder, environment) -> str:
 
     listener = threading.Thread(target=listen)
     listener.start()
-    done = subprocess.run([sys.executable, "stages/download.py"], cwd=folder, env=environment, stdout=subprocess.PIPE,
+    done = subprocess.run([sys.executable, "-m", "stages.download"], cwd=folder, env=environment, stdout=subprocess.PIPE,
                           stderr=inside)
     os.close(inside)
     listener.join()
@@ -180,7 +164,7 @@ def download_stage(folder, environment) -> str:
     return text
 
 
-def test_each_failure_is_one_line_that_says_what_to_do(hub, files, tmp_path):
+def test_each_failure_is_one_line_that_says_what_to_do(hub, hub_client, files, tmp_path):
     hub.add("tiny/model", files)
     hub.add("tiny/private", files, token=TOKEN)
     hub.add("tiny/gated", files, token=TOKEN, gated=True)
@@ -200,34 +184,34 @@ def test_each_failure_is_one_line_that_says_what_to_do(hub, files, tmp_path):
     ]
     out = tmp_path / "base"
     expected = [
-        (fetch("tiny/private", out), "asks who you are (401)", "no token was sent: `hf auth login`, or set HF_TOKEN"),
+        (fetch("tiny/private", out), "asks for a login (401)", "no token was sent: `hf auth login`, or set HF_TOKEN"),
         (fetch("tiny/gated", out), f"is gated (401): accept its terms at {hub.endpoint}/tiny/gated", "hf auth login"),
-        (fetch("tiny/private", out, HF_TOKEN="hf_another"), "forbids it (403", "a token was sent"),
+        (fetch("tiny/private", out, HF_TOKEN="hf_another"), "denies access (403", "a token was sent"),
         (fetch("tiny/gated", out), "is gated (403)", "a token was sent"),
         (fetch("tiny/nothing", out), "tiny/nothing is not on 127.0.0.1", "check the spelling"),
         (fetch("tiny/model", out, "no-such-branch"), "has no revision 'no-such-branch'"),
         (fetch("tiny/model", out, "1" * 40), f"has no revision '{'1' * 40}'"),
-        (fetch("tiny/busy", out), "too many requests (429); wait 3600 s"),
+        (fetch("tiny/busy", out), "received too many requests (429); wait 3600 s"),
         (fetch("tiny/down", out), "fails (503); try again later"),
         (fetch("tiny/pickled", out), "pickle weights only (pytorch_model.bin)", "refs/pr/1"),
         (fetch("tiny/mute", out), "has no tokenizer; expected tokenizer.json"),
-        (fetch("tiny/cut", out), "cut off"),
+        (fetch("tiny/cut", out), "truncated"),
         (fetch("tiny/strange", out), "architecture 'strange' has no table of roles"),
-        (fetch("tiny/portal", out), "127.0.0.1", "does not answer as a Hub does for tiny/portal"),
+        (fetch("tiny/portal", out), "127.0.0.1", "does not answer like a Hub for tiny/portal"),
         (fetch("tiny/model", out, HF_TOKEN="hf_wörd"), "a character that can't be sent", "check HF_TOKEN"),
-        (fetch("tiny/private", out, HF_TOKEN="hf_another"), "forbids it (403"),
+        (fetch("tiny/private", out, HF_TOKEN="hf_another"), "denies access (403"),
         (fetch("tiny/waits", out), None),
         (fetch("tiny/shaky", out, "main"), None),
         (fetch("tiny/private", out, HF_TOKEN=TOKEN), None),
         (fetch("tiny/gated", out), None),
     ]
-    answers, printed = steps(hub, tmp_path / "home", *(step for step, *_ in expected))
+    answers, printed = hub_client.call(hub.environment(tmp_path / "home"), *(step for step, *_ in expected))
     for (step, *words), answer in zip(expected, answers, strict=True):
         if words == [None]:
             assert answer == {"value": None}, step
         else:
             assert "\n" not in answer["error"] and all(word in answer["error"] for word in words), answer
-    assert "answers 429; trying again in 1 s" in printed and "answers 502; trying again in 1 s" in printed
+    assert "answers 429; trying again in 1 s" in printed and "answers 502; trying again in 0.1 s" in printed
     assert sum("tiny/down" in path for path in hub.paths()) == 4, "tried again, and then given up"
     assert sum("tiny/busy" in path for path in hub.paths()) == 1, "an hour is not waited for"
 
@@ -241,19 +225,15 @@ def test_each_failure_is_one_line_that_says_what_to_do(hub, files, tmp_path):
         assert not path.is_file() or TOKEN.encode() not in path.read_bytes(), path
 
 
+@pytest.mark.slow
 def test_dvc_runs_it_and_the_token_stays_out_of_everything(hub, files, tmp_path):
     """dvc exp run with a private model at a commit: the token is in no lock, manifest, log or parameter."""
     commit = hub.add("tiny/private", files, token=TOKEN)
     (tmp_path / "project").mkdir()
     project = Project(tmp_path / "project")
-    choice = ["-S", "model.source=tiny/private", "-S", f"model.revision={commit}", "-S", "data.source=hub:tiny/none"]
+    choice = ["-S", "model.source=tiny/private", "-S", f"model.revision={commit}"]
     environment = {key: value for key, value in hub.environment(tmp_path / "home").items() if key.startswith("HF_")}
-    environment |= {"HF_HUB_OFFLINE": "0"}
-    shown = project.dvc("exp", "run", "download", *choice, ok=False, HF_TOKEN=TOKEN, **environment)
-    assert "error: download: tiny/none is not on 127.0.0.1" in shown, "before the model comes"
-    assert not any("resolve" in path for path in hub.paths())
-    choice[-1] = "data.source=grammar"
-    shown += project.dvc("exp", "run", "download", *choice, HF_TOKEN=TOKEN, **environment)
+    shown = project.dvc("exp", "run", "download", *choice, HF_TOKEN=TOKEN, **environment | {"HF_HUB_OFFLINE": "0"})
     manifest = json.loads((project.folder / "models" / "base" / "manifest.json").read_text())
     assert manifest["revision"] == commit and commit in (project.folder / "dvc.lock").read_text()
     assert TOKEN not in shown
@@ -261,7 +241,17 @@ def test_dvc_runs_it_and_the_token_stays_out_of_everything(hub, files, tmp_path)
         assert not path.is_file() or TOKEN.encode() not in path.read_bytes(), path
 
 
-def test_what_is_not_what_the_hub_lists_is_refused_and_deleted(hub, files, tmp_path):
+def test_a_text_that_can_not_be_had_is_told_before_the_model_comes(hub, files, tmp_path):
+    hub.add("tiny/model", files)
+    project(tmp_path, {"source": "hub:tiny/none"})
+    done = subprocess.run([sys.executable, "-m", "stages.download"], cwd=tmp_path, env=hub.environment(tmp_path / "home"),
+                          capture_output=True, text=True)
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+    assert "error: download: tiny/none: 127.0.0.1" in done.stderr and "asks for a login (401)" in done.stderr
+    assert not any("resolve" in path for path in hub.paths())
+
+
+def test_a_file_with_another_hash_than_listed_is_refused_and_deleted(hub, hub_client, files, tmp_path):
     hub.add("tiny/model", files)
     weights = files["model.safetensors"]
     wrong = weights[:-1] + bytes([weights[-1] ^ 1])
@@ -272,8 +262,8 @@ def test_what_is_not_what_the_hub_lists_is_refused_and_deleted(hub, files, tmp_p
     hub.listed_sizes["big/model", "model.safetensors"] = 10**18
     out = tmp_path / "base"
     hub.faults.append(Fault(f"GET /cdn/{sha256(weights)}", replace=weights[:-9]))
-    answers, _ = steps(hub, tmp_path / "home", fetch("tiny/model", out), fetch("tiny/model", out), fetch("big/model", out),
-                       fetch("short/model", out), fetch("tiny/model", out))
+    sources = ("tiny/model", "tiny/model", "big/model", "short/model", "tiny/model")
+    answers, _ = hub_client.call(hub.environment(tmp_path / "home"), *(fetch(source, out) for source in sources))
     assert "tokenizer_config.json has git hash" in answers[0]["error"] and "deleted" in answers[0]["error"]
     assert f"model.safetensors has sha256 {sha256(wrong)}, the Hub lists {sha256(weights)}; deleted" in answers[1]["error"]
     assert "needs 2e+09 GB on the disk of" in answers[2]["error"] and "HF_HOME" in answers[2]["error"]
@@ -284,7 +274,7 @@ def test_what_is_not_what_the_hub_lists_is_refused_and_deleted(hub, files, tmp_p
     assert all(path.read_bytes() != wrong for path in (tmp_path / "home").rglob("*") if path.is_file())
 
 
-@pytest.mark.parametrize(("weight_map", "message"), [
+BAD_INDEXES = [
     ({"a": "../../model.safetensors"}, "names '../../model.safetensors'; expected safetensors files in its own folder"),
     ({"a": "sub/model.safetensors"}, "names 'sub/model.safetensors'; expected safetensors files in its own folder"),
     ({"a": "pytorch_model.bin"}, "names 'pytorch_model.bin'; expected safetensors"),
@@ -292,25 +282,35 @@ def test_what_is_not_what_the_hub_lists_is_refused_and_deleted(hub, files, tmp_p
     ({"a": "gone.safetensors"}, "lacks gone.safetensors, which its index names"),
     ({}, "names no file of weights"),
     (["a"], "is not an index of weights"),
-])  # fmt: skip
-def test_an_index_that_can_not_be_followed_is_refused_before_weights_come(hub, files, tmp_path, weight_map, message):
-    """On the Hub and in a folder; what it names is neither fetched nor opened, pickle least of all."""
+]
+
+
+def with_index(files, weight_map):
+    return {**files, "model.safetensors.index.json": json.dumps({"weight_map": weight_map}).encode()}
+
+
+def test_an_index_that_can_not_be_followed_is_refused_on_the_hub_before_weights_come(hub, hub_client, files, tmp_path):
+    """The files that it names are neither fetched nor opened, pickle least of all."""
     weights = files["model.safetensors"]
-    index = {"model.safetensors.index.json": json.dumps({"weight_map": weight_map}).encode()}
     others = {"sub/model.safetensors": weights, "../../model.safetensors": weights, "pytorch_model.bin": weights}
-    hub.add("tiny/model", {**files, **others, **index})
-    (answer,), _ = steps(hub, tmp_path / "home", fetch("tiny/model", tmp_path / "base"))
-    assert message in answer["error"] and "\n" not in answer["error"]
+    for number, (weight_map, _) in enumerate(BAD_INDEXES):
+        hub.add(f"tiny/model{number}", with_index({**files, **others}, weight_map))
+    calls = [fetch(f"tiny/model{number}", tmp_path / "base") for number in range(len(BAD_INDEXES))]
+    answers, _ = hub_client.call(hub.environment(tmp_path / "home"), *calls)
+    for (_, message), answer in zip(BAD_INDEXES, answers, strict=True):
+        assert message in answer["error"] and "\n" not in answer["error"]
     assert not any("/cdn/" in path for path in hub.paths()) and not (tmp_path / "base").exists()
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    for name, data in {**files, **index}.items():
-        (folder / name).write_bytes(data)
+
+
+@pytest.mark.parametrize(("weight_map", "message"), BAD_INDEXES)
+def test_an_index_that_can_not_be_followed_is_refused_in_a_folder(files, tmp_path, weight_map, message):
+    for name, data in with_index(files, weight_map).items():
+        (tmp_path / name).write_bytes(data)
     with pytest.raises(InputError, match=re.escape(message)):
-        fetch_model(ModelSource(str(folder)), tmp_path / "base")
+        fetch_model(ModelSource(str(tmp_path)), tmp_path / "base")
 
 
-def test_a_password_in_the_address_and_a_home_that_is_none(hub, files, tmp_path):
+def test_a_password_in_the_address_and_a_home_that_is_none(hub, hub_client, files, tmp_path):
     """HF_ENDPOINT with a user and a password, of which nothing is shown; no address at all; HF_HOME where nobody can write, or
     offline with nothing in it."""
     hub.add("tiny/gated", files, token=TOKEN, gated=True)
@@ -321,21 +321,24 @@ def test_a_password_in_the_address_and_a_home_that_is_none(hub, files, tmp_path)
     ]  # fmt: skip
     expected = [f"is gated (403): accept its terms at http://***@127.0.0.1:{hub.port}", "can't reach 127.0.0.1:1 for tiny/gated",
                 "Not a directory", "can't reach nowhere for tiny/gated",
-                f"tiny/gated is not (whole) in the cache {tmp_path / 'home' / 'hub'}, and HF_HUB_OFFLINE forbids to fetch it"]
-    for environment, words in zip(environments, expected, strict=True):
-        (answer,), printed = steps(hub, tmp_path / "home", fetch("tiny/gated", tmp_path / "base"), **environment)
+                f"tiny/gated is not completely in the cache {tmp_path / 'home' / 'hub'}, and HF_HUB_OFFLINE forbids downloads"]
+    running = [hub_client.start(hub.environment(tmp_path / "home", **environment), fetch("tiny/gated", tmp_path / "base"))
+               for environment in environments]
+    for child, words in zip(running, expected, strict=True):
+        (answer,), printed = hub_client.result(child)
         assert words in answer["error"] and "\n" not in answer["error"] and "passed" not in printed, answer
 
 
-def test_a_dead_host(hub, files, tmp_path):
+def test_a_dead_host(hub, hub_client, files, tmp_path):
     """With a warm cache the model comes from there; without, one line says that nobody answers."""
     commit = hub.add("tiny/model", files)
     out = tmp_path / "base"
-    steps(hub, tmp_path / "home", fetch("tiny/model", out))
+    environment = hub.environment(tmp_path / "home")
+    hub_client.call(environment, fetch("tiny/model", out))
     hub.close()
     shutil.rmtree(out)
-    answers, _ = steps(hub, tmp_path / "home", fetch("tiny/model", out, commit), fetch("tiny/model", tmp_path / "two"),
-                       fetch("tiny/other", out, commit))
+    answers, _ = hub_client.call(environment, fetch("tiny/model", out, commit), fetch("tiny/model", tmp_path / "two"),
+                                 fetch("tiny/other", out, commit))
     assert answers[:2] == [{"value": None}] * 2 and (out / "manifest.json").is_file()
     assert f"can't reach 127.0.0.1:{hub.port} for tiny/other at {commit[:12]}" in answers[2]["error"]
 
@@ -370,7 +373,7 @@ def test_code_that_a_model_brings_never_runs(make_model, tmp_path):
     assert not list(base.glob("*.py"))
     shutil.copyfile(source / "modeling_theirs.py", base / "modeling_theirs.py")  # and even if it were there
     assert type(open_runner(base).model).__name__ == "LlamaForCausalLM"
-    bitsandbytes.build(base, bitsandbytes.Spec("nf4"), tmp_path / "bnb")
+    build_variant(base, "bitsandbytes", {"type": "nf4"}, tmp_path / "bnb")
     assert not (tmp_path / "ran").exists()
 
 
@@ -384,6 +387,16 @@ def test_a_section_that_does_not_fit_is_refused(values, message):
         ModelSource.from_dict(values)
 
 
+@pytest.mark.parametrize(("source", "hint"), [
+    ("gpt2", "did you mean openai-community/gpt2?"),
+    ("nowhere", "a Hub id names the owner too, such as openai-community/gpt2"),
+])  # fmt: skip
+def test_a_name_without_owner_is_no_model(source, hint):
+    message = f"model {source!r} is neither a folder here nor a Hub id (owner/name); {hint}"
+    with pytest.raises(InputError, match=re.escape(message)):
+        _ = ModelSource(source).is_local
+
+
 def test_a_folder_has_no_revision(tmp_path):
     with pytest.raises(InputError, match=r"model\.revision is 'main', but .* is a folder; set it to null"):
         fetch_model(ModelSource(str(tmp_path), "main"), tmp_path / "base")
@@ -392,9 +405,9 @@ def test_a_folder_has_no_revision(tmp_path):
 @pytest.mark.parametrize(("front", "label", "warning"), [
     ("license: mit", "mit", None),
     ("license: cc-by-nc-4.0", "cc-by-nc-4.0", "non-commercial"),
-    ("license: cc-by-nd-4.0", "cc-by-nd-4.0", "forbids to pass on changed copies"),
-    ("license: other\nlicense_name: my-terms\nlicense_link: LICENSE", "my-terms", "terms of its own"),
-    ("license: llama3", "llama3", "terms of its own"),
+    ("license: cc-by-nd-4.0", "cc-by-nd-4.0", "does not allow sharing modified copies"),
+    ("license: other\nlicense_name: my-terms\nlicense_link: LICENSE", "my-terms", "its own terms"),
+    ("license: llama3", "llama3", "its own terms"),
     ("license: [unclosed", "not stated", "states no licence"),
     ("tags: [a]", "not stated", "states no licence"),
 ])  # fmt: skip

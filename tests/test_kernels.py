@@ -1,6 +1,8 @@
 """Every kernel computes what the codes stand for: the difference from float64 is float32 rounding and nothing else."""
 
+import importlib.util
 import re
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +12,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from quant.kernels import cpu, loops, reference
+from quant.kernels import cpu, loops, reference, threads, vectors
 from quant.nn.modules import QLinear, QWeight
 from quant.tensor.grids import grid_of
 from quant.tensor.qtensor import dequantize, quantize
@@ -41,12 +43,12 @@ def check(product, tensor, x, bias=None):
 
 
 @EACH
-@pytest.mark.parametrize("make", [cpu.Product, reference.Product], ids=["cpu", "reference"])
+@pytest.mark.parametrize("make", [cpu.Matmul, reference.Matmul], ids=["cpu", "reference"])
 def test_products_are_exact_but_for_rounding(scheme, make):
     for rows, columns in ((1, 192), (37, 192), (64, 384)):
         tensor = quantize(normal(rows, columns), scheme)
         product = make(tensor)
-        for count in (1, 2, cpu.FEW, cpu.FEW + 1):
+        for count in (1, 2, cpu.FEW_ROWS, cpu.FEW_ROWS + 1):
             check(product, tensor, normal(count, columns, seed=count), normal(rows, seed=9))
 
 
@@ -55,13 +57,13 @@ def test_products_are_exact_but_for_rounding(scheme, make):
 def test_odd_sizes(columns, bits):
     tensor = quantize(normal(5, columns), Scheme(bits))
     for count in (1, 3, 40):
-        check(cpu.Product(tensor), tensor, normal(count, columns))
+        check(cpu.Matmul(tensor), tensor, normal(count, columns))
 
 
 @pytest.mark.parametrize("scheme", [Scheme(), Scheme(4, 64, codebook="nf4")], ids=lambda scheme: scheme.label)
 def test_any_number_of_rows(scheme):
     tensor = quantize(normal(48, 128), scheme)
-    product = cpu.Product(tensor)
+    product = cpu.Matmul(tensor)
     for count in (*range(1, 34), 64, 127, 300):
         check(product, tensor, normal(count, 128, seed=count))
     assert product(normal(0, 128), None).shape == (0, 48)
@@ -71,20 +73,20 @@ def test_any_number_of_rows(scheme):
 def test_tiles_have_no_seam(monkeypatch):
     monkeypatch.setattr(cpu, "TILE", 512)
     tensor = quantize(normal(50, 128), Scheme(4, 64, symmetric=False))
-    check(cpu.Product(tensor), tensor, normal(40, 128))
+    check(cpu.Matmul(tensor), tensor, normal(40, 128))
 
 
 @pytest.mark.parametrize("count", [1, 5, 40])
 def test_activations_need_not_be_contiguous(count):
     tensor = quantize(normal(32, 64), Scheme())
-    check(cpu.Product(tensor), tensor, normal(64, count).T)
-    check(cpu.Product(tensor), tensor, normal(count, 128)[:, ::2])
+    check(cpu.Matmul(tensor), tensor, normal(64, count).T)
+    check(cpu.Matmul(tensor), tensor, normal(count, 128)[:, ::2])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_activations_are_rounded_once_at_the_end(dtype):
     tensor, x = quantize(normal(32, 64), Scheme(4, 32)), normal(3, 64).to(dtype)
-    product = cpu.Product(tensor)
+    product = cpu.Matmul(tensor)
     assert torch.equal(product(x, None), product(x.float(), None).to(dtype))
 
 
@@ -92,16 +94,16 @@ def test_half_precision_activations_are_rounded_once_at_the_end(dtype):
 def test_the_plain_loop_equals_the_shuffled_one(group):
     """What processors without the byte shuffle run."""
     tensor = quantize(normal(9, 192), Scheme(4, group, codebook="nf4"))
-    x, codes, scales = normal(192), tensor.codes.numpy(), tensor.scales.numpy()
+    x, codes, scales = normal(192), tensor.codes.numpy(), tensor.scales.scales.numpy()
     values = grid_of(tensor.scheme).values.numpy()
     ordered = loops.ordered(x.numpy(), 4)
-    plain = [loops.dot_plain(codes[row], ordered, values, scales[row], 192 // group, group // loops.BLOCK) for row in range(9)]
+    plain = [loops.dot_plain(codes[row], ordered, values, scales[row], 192 // group, group // vectors.BLOCK) for row in range(9)]
     check(lambda *_: torch.tensor([plain], dtype=torch.float32), tensor, x[None])
 
 
 def test_threads_of_python_may_use_one_weight_at_once():
     tensor = quantize(normal(64, 256), Scheme(4, 64))
-    product = cpu.Product(tensor)
+    product = cpu.Matmul(tensor)
     inputs = [normal(1, 256, seed=seed) for seed in range(200)]
     with ThreadPoolExecutor(4) as pool:
         for x, y in zip(inputs, pool.map(lambda x: product(x, None), inputs), strict=True):
@@ -109,23 +111,23 @@ def test_threads_of_python_may_use_one_weight_at_once():
 
 
 @EACH
-@pytest.mark.parametrize("make", [cpu.Product, reference.Product], ids=["cpu", "reference"])
-def test_picked_rows_are_those_of_the_weight(scheme, make):
+@pytest.mark.parametrize("make", [cpu.Matmul, reference.Matmul], ids=["cpu", "reference"])
+def test_gathered_rows_are_those_of_the_weight(scheme, make):
     tensor, rows = quantize(normal(37, 192), scheme), torch.tensor([36, 0, 0, 17])
-    assert torch.allclose(make(tensor).picked(rows), dequantize(tensor)[rows], rtol=1e-6, atol=1e-6)
+    assert torch.allclose(make(tensor).gather(rows), dequantize(tensor)[rows], rtol=1e-6, atol=1e-6)
 
 
 def test_no_rows():
-    product = cpu.Product(quantize(normal(8, 16), Scheme()))
-    assert product.picked(torch.tensor([], dtype=torch.long)).shape == (0, 16)
+    product = cpu.Matmul(quantize(normal(8, 16), Scheme()))
+    assert product.gather(torch.tensor([], dtype=torch.long)).shape == (0, 16)
     assert product(normal(0, 16), normal(8)).shape == (0, 8)
 
 
 @pytest.mark.parametrize("rows", [[-1], [8], [0, 9, 1]])
 def test_rows_that_are_not_there_are_refused(rows):
-    product = cpu.Product(quantize(normal(8, 16), Scheme()))
+    product = cpu.Matmul(quantize(normal(8, 16), Scheme()))
     with pytest.raises(IndexError, match="of a weight with 8 rows"):
-        product.picked(torch.tensor(rows))
+        product.gather(torch.tensor(rows))
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
@@ -135,7 +137,7 @@ def test_any_number_of_threads(threads):
     try:
         tensor = quantize(normal(300, 128), Scheme())
         for count in (1, 3, 40):
-            check(cpu.Product(tensor), tensor, normal(count, 128))
+            check(cpu.Matmul(tensor), tensor, normal(count, 128))
     finally:
         torch.set_num_threads(before)
 
@@ -157,17 +159,47 @@ def test_new_codes_are_seen():
     assert torch.allclose(linear(normal(2, 16)), normal(2, 16) @ dequantize(tensor).T, atol=1e-5)
 
 
+LOOP = """
+from numba import carray
+from quant.kernels.threads import FIRST, claim, compiled_loop
+
+@compiled_loop
+def loop(job_pointer):
+    carray(job_pointer, FIRST + 1)[FIRST] = claim(job_pointer)
+"""
+
+
+def test_a_compiled_loop_is_kept_on_disk_until_any_source_of_the_kernels_changes(tmp_path, monkeypatch):
+    (tmp_path / "kept.py").write_text(LOOP)
+
+    def loads_from_disk() -> int:
+        spec = importlib.util.spec_from_file_location("kept", tmp_path / "kept.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module.loop.cache_hits
+
+    assert [loads_from_disk(), loads_from_disk()] == [0, 1]
+    shutil.copytree(Path(threads.__file__).parent, tmp_path / "kernels", ignore=shutil.ignore_patterns("__pycache__"))
+    assert threads.digest_of(tmp_path / "kernels") == threads.SOURCES
+    with open(tmp_path / "kernels" / "vectors.py", "a") as file:  # its functions are compiled into loops.py's
+        file.write("# changed")
+    changed = threads.digest_of(tmp_path / "kernels")
+    assert changed != threads.SOURCES
+    monkeypatch.setattr(threads, "SOURCES", changed)
+    assert loads_from_disk() == 0
+
+
 CHILD = """
 import re, sys, torch
 from pathlib import Path
-from quant.kernels.cpu import Product
+from quant.kernels.cpu import Matmul
 from quant.tensor.qtensor import QTensor, layout
 from quant.tensor.scheme import Scheme
 def peak():
     return int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 def product(scheme, rows, columns):
     stored = {name: torch.ones(shape, dtype=dtype) for name, (dtype, shape) in layout((rows, columns), scheme).items()}
-    return Product(QTensor.from_tensors(stored, (rows, columns), scheme))
+    return Matmul(QTensor.from_tensors(stored, (rows, columns), scheme))
 for scheme in (Scheme(), Scheme(4, 64), Scheme(3, 64), Scheme(4, 64, codebook="nf4", double_quant=True)):
     small, large = product(scheme, 8, 4096), product(scheme, 4096, 4096)
     for count in (1, 3):
@@ -179,6 +211,7 @@ for scheme in (Scheme(), Scheme(4, 64), Scheme(3, 64), Scheme(4, 64, codebook="n
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak memory of a process is read from /proc")
 def test_decoding_allocates_no_dequantized_weight():
     done = subprocess.run([sys.executable, "-c", CHILD], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -1,8 +1,7 @@
-"""The clock: both models in turn, warm-up not counted, raw values kept, scatter noticed."""
+"""Timing: models take turns, the warm-up does not count, raw samples are kept, scatter is noticed. On a clock of the test."""
 
-import math
 import re
-import time
+import subprocess
 from statistics import median
 
 import pytest
@@ -11,48 +10,55 @@ import torch
 from quant.errors import InputError
 from quant.speed.bandwidth import memory_read_gb_per_s
 from quant.speed.environment import commit, environment
-from quant.speed.latency import Clock, compare
+from quant.speed.latency import compare
+from quant.speed.plan import TimingPlan
 
 TEXT = torch.arange(600)
+PLAN = TimingPlan(prompts=(20, 50), tokens=20, rounds=3, threads=1)
 
 
-class Steady:
-    """Runs for as long as it is told to, busily; notes its calls in a list that two may share, and what each really took."""
+class Clock:
+    """Stands still unless a model moves it."""
 
-    def __init__(self, log, name, decode_ms=2.0, context=200, jitter=()):
-        self.log, self.name, self.decode_ms, self.context, self.jitter = log, name, decode_ms, context, list(jitter)
-        self.took = []
+    def __init__(self):
+        self.seconds = 0.0
 
-    def _busy(self, ms):
-        start = time.perf_counter()
-        while (now := time.perf_counter()) < start + ms / 1000:
-            pass
-        self.took.append(1000 * (now - start))
+    def __call__(self):
+        return self.seconds
+
+
+class Model:
+    """Each call moves the clock: prefill by the next of prefill_ms, or else 0.05 ms a token; decode by decode_ms."""
+
+    def __init__(self, clock, log, name, decode_ms=2.0, context=200, prefill_ms=()):
+        self.clock, self.log, self.name, self.decode_ms, self.context = clock, log, name, decode_ms, context
+        self.prefill_ms = list(prefill_ms)
+
+    def _take(self, ms):
+        self.clock.seconds += ms / 1000
 
     def prefill(self, tokens):
         self.log.append((self.name, "prefill", len(tokens)))
-        self._busy(self.jitter.pop(0) if self.jitter else 0.05 * len(tokens))
+        self._take(self.prefill_ms.pop(0) if self.prefill_ms else 0.05 * len(tokens))
         return 0
 
     def decode(self, token):
         self.log.append((self.name, "decode", token))
-        self._busy(self.decode_ms)
+        self._take(self.decode_ms)
         return token + 1
 
 
-def run(clock, **slow):
-    log = []
-    result, generated = compare(Steady(log, "variant", **slow), Steady(log, "base"), TEXT, clock)
-    return log, result, generated
-
-
-CLOCK = Clock(prompts=(20, 50), tokens=20, rounds=3, threads=1)
+def run(plan=PLAN, text=TEXT, context=200, **variant):
+    """-> calls, result, generated tokens"""
+    log, clock = [], Clock()
+    models = Model(clock, log, "variant", context=context, **variant), Model(clock, log, "base")
+    return log, *compare(*models, text, plan, clock)
 
 
 def test_both_take_turns_and_each_is_first_as_often():
-    log, _, generated = run(CLOCK)
+    log, _, generated = run()
     assert [entry[0] for entry in log].count("variant") == [entry[0] for entry in log].count("base")
-    prefills = [(who, size) for who, what, size in log if what == "prefill"][: 4 * 4]
+    prefills = [(name, size) for name, call, size in log if call == "prefill"][: 4 * 4]
     firsts = [prefills[i][0] for i in range(0, len(prefills), 2)]
     assert [size for _, size in prefills[:4]] == [50, 50, 20, 20]
     assert firsts == ["base", "base", "variant", "variant"] * 2
@@ -61,68 +67,71 @@ def test_both_take_turns_and_each_is_first_as_often():
     assert longest <= 32, "no model decodes more than two slices before the other has its turn"
 
 
-def test_what_is_timed_is_what_took_the_time():
-    """Against the models' own notes of each call: two prompts and 16 tokens to warm up, then the same."""
-    variant, base = Steady([], "variant", decode_ms=4.0), Steady([], "base")
-    clock = Clock(prompts=(20, 50), tokens=16, rounds=1, threads=1)
-    result, _ = compare(variant, base, TEXT, clock)
-    counted = {who: steady.took[18:36] for who, steady in (("ms", variant), ("base_ms", base))}
-    assert result["attempts"] == 1, "one round has no spread"
-    timing = result["timing"]
-    for who, (long, short, *decoded) in counted.items():
-        expected = {"prefill_long": [long], "prefill": [short], "decode": [sum(decoded) / 16],
-                    "generate": [short + sum(decoded)]}  # fmt: skip
-        for phase, values in expected.items():
-            assert timing[phase][who]["raw"] == pytest.approx(values, rel=0.1)
-    decode = timing["decode"]
-    pairs = [b / v for b, v in zip(decode["base_ms"]["raw"], decode["ms"]["raw"], strict=True)]
-    assert decode["speedup"]["raw"] == pairs
-    assert decode["tokens_per_s"] == pytest.approx(1000 / decode["ms"]["median"])
-    assert timing["prefill"]["tokens_per_s"] == pytest.approx(20_000 / timing["prefill"]["ms"]["median"])
-    assert timing["generate"]["base_tokens_per_s"] == pytest.approx(16_000 / timing["generate"]["base_ms"]["median"])
+def test_every_phase_has_its_time_its_ratios_and_its_rates():
+    _, result, _ = run(decode_ms=4.0)
+    assert (result["attempts"], result["set_aside"], result["is_noisy"]) == (1, None, False)
+    expected = {  # phase: ms of variant and base, samples (decoding: a slice of 16 and one of 4), tokens, tokens of a sample
+        "prefill_long": (2.5, 2.5, 3, 50, 50), "prefill": (1.0, 1.0, 3, 20, 20), "decode": (4.0, 2.0, 6, 20, 1),
+        "generate": (81.0, 41.0, 3, 20, 20),
+    }  # fmt: skip
+    assert set(result["timing"]) == set(expected)
+    for phase, (ms, base_ms, samples, tokens, per_sample) in expected.items():
+        found = result["timing"][phase]
+        for key, value in (("ms", ms), ("base_ms", base_ms), ("speedup", base_ms / ms)):
+            assert found[key]["raw"] == pytest.approx([value] * samples), "of the rounds after the one that warms up"
+            assert found[key]["median"] == median(found[key]["raw"]) and found[key]["mad"] == pytest.approx(0, abs=1e-9)
+        assert found["tokens"] == tokens and not found["is_noisy"]
+        rates = (found["tokens_per_s"], found["base_tokens_per_s"])
+        assert rates == pytest.approx((1000 * per_sample / ms, 1000 * per_sample / base_ms))
 
 
-def test_raw_values_are_kept_and_the_warm_up_is_not():
-    _, result, _ = run(CLOCK)
-    timing = result["timing"]
-    for phase, samples in {"prefill": 3, "prefill_long": 3, "decode": 6, "generate": 3}.items():  # a slice of 16 and one of 4
-        for key in ("ms", "base_ms", "speedup"):
-            found = timing[phase][key]
-            assert len(found["raw"]) == samples and found["median"] == median(found["raw"])
-            assert found["p90"] in found["raw"] and found["mad"] >= 0
-    assert [timing[phase]["tokens"] for phase in ("prefill", "prefill_long", "decode", "generate")] == [20, 50, 20, 20]
+def test_the_warm_up_does_not_count():
+    """Long and short prompt of the warm-up take very long, those of three rounds the same."""
+    _, result, _ = run(prefill_ms=[900, 900, *[2, 1] * 3])
+    assert result["attempts"] == 1 and result["timing"]["prefill"]["ms"]["raw"] == pytest.approx([1, 1, 1])
+
+
+def test_ratios_are_of_pairs():
+    _, result, _ = run(prefill_ms=[1, 1, *[2.5, 1.0, 2.5, 1.1, 2.5, 0.9]])
+    assert result["timing"]["prefill"]["speedup"]["raw"] == pytest.approx([1, 1 / 1.1, 1 / 0.9])
+
+
+NOISY = [1, 1, 1, 30, 1, 1, 1, 90]  # long and short prompt of the warm-up and of three rounds: the short one scatters
 
 
 def test_too_wide_a_spread_is_measured_again():
-    """Prefill of the first attempt scatters by itself; the second one is calm and is kept, and the first stays to be seen."""
-    scatter = [1, 1, 1, 30, 1, 1, 1, 90]  # long and short prompt of the warm-up and of three rounds
-    _, result, _ = run(CLOCK, jitter=scatter)
-    assert result["attempts"] == 2
-    aside = result["set_aside"]["prefill"]["ms"]
-    assert max(aside) > 20 * min(aside) and max(result["timing"]["prefill"]["ms"]["raw"]) < 20
-    again = [phase for phase in ("prefill", "prefill_long", "decode", "generate") if phase in result["set_aside"]]
-    assert again[:2] == ["prefill", "prefill_long"] and ("decode" in again) == ("generate" in again)
+    """Prefill of the first attempt scatters, and `generate` does with it; the second attempt is calm and counts."""
+    _, result, _ = run(prefill_ms=NOISY)
+    assert result["attempts"] == 2 and not result["is_noisy"]
+    assert set(result["set_aside"]) == {"prefill_long", "prefill", "decode", "generate"}
+    assert result["set_aside"]["prefill"]["ms"] == pytest.approx([30, 1, 90])
+    assert result["timing"]["prefill"]["ms"]["raw"] == pytest.approx([1, 1, 1])
 
 
-def test_what_stays_wide_is_flagged():
-    _, result, _ = run(CLOCK, jitter=[1, 1, 1, 30, 1, 1, 1, 90] * 2)
-    assert result["attempts"] == 2 and result["is_noisy"] and result["timing"]["prefill"]["is_noisy"]
+def test_tokens_are_decoded_again_only_where_decoding_scatters():
+    log, result, _ = run(prefill_ms=[1, 1, 1, 3, 1, 1, 1, 9], decode_ms=20.0)
+    assert result["attempts"] == 2 and set(result["set_aside"]) == {"prefill_long", "prefill"}
+    assert len([entry for entry in log if entry[1] == "decode"]) == 2 * (16 + 3 * 20)
 
 
-def test_a_long_prompt_is_bounded_by_the_context():
-    log = []
-    result, _ = compare(Steady(log, "v", context=45), Steady(log, "b"), TEXT, CLOCK)
-    assert (result["timing"]["prefill_long"]["prompt_tokens"], result["timing"]["prefill_long"]["asked_tokens"]) == (45, 50)
-    short = Clock(prompts=(20,), tokens=4, rounds=1)
-    for clock in (short, Clock(prompts=(20, 50), tokens=4, rounds=1)):
-        room = 200 if clock is short else 24
-        result, _ = compare(Steady(log, "v", context=room), Steady(log, "b"), TEXT[: 20 if clock is not short else 600], clock)
-        assert result["timing"]["prefill_long"] is None
+def test_a_phase_that_still_scatters_is_flagged():
+    _, result, _ = run(prefill_ms=2 * NOISY)
+    assert result["attempts"] == 2 and result["is_noisy"]
+    assert result["timing"]["prefill"]["is_noisy"] and not result["timing"]["decode"]["is_noisy"]
 
 
-def test_a_prompt_that_does_not_fit_is_told():
-    with pytest.raises(InputError, match=r"prompts, 20, and benchmark\.tokens, 20, don't fit the model's context of 30"):
-        compare(Steady([], "v", context=30), Steady([], "b"), TEXT, CLOCK)
+@pytest.mark.parametrize(("prompts", "context", "text", "found"), [
+    ((20, 50), 45, 600, 45), ((20, 50), 200, 47, 47), ((20, 50), 24, 600, 24), ((20, 50), 200, 20, None), ((20,), 200, 600, None),
+])  # fmt: skip
+def test_a_long_prompt_is_bounded_by_context_and_text(prompts, context, text, found):
+    _, result, _ = run(TimingPlan(prompts, tokens=4, rounds=1), TEXT[:text], context)
+    timing = result["timing"]["prefill_long"]
+    assert timing is None if found is None else (timing["prompt_tokens"], timing["asked_tokens"]) == (found, 50)
+
+
+def test_a_prompt_that_does_not_fit_is_refused():
+    with pytest.raises(InputError, match=r"prompts, 20, and benchmark\.tokens, 20, don't fit .* context of 30 .*smaller"):
+        run(context=30)
 
 
 @pytest.mark.parametrize(("values", "message"), [
@@ -133,26 +142,31 @@ def test_a_prompt_that_does_not_fit_is_told():
     ({"threads": True}, "threads is True"),
     ({"prompt": 128}, "unknown benchmark key 'prompt'"),
 ])  # fmt: skip
-def test_a_clock_that_can_not_be(values, message):
+def test_an_impossible_plan_is_refused(values, message):
     with pytest.raises(InputError, match=message):
-        Clock.from_dict(values)
+        TimingPlan.from_dict(values)
 
 
-def test_memory_is_read_at_a_speed_that_can_be():
-    assert 0.5 < memory_read_gb_per_s("cpu") < 2000
+def test_bandwidth_is_bytes_over_the_fastest_time(monkeypatch):
+    """A clock on which the reads take 4, 2 and again 4 seconds."""
+    from quant.speed import bandwidth
+
+    ticks = iter([0, 4, 10, 12, 20, 24])
+    monkeypatch.setattr(bandwidth, "READS", 3)
+    monkeypatch.setitem(bandwidth.BYTES, "cpu", 2**20)
+    monkeypatch.setattr(bandwidth.time, "perf_counter", lambda: next(ticks))
+    assert memory_read_gb_per_s("cpu") == 2**20 / 2 / 1e9
 
 
-def test_the_environment_is_told(tmp_path):
+def test_the_environment_names_machine_versions_and_commit(tmp_path):
     found = environment()
     assert found["cores"] >= 1 and found["memory_gib"] > 0 and found["packages"]["torch"].startswith("2.")
+    assert {"transformers", "bitsandbytes", "llama_cpp_python"} <= set(found["packages"])
     assert found["commit"] is None or re.fullmatch("[0-9a-f]{40}(-dirty)?", found["commit"])
     assert commit(tmp_path) is None
-    assert not any(isinstance(value, float) and math.isnan(value) for value in found.values())
 
 
-def test_changed_code_is_told_from_the_commits(tmp_path):
-    import subprocess
-
+def test_only_changed_code_makes_a_commit_dirty(tmp_path):
     def git(*words):
         subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@localhost", *words], cwd=tmp_path, check=True,
                        capture_output=True)
@@ -162,7 +176,6 @@ def test_changed_code_is_told_from_the_commits(tmp_path):
     (tmp_path / "quant" / "a.py").write_text("1\n")
     git("add", "-A")
     git("commit", "-q", "-m", "one")
-    assert re.fullmatch("[0-9a-f]{40}", commit(tmp_path))
     (tmp_path / "dvc.lock").write_text("results are not code\n")
     assert re.fullmatch("[0-9a-f]{40}", commit(tmp_path))
     (tmp_path / "quant" / "a.py").write_text("2\n")

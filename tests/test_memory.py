@@ -1,4 +1,4 @@
-"""Bytes by what they are for: every tensor once, nothing left out, codes apart from scales."""
+"""Bytes by role and part: every tensor once, none left out, codes and scales separate. And peaks of memory."""
 
 import subprocess
 import sys
@@ -8,8 +8,9 @@ import torch
 from conftest import ROOT
 
 from quant.model.architectures import architecture_of
-from quant.runners import Held, open_runner
-from quant.speed.memory import bytes_per_token, disk_bytes, held_bytes, ledger
+from quant.progress import MIB
+from quant.runners import StoredTensor, open_runner
+from quant.runners.sizes import bytes_per_token, disk_bytes, held_bytes, size_breakdown
 
 MATRIX, VECTOR = 12 * 256 * 256, 13 * 256 + 2 * 256  # of the one block; biases, and weights and biases of the norms
 TABLES = 2048 * 256 + 64 * 256
@@ -17,18 +18,18 @@ ALL = MATRIX + VECTOR + TABLES
 
 
 def sums(folder, *keys):
-    """Bytes of the ledger summed over all but the given keys."""
+    """Bytes of the breakdown, summed by the given keys."""
     total = {}
-    for row in ledger(open_runner(folder).tensors()):
+    for row in size_breakdown(open_runner(folder).tensors()):
         key = tuple(row[name] for name in keys)
         total[key if len(keys) > 1 else key[0]] = total.get(key if len(keys) > 1 else key[0], 0) + row["bytes"]
     return total
 
 
 @pytest.mark.parametrize("kind", ["base", "int4", "bnb-int8", "bnb-nf4", "bnb-nf4-dq", "gguf-f16", "gguf-q8_0", "gguf-q4_k_m"])
-def test_the_ledger_adds_up(runtimes, kind):
+def test_the_breakdown_adds_up(runtimes, kind):
     runner = open_runner(runtimes[kind])
-    rows = ledger(runner.tensors())
+    rows = size_breakdown(runner.tensors())
     assert sum(row["bytes"] for row in rows) == sum(held_bytes(runner).values())
     assert {row["group"] for row in rows} == {"attention", "mlp", "embedding", "norm"}
 
@@ -74,8 +75,16 @@ def test_bitsandbytes_scales_and_their_scales(runtimes):
     assert sums(runtimes["bnb-nf4-dq"], "part") == {
         "codes": MATRIX // 2, "scales": nested, "codebook": 4 * (16 + 256) * 4, "floats": kept,
     }  # fmt: skip
-    rows = 3 * 256 + 256 + 4 * 256 + 256
-    assert sums(runtimes["bnb-int8"], "part") == {"codes": MATRIX, "scales": 4 * rows, "floats": kept}
+
+
+def test_int8_of_bitsandbytes_is_counted_before_and_after_its_first_call(runtimes):
+    runner, rows = open_runner(runtimes["bnb-int8"]), 3 * 256 + 256 + 4 * 256 + 256
+    for _ in range(2):
+        found = {}
+        for row in size_breakdown(runner.tensors()):
+            found[row["part"]] = found.get(row["part"], 0) + row["bytes"]
+        assert found == {"codes": MATRIX, "scales": 4 * rows, "floats": 4 * (ALL - MATRIX)}
+        runner.logits(torch.zeros(1, 4, dtype=torch.int64))
 
 
 def test_gguf_blocks_are_split_as_their_types_lay_them_out(runtimes):
@@ -91,7 +100,7 @@ def test_gguf_blocks_are_split_as_their_types_lay_them_out(runtimes):
 
 def test_what_decoding_reads(runtimes):
     assert bytes_per_token(open_runner(runtimes["base"]).tensors()) == 4 * (ALL - 64 * 256)
-    untied = [Held("e", ("embedding",), "floats", "float32", 7), Held("h", ("head",), "floats", "float32", 5)]
+    untied = [StoredTensor("e", ("embedding",), "floats", "float32", 7), StoredTensor("h", ("head",), "floats", "float32", 5)]
     assert bytes_per_token(untied) == 5
 
 
@@ -102,7 +111,8 @@ def test_on_disk(runtimes):
 
 PEAK = """
 import numpy
-from quant.speed.memory import MIB, PeakMemory
+from quant.progress import MIB
+from quant.speed.memory import PeakMemory
 
 peak = PeakMemory()
 block = numpy.ones(64 * MIB // 8)
@@ -124,7 +134,7 @@ def test_peaks_are_those_of_their_phase():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_the_gpu_has_peaks_of_its_own():
-    from quant.speed.memory import MIB, PeakMemory
+    from quant.speed.memory import PeakMemory
 
     peak = PeakMemory("cuda")
     block = torch.ones(64 * MIB // 4, device="cuda")

@@ -1,5 +1,6 @@
 """DVC for real: what reruns when what changes, on a tiny model; and the whole default pipeline once."""
 
+import csv
 import json
 import os
 import shutil
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,11 +17,17 @@ from conftest import ROOT
 
 from quant.quality.bootstrap import Blocks, difference
 
+pytestmark = pytest.mark.slow
+
 TINY = {
     "data": {"source": "grammar", "sentences": 40},
-    "recipes": {"whole": {"include": ["*"]}, "int4": {"bits": 4, "group_size": 64}},
-    "bnb": {"nf4": {"type": "nf4"}},
-    "gguf": {"q8_0": {"type": "Q8_0"}},
+    "variants": {
+        "bf16": {"method": "float", "dtype": "bfloat16"},
+        "whole": {"method": "quant", "include": ["*"]},
+        "int4": {"method": "quant", "bits": 4, "group_size": 64},
+        "bnb-nf4": {"method": "bitsandbytes", "type": "nf4"},
+        "gguf-q8_0": {"method": "llama_cpp", "type": "Q8_0"},
+    },
     "evaluate": {"protocol": "joined/1", "context": 64, "stride": 64, "line": " {} \n", "unk": "text"},
     "benchmark": {"prompts": [16, 32], "tokens": 4, "rounds": 2, "threads": 2},
 }
@@ -103,7 +111,9 @@ def project(tmp_path_factory):
         shutil.copyfile(ROOT / "models" / "embedded" / name, folder / "tiny" / name)
     project = Project(folder, {**TINY, "model": {"source": "tiny", "revision": None}})
     ran = project.stages_run("repro")
-    assert {"download", "quantize@whole", "quantize@int4", "bnb@nf4", "convert", "gguf@q8_0", "compare", "plot", "report"} < ran
+    assert families(ran) == {"plan", "download", "prepare", "quantize", "evaluate-base", "evaluate", "benchmark-base", "benchmark",
+                             "compare", "plot", "report"}
+    assert {f"quantize@{name}" for name in TINY["variants"]} < ran
     project.commit()
     return project
 
@@ -146,11 +156,11 @@ def test_what_was_measured_is_whole(project):
     for name, found in quality.items():
         assert found["protocol"] == quality["base"]["protocol"] and found["protocol"]["name"] == "joined"
         assert blocks[name].tokens.sum() == found["protocol"]["tokens"]
-        assert sum(row["bytes"] for row in found["ledger"]) == sum(found["held_bytes"].values())
+        assert sum(row["bytes"] for row in found["size_breakdown"]) == sum(found["held_bytes"].values())
         low, high = found["intervals"]["ppl_change_pct"]
         again = difference(blocks[name], blocks["base"])  # from what is stored alone, as the report does it
         assert [again.low, again.high, again.value] == pytest.approx([low, high, found["metrics"]["ppl_change_pct"]], abs=1e-3)
-        assert (low < 0 < high) or found["intervals"]["is_real"] or name == "base"
+        assert (low < 0 < high) or found["intervals"]["is_significant"] or name == "base"
         assert found["divergence"]["kld_mnats"]["mean"] == pytest.approx(found["metrics"]["kld_mnats"], rel=1e-3, abs=1e-9)
     for found in speed.values():
         assert set(found["timing"]) == {"prefill", "prefill_long", "decode", "generate"} and found["attempts"] in (1, 2)
@@ -163,8 +173,7 @@ def test_what_was_measured_is_whole(project):
 def test_evaluating_twice_gives_the_same_bytes(project):
     folder = project.folder / "reports" / "quality"
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    for name in ("evaluate-base", "evaluate@int4", "evaluate-gguf@q8_0", "evaluate-bnb@nf4"):
-        project.dvc("repro", "--force", "--single-item", name)
+    project.dvc("repro", "--force", "--single-item", "evaluate-base", "evaluate@int4", "evaluate@gguf-q8_0", "evaluate@bnb-nf4")
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
@@ -182,37 +191,167 @@ def test_through_a_dvc_remote_another_checkout_has_everything(project, tmp_path)
         assert (clone.folder / name).read_bytes() == (project.folder / name).read_bytes()
 
 
+@contextmanager
+def changed(project, name, old, new):
+    """A file of the project with one passage replaced."""
+    path = project.folder / name
+    text = path.read_text()
+    assert old in text
+    try:
+        path.write_text(text.replace(old, new))
+        yield
+    finally:
+        path.write_text(text)
+
+
+def would_run(project) -> set[str]:
+    """Stages that stand on something that changed; what follows from their results is not known before they run."""
+    return project.stages_run("repro", "--dry")
+
+
+def every(*groups) -> set[str]:
+    return {f"{group}@{name}" for group in groups for name in TINY["variants"]}
+
+
+def test_code_that_changes_reruns_what_imports_it(project):
+    with changed(project, "quant/tensor/codebooks.py", "-0.6961928009986877", "-0.69"):  # a value of NF4
+        assert would_run(project) == every("quantize", "evaluate", "benchmark") | {
+            "plan", "prepare", "evaluate-base", "benchmark-base", "compare", "plot", "report"}
+    with changed(project, "quant/quality/score.py", "TOP = 5", "TOP = 4"):
+        assert would_run(project) == every("evaluate") | {"evaluate-base"}
+    with changed(project, "quant/methods/bitsandbytes/build.py", "dtype=torch.float32", "dtype=torch.float16"):
+        assert would_run(project) == {"plan", "prepare", "quantize@bnb-nf4", "benchmark@bnb-nf4", "plot", "report"}
+    with changed(project, "quant/report/notes.py", "Few lines", "Too few lines"):
+        assert would_run(project) == {"plot", "report"}
+    assert would_run(project) == set()
+
+
+UPGRADES = {
+    "bitsandbytes": {f"{group}@bnb-nf4" for group in ("quantize", "evaluate", "benchmark")} | {"plot", "report"},
+    "torch": every("quantize", "evaluate", "benchmark") | {
+        "prepare", "evaluate-base", "benchmark-base", "compare", "plot", "report"},
+    "matplotlib": {"plot", "report"},
+    "dvc": set(),
+}
+
+
+def test_an_upgrade_reruns_what_the_library_computes(project):
+    pins = (project.folder / "requirements.txt").read_text().splitlines()
+    for library, expected in UPGRADES.items():
+        pin = next(line.split()[0] for line in pins if line.startswith(f"{library}=="))
+        with changed(project, "requirements.txt", pin, f"{library}==99.0"):
+            assert project.stages_run("repro", "plan") == {"plan"}
+            assert would_run(project) == expected, library
+    project.dvc("repro", "plan")
+    assert would_run(project) == set()
+
+
+TOY = '''"""A method for a test: every matrix of the blocks rounded to multiples of a step, stored in float32."""
+
+from quant.errors import InputError
+from quant.methods import Method, Sizes
+
+
+def resolve(defaults, row):
+    values = {"step": 0.01, **defaults, **row}
+    if set(values) != {"step"}:
+        raise InputError("known: step")
+    return values
+
+
+def build(base, prepared, values, out, tell):
+    from quant.files import atomic_folder, write_json, write_manifest
+    from quant.model.checkpoint import Checkpoint
+    from quant.model.folder import copy_companions
+    from quant.model.safetensors_file import write_checkpoint
+
+    checkpoint = Checkpoint(base)
+    matrices = {weight.tensor for weight in checkpoint.inventory.weights if weight.is_block_matrix}
+
+    def tensors():
+        for name in checkpoint.tensors:
+            value = checkpoint.read(name)
+            yield name, (value / values["step"]).round() * values["step"] if name in matrices else value
+
+    with atomic_folder(out) as folder:
+        write_checkpoint(folder, checkpoint.tensors, tensors())
+        write_json(folder / "config.json", checkpoint.config)
+        copy_companions(base, folder)
+        write_manifest(folder, {"method": "toy", "runtime": "transformers", "step": values["step"]})
+
+
+METHOD = Method(
+    label="a toy",
+    resolve=resolve,
+    build=build,
+    sizes=lambda inventory, folder, values: Sizes(inventory.stored_bytes, 4 * inventory.parameters, inventory.stored_bytes),
+    nominal_bits=lambda values: 5,
+)
+'''
+
+
+def test_a_new_method_is_a_folder_and_a_row(project):
+    """Metrics, rows of the tables, marks in the figures, a forecast: with no other edit."""
+    toy = project.folder / "quant" / "methods" / "toy"
+    toy.mkdir()
+    (toy / "__init__.py").write_text(TOY)
+    (toy / "about.md.jinja").write_text("**A toy** ({{ variants }}): rounds to steps of {{ rows[0]['values'].step }}.\n")
+    ran = project.stages_run("exp", "run", "-S", "+variants.toy={method: toy, step: 0.02}")
+    assert ran == {"plan", "prepare", "quantize@toy", "evaluate@toy", "benchmark@toy", "plot", "report"}
+    metrics = project.metrics()
+    assert set(metrics["toy"]) == set(metrics["int4"]) and metrics["toy"]["kld_mnats"] > 0
+    report = (project.folder / "reports" / "report.md").read_text()
+    assert "| toy |" in report and "**A toy** (`toy`): rounds to steps of 0.02." in report
+    with open(project.folder / "reports" / "variants.csv", newline="") as file:
+        assert {row["variant"]: row["method"] for row in csv.DictReader(file)}["toy"] == "toy"
+    for name in ("size-quality", "divergence", "ppl-change"):
+        drawn = (project.folder / "reports" / "figures" / f"{name}.svg").read_text()
+        assert "<!-- toy -->" in drawn and "<!-- a toy -->" in drawn, f"{name}: its mark, and its line of the legend"
+    shown = subprocess.run([sys.executable, "-m", "quant.check", "tiny"], cwd=project.folder, env=environment(),
+                           capture_output=True, text=True)
+    assert [line.split()[:3] for line in shown.stdout.splitlines() if line.startswith("toy")] == [["toy", "a", "toy"]], shown.stderr
+    refused = project.dvc("exp", "run", "-S", "variants.toy.method=nosuch", ok=False)
+    assert "nosuch" in refused
+    shutil.rmtree(toy)
+    project.git("checkout", ".")
+    project.dvc("checkout", "--quiet", "--force")
+    assert would_run(project) == set()
+
+
 def test_the_boundaries_of_caching(project):
     """One parameter after another, there and back; each line is one promise."""
     ran = project.stages_run("exp", "run", "-S", "evaluate.stride=32")
-    assert families(ran) == {"evaluate", "evaluate-base", "evaluate-float", "evaluate-bnb", "evaluate-gguf", "plot", "report"}
+    assert families(ran) == {"plan", "evaluate", "evaluate-base", "plot", "report"}
 
     ran = project.stages_run("exp", "run", "-S", "evaluate.stride=64", "-S", "quant.bits=6")
-    assert families(ran) <= {"quantize", "evaluate", "benchmark", "plot", "report"}, "quant.bits touches no bnb or gguf stage"
-    assert "quantize@whole" in ran
+    assert {name for name in ran if "@" in name} == {"quantize@whole", "evaluate@whole", "benchmark@whole"}, \
+        "of the variants from scratch the one that inherits quant.bits, and no other method's"
     assert project.metrics()["whole"]["bits_per_weight"] < 8
 
     before = project.metrics()
-    ran = project.stages_run("exp", "run", "-S", "recipes.int4.group_size=32")
-    assert ran == {"quantize@int4", "evaluate@int4", "benchmark@int4", "plot", "report"}
+    ran = project.stages_run("exp", "run", "-S", "variants.int4.group_size=32")
+    assert ran == {"plan", "quantize@int4", "evaluate@int4", "benchmark@int4", "plot", "report"}
     assert project.metrics()["int4"]["bits_per_weight"] > before["int4"]["bits_per_weight"]
 
     timings = {path.name: path.read_bytes() for path in (project.folder / "reports" / "speed").iterdir()}
-    ran = project.stages_run("exp", "run", "-S", "recipes.int4.group_size=64")
+    ran = project.stages_run("exp", "run", "-S", "variants.int4.group_size=64")
     assert not {"quantize@int4", "evaluate@int4"} & ran, "what was measured once comes from the cache"
     assert "benchmark@int4" in ran, "a timing never does"
     now = {path.name: path.read_bytes() for path in (project.folder / "reports" / "speed").iterdir()}
     assert {name for name in now if now[name] != timings[name]} == {"int4.json"}
 
-    project.dvc("exp", "run", "-S", "+recipes.int3={bits: 3, group_size: 32}")
+    ran = project.stages_run("exp", "run", "-S", "+variants.int3={method: quant, bits: 3, group_size: 32}")
+    assert ran == {"plan", "quantize@int3", "evaluate@int3", "benchmark@int3", "plot", "report"}
     assert "int3.json" in project.dvc("metrics", "show") and "int3" in (project.folder / "reports" / "report.md").read_text()
     assert "int3" in project.dvc("metrics", "diff")
 
     refused = project.dvc("exp", "run", "-S", "quant.bitz=4", ok=False)
     assert "bitz" in refused
+    refused = project.dvc("exp", "run", "-S", "+variants.int3.bitz=4", ok=False)
+    assert "variants.int3: unknown recipe key 'bitz'" in refused, "before anything is quantized"
 
 
-@pytest.mark.parametrize("stage", ["quantize@whole", "bnb@nf4", "gguf@q8_0", "evaluate@whole"])
+@pytest.mark.parametrize("stage", ["prepare", "quantize@whole", "quantize@bnb-nf4", "evaluate@whole"])
 def test_killed_in_a_stage_it_ends_with_the_same_hashes(project, stage):
     expected = project.hashes()
     words = [sys.executable, "-m", "dvc", "repro", "--force", "--single-item", stage]
@@ -229,8 +368,8 @@ def test_killed_in_a_stage_it_ends_with_the_same_hashes(project, stage):
 
 
 def test_the_default_pipeline(tmp_path_factory):
-    """What `make repro` makes, from nothing, and that it is what this repository says it is."""
-    project = Project(tmp_path_factory.mktemp("default"))
+    """What `make repro` makes, from nothing, and that it is what this repository says it is; timed less often."""
+    project = Project(tmp_path_factory.mktemp("default"), {"benchmark": {"prompts": [16], "tokens": 4, "rounds": 1, "threads": 2}})
     project.dvc("repro")
     metrics = project.metrics()
     assert set(metrics) == {path.stem for path in (ROOT / "reports" / "metrics").glob("*.json")}

@@ -1,14 +1,17 @@
 """One quantizer for every width, grid and grouping."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from quant.errors import InputError
+from quant.tensor import scales
 from quant.tensor.grids import grid_of
 from quant.tensor.qtensor import dequantize, layout, quantize
-from quant.tensor.scheme import Scheme
+from quant.tensor.scheme import FITS, Scheme
 
 SCHEMES = [
     *(Scheme(bits=bits, group_size=size, symmetric=symmetric)
@@ -33,15 +36,15 @@ def test_no_code_is_nearer(scheme):
     """Each weight gets the code whose value is nearest, under the scale that is stored."""
     w = weight()
     tensor = quantize(w, scheme)
-    scales, zeros = tensor.scales.float(), None if tensor.zeros is None else tensor.zeros.float()
+    steps, zeros = tensor.scales.rows(slice(None)).float(), None if tensor.zeros is None else tensor.zeros.float()
     size = {"tensor": 48, "row": 48}.get(scheme.group_size, scheme.group_size)
     rows, groups = 7, 48 // size
-    scales = scales.expand(rows, groups).repeat_interleave(size, 1)
+    steps = steps.expand(rows, groups).repeat_interleave(size, 1)
     offset = 0 if zeros is None else zeros.expand(rows, groups).repeat_interleave(size, 1)
     grid = grid_of(scheme)
     lowest, count = getattr(grid, "lowest", 0), len(getattr(grid, "values", range(2**scheme.bits)))
     values = grid.decode(torch.arange(lowest, count, dtype=torch.uint8))
-    best = (w.unsqueeze(-1) - (values * scales.unsqueeze(-1) + (offset.unsqueeze(-1) if zeros is not None else 0))).abs().amin(-1)
+    best = (w.unsqueeze(-1) - (values * steps.unsqueeze(-1) + (offset.unsqueeze(-1) if zeros is not None else 0))).abs().amin(-1)
     assert torch.allclose((w - dequantize(tensor)).abs(), best, atol=2e-6)
 
 
@@ -64,7 +67,7 @@ def test_requantizing_a_dequantized_weight_changes_no_code(scheme):
 def test_error_is_at_most_half_a_step(bits, symmetric, seed, power):
     w = weight(3, 32, seed) * 2.0**power
     tensor = quantize(w, Scheme(bits=bits, symmetric=symmetric))
-    assert ((w - dequantize(tensor)).abs() <= tensor.scales * 0.500001).all()
+    assert ((w - dequantize(tensor)).abs() <= tensor.scales.scales * 0.500001).all()
 
 
 def test_error_falls_as_bits_grow():
@@ -107,15 +110,15 @@ def test_double_quantization_keeps_the_codes_and_nearly_the_scales():
     w = weight(40, 640)
     plain, double = (quantize(w, Scheme(4, 16, codebook="nf4", double_quant=dq)) for dq in (False, True))
     assert torch.equal(plain.codes, double.codes)
-    assert (double.scales.rows(slice(None)) - plain.scales).abs().max() < 0.02 * plain.scales.max()
-    some = torch.tensor([3, 39, 3])
-    assert torch.equal(double.dequantize_rows(some), dequantize(double)[some])
+    assert (double.scales.rows(slice(None)) - plain.scales.scales).abs().max() < 0.02 * plain.scales.scales.max()
 
 
 @EACH
 def test_rows_are_those_of_the_whole(scheme):
-    tensor, some = quantize(weight(), scheme), torch.tensor([5, 0, 5])
-    assert torch.equal(tensor.dequantize_rows(some), dequantize(tensor)[some])
+    for kind in (scheme, *([replace(scheme, double_quant=True)] if scheme.scale_dtype == "float32" else [])):
+        tensor = quantize(weight(), kind)
+        for some in (torch.tensor([5, 0, 5]), slice(2, 4)):
+            assert torch.equal(tensor.dequantize_rows(some), dequantize(tensor)[some])
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
@@ -130,7 +133,7 @@ def test_one_huge_weight_takes_the_range_of_its_group_only(bits):
 def test_a_scale_below_the_smallest_normal_number_makes_its_group_zero():
     w = torch.tensor([[1e-37, -2e-37], [1e-36, 2e-36], [1e-45, 0.0]])
     tensor = quantize(w, Scheme())
-    assert tensor.scales.flatten().bool().tolist() == [False, True, False]
+    assert tensor.scales.scales.flatten().bool().tolist() == [False, True, False]
     assert torch.allclose(dequantize(tensor)[1], w[1], rtol=0.01) and not dequantize(tensor)[[0, 2]].any()
 
 
@@ -153,9 +156,13 @@ def test_other_dtypes_are_quantized_from_what_they_hold(dtype):
     assert torch.equal(quantize(w, Scheme()).codes, quantize(w.float(), Scheme()).codes)
 
 
+def test_every_fit_has_a_function():
+    assert tuple(scales.FITS) == FITS
+
+
 def test_one_dimension_is_one_row():
     tensor = quantize(weight()[0], Scheme())
-    assert tensor.scales.shape == (1, 1) and dequantize(tensor).shape == (48,)
+    assert tensor.scales.scales.shape == (1, 1) and dequantize(tensor).shape == (48,)
 
 
 @pytest.mark.parametrize(("w", "scheme", "message"), [
@@ -188,7 +195,7 @@ def test_what_can_not_be_quantized_is_refused(w, scheme, message):
     ({"double_quant": True, "scale_dtype": "float16"}, "scale_dtype must be float32"),
     ({"fit": "best"}, "fit is 'best'; expected one of range, mse, hqq, ggml"),
     ({"fit": "hqq"}, "symmetric false"),
-    ({"fit": "ggml"}, "which int8 row ggml is not"),
+    ({"fit": "ggml"}, "int8 row ggml is none of them"),
     ({"bits": 2, "codebook": [0, 1, "x"]}, "expected finite numbers"),
     ({"bits": 2, "codebook": [0, 1, 1]}, "expected different numbers"),
     ({"bits": 3, "codebook": [-1, 0, 1]}, "codebook has 3 values; with bits 3 expected 5 to 8"),

@@ -1,4 +1,4 @@
-"""Scores are those of the text whatever the windows and batches, and the numbers are what they are called."""
+"""Scores are those of the text, whatever the windows and batches; every metric has its definition."""
 
 import math
 
@@ -8,8 +8,9 @@ import torch
 
 from quant.errors import InputError
 from quant.quality import score as quality
-from quant.quality.score import Live, divergence, score, summarize
-from quant.quality.windows import Protocol, Tokens
+from quant.quality.protocol import ScoringProtocol
+from quant.quality.score import ModelPredictions, divergence, score, summarize
+from quant.quality.windows import Tokens
 
 
 class Bigram:
@@ -32,7 +33,7 @@ def tokens(count, seed=0):
 
 
 def measure(model, base, text, **protocol):
-    return score(Live(model), base and Live(base), text, Protocol(**protocol))
+    return score(ModelPredictions(model), base and ModelPredictions(base), text, ScoringProtocol(**protocol))
 
 
 @pytest.mark.parametrize(("context", "stride"), [(16, 16), (16, 5), (3, 1)])
@@ -83,8 +84,8 @@ def test_the_base_does_not_differ_from_itself():
         assert far["top5_agree_pct"] == 100 and far["true_token_change_pct"]["rms"] == 0 == far["kld_mnats"]["max"]
 
 
-def test_models_of_unlike_vocabulary_are_not_compared():
-    with pytest.raises(InputError, match="the variant has 8 logits, the base 7"):
+def test_models_of_different_vocabulary_are_not_compared():
+    with pytest.raises(InputError, match="the variant has 8 logits, the base 7; quantize the variant again"):
         measure(Bigram(vocabulary=8), Bigram(), tokens(20))
 
 

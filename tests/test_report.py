@@ -1,131 +1,206 @@
 """The report says what the data says: with opposite data, the opposite."""
 
-import copy
+import csv
+import dataclasses
+import runpy
 
 import pytest
-from made_up import CORPUS, MODEL, PARAMS, made_up
+import yaml
+from conftest import ROOT
+from made_up import CORPUS, MODEL, PARAMS, made_up, with_only, with_rows, write_results
 
-from quant.report import tables
-from quant.report.comparable import equal_but_for_the_grid, equal_but_for_the_selection, nominal_bits, same_format
+from quant.errors import InputError
+from quant.files import read_json
+from quant.report import readme, tables
+from quant.report.comparable import equal_but_for_the_grid, equal_but_for_the_selection, same_format
 from quant.report.document import render_markdown
 from quant.report.figures import figures_of
 from quant.report.findings import findings, order_by
-from quant.report.results import METRICS, rounded
-from quant.report.tables import table
-from quant.variants import variants
-
-
-def finding(start, params=PARAMS, **changes):
-    """The one finding that begins so."""
-    (line,) = [line for line in findings(made_up(params, **changes)) if line.startswith(f"**{start}")]
-    return line
+from quant.report.metrics import METRICS, REPORT, SWEEP, Metric, better_corner, rounded, shown_in
+from quant.report.results import read_run
+from quant.report.subsets import summary
 
 
 def everyone(**metrics):
     """The same change for every variant but base."""
-    return {name.replace("-", "_"): metrics for name in (v.name for v in variants(PARAMS)) if name != "base"}
+    return {name.replace("-", "_"): metrics for name in PARAMS["variants"]}
 
 
-def test_the_smallest_within_reach_is_named():
-    small = {"weights_mib": 10.0, "ppl_change_pct": 0.5}
-    assert "perplexity: `whole`**, 10.00 MiB of weights, 10.0 times smaller" in finding("Smallest within 1 %", whole=small)
-    assert "`whole`" not in finding("Smallest within 1 %", whole=small | {"ppl_change_pct": 3.0})
-    assert "`nf4`**, 20.00" in finding("Smallest within 1 %", whole=small | {"ppl_change_pct": 3.0}, nf4={"weights_mib": 20.0})
+def found(kind, params=PARAMS, **changes):
+    """The finding of this kind."""
+    (finding,) = [finding for finding in findings(made_up(params, **changes)) if finding.kind == kind]
+    return finding
 
 
-def test_what_may_exceed_one_per_cent_is_not_within_it():
-    unsure = {"weights_mib": 10.0, "ppl_change_pct": 0.9, "noise": 2.0}
-    assert "`whole`" not in finding("Smallest within 1 %", whole=unsure)
-    assert "`whole`" in finding("Smallest within 1 %", whole=unsure | {"noise": 0.01})
-    assert "`fp4`" in finding("No variant is within 1 %", **everyone(ppl_change_pct=5.0) | {"fp4": {"ppl_change_pct": 4.0}})
+def kinds(params=PARAMS, **changes):
+    return [finding.kind for finding in findings(made_up(params, **changes))]
 
 
-def test_the_fastest_is_named_only_where_one_is_faster():
-    assert "`nf4`**, which decodes at 3.00 times" in finding("Fastest", nf4={"decode_speedup": 3.0})
-    assert "`nf4`" in finding("No variant decodes faster", **everyone(decode_speedup=0.5) | {"nf4": {"decode_speedup": 0.6}})
-    assert findings(made_up())[1].startswith("**No variant decodes faster"), "rounds on both sides of 1 prove nothing"
+SMALL = {"weights_mib": 10.0, "ppl_change_pct": 0.5}
 
 
-def test_overlapping_rounds_are_not_ranked_and_noise_is_told():
-    close = {"nf4": {"decode_speedup": 3.0}, "int4": {"decode_speedup": 2.95}}
-    assert "Fastest: `nf4` and `int4`**, which decode at 3.00 and 2.95 times" in finding("Fastest", **close)
-    assert "overlap" not in finding("Fastest", nf4={"decode_speedup": 3.0}, int4={"decode_speedup": 2.0})
-    assert "scattered" in finding("Fastest", nf4={"decode_speedup": 9.0, "noisy": True})
-    assert "scattered" not in finding("Fastest", nf4={"decode_speedup": 9.0})
+@pytest.mark.parametrize(("changes", "names"), [
+    ({"whole": SMALL}, ("whole",)),
+    ({"whole": SMALL, "nf4": SMALL}, ("whole", "nf4")),
+    ({"whole": SMALL | {"ppl_change_pct": 3.0}, "nf4": {"weights_mib": 20.0}}, ("nf4",)),
+    ({"whole": SMALL | {"ppl_change_pct": 0.9, "noise": 2.0}, "nf4": {"weights_mib": 20.0}}, ("nf4",)),  # may exceed 1 %
+], ids=["one", "equals", "too far", "unsure"])  # fmt: skip
+def test_the_smallest_is_chosen_among_those_surely_near_base(changes, names):
+    said = found("smallest", **changes)
+    assert said.names == names and said.numbers["weights_mib"] == changes[names[0]]["weights_mib"]
 
 
-def test_the_best_at_four_bits_turns_with_the_data():
-    def first(**divergences):
-        return finding("Best at 4 bits", **{name: {"kld_mnats": value} for name, value in divergences.items()})
+def test_where_none_is_near_base_the_nearest_is_named():
+    far = everyone(ppl_change_pct=5.0) | {"fp4": {"ppl_change_pct": 4.0}}
+    assert found("none_near", **far).names == ("fp4",) and "smallest" not in kinds(**far)
 
-    assert first(nf4=1.0, int4=2.0, fp4=3.0, bnb_nf4=4.0, gguf_q4_0=5.0).startswith("**Best at 4 bits: `nf4`**, divergence 1.000")
-    assert first(nf4=5.0, int4=4.0, fp4=3.0, bnb_nf4=2.0, gguf_q4_0=1.0).startswith("**Best at 4 bits: `gguf-q4_0`**")
+
+@pytest.mark.parametrize(("changes", "kind", "names"), [
+    ({"nf4": {"decode_speedup": 3.0}}, "fastest", ("nf4",)),
+    ({"nf4": {"decode_speedup": 3.0}, "int4": {"decode_speedup": 2.0}}, "fastest", ("nf4",)),
+    ({"nf4": {"decode_speedup": 3.0}, "int4": {"decode_speedup": 2.95}}, "fastest", ("nf4", "int4")),
+    (everyone(decode_speedup=0.5) | {"nf4": {"decode_speedup": 0.6}}, "none_faster", ("nf4",)),
+    ({}, "none_faster", ("bf16",)),  # rounds on both sides of 1 prove nothing
+], ids=["one", "apart", "overlapping", "all slower", "undecided"])  # fmt: skip
+def test_the_fastest_beats_base_in_every_round(changes, kind, names):
+    assert found(kind, **changes).names == names
+
+
+def test_a_high_median_with_rounds_below_base_does_not_hide_the_variants_that_are_faster():
+    changes = {"gguf_q4_0": {"decode_speedup": 2.0, "noisy": True}, "nf4": {"decode_speedup": 1.5, "weights_mib": 9.0},
+               "whole": {"decode_speedup": 0.5, "weights_mib": 9.0}}
+    said = found("fastest", **changes)
+    assert said.names == ("nf4",) and said.numbers["unsure"] == said.numbers["noisy"] == ["gguf-q4_0"]
+    assert found("smaller_not_faster", **changes).numbers["faster"] == ["nf4"], "the two findings agree"
+
+
+@pytest.mark.parametrize("best", ["nf4", "gguf-q4_0"])
+def test_the_best_at_four_bits_turns_with_the_data(best):
+    order = [best, *(name for name in ("nf4", "int4", "fp4", "bnb-nf4", "gguf-q4_0") if name != best)]
+    said = found("best_at_four_bits", **{name.replace("-", "_"): {"kld_mnats": 1.0 + i} for i, name in enumerate(order)})
+    assert said.names == (best,) and said.numbers["further"] == order[1:]
 
 
 def test_equals_at_four_bits_are_not_ranked():
-    unsure = {"nf4": {"kld_mnats": 1.0, "noise": 1.0}, "int4": {"kld_mnats": 1.01, "noise": 1.0},
+    unsure = {"nf4": {"kld_mnats": 1.0, "noise": 1.0}, "int4": {"kld_mnats": 1.01, "noise": 1.0, "weights_mib": 7.0},
               **{name: {"kld_mnats": 9.0} for name in ("fp4", "bnb_nf4", "gguf_q4_0")}}
-    said = finding("Best at 4 bits", **unsure)
-    assert said.startswith("**Best at 4 bits: `")
-    assert "**, which this text does not put in order (divergence 1.000 to 1.010 mnat)" in said
-    assert {"`int4`", "`nf4`"} == set(said.partition("**,")[0].removeprefix("**Best at 4 bits: ").split(" and "))
-    assert "All of them are closer to base than `" in said and "`fp4`" in said.partition("closer")[2]
-    assert "the smallest of them: `int4`, 7.00 MiB" in finding("Best at 4 bits", **unsure | {
-        "int4": unsure["int4"] | {"weights_mib": 7.0}})
+    said = found("best_at_four_bits", **unsure)
+    assert said.names == ("int4", "nf4") and said.numbers["smallest"] == ["int4"] and said.numbers["weights_mib"] == 7.0
+    assert sorted(said.numbers["further"]) == ["bnb-nf4", "fp4", "gguf-q4_0"]
 
 
-def test_nonlinear_and_linear_turn_with_the_data():
-    def verdict(**changes):
-        sizes = {name: {"weights_mib": 20.0} | changes.get(name, {}) for name in ("int4", "nf4", "fp4")}
-        return finding("Nonlinear against linear", **sizes)
+def test_a_variant_that_quantizes_little_is_not_the_best_at_four_bits():
+    little = {"nf4": {"kld_mnats": 0.1, "bits_per_weight": 24.6}, "int4": {"bits_per_weight": 5.9, "kld_mnats": 0.5},
+              **{name: {"bits_per_weight": 5.5} for name in ("fp4", "bnb_nf4", "gguf_q4_0")}}
+    said = found("best_at_four_bits", **little)
+    assert said.names == ("int4",) and said.numbers["larger"] == ["nf4"]
+    assert summary(made_up(**little))["best_4bit_kld_mnats"] == 0.5
 
-    better = {"kld_mnats": 0.1, "ppl_change_pct": -1.0}
-    assert "Compared with `int4`, `nf4` is better by divergence and better by perplexity" in verdict(nf4=better)
-    assert "Compared with `int4`, `nf4` is worse by divergence and worse by perplexity" in verdict(int4=better)
-    assert "`nf4` is not different for certain by divergence and not" in verdict(nf4={"noise": 1.0}, int4={"noise": 1.0})
+
+@pytest.mark.parametrize(("changes", "verdict"), [
+    ({"nf4": {"kld_mnats": 0.1, "ppl_change_pct": -1.0}}, "better"),
+    ({"int4": {"kld_mnats": 0.1, "ppl_change_pct": -1.0}}, "worse"),
+    ({"nf4": {"noise": 1.0}, "int4": {"noise": 1.0}}, "alike"),
+])  # fmt: skip
+def test_nonlinear_and_linear_turn_with_the_data(changes, verdict):
+    said = found("grids", **changes)
+    assert said.names == ("int4", "nf4", "fp4") and said.numbers["linear"] == "int4"
+    assert said.numbers["against"]["nf4"]["kld"] == said.numbers["against"]["nf4"]["ppl"] == verdict
 
 
 def test_grids_of_unequal_size_are_not_compared():
     sizes = {"int4": {"weights_mib": 19.0}, "nf4": {"weights_mib": 20.0}, "fp4": {"weights_mib": 21.0}}
-    assert not [line for line in findings(made_up(**sizes)) if "Nonlinear" in line]
+    assert "grids" not in kinds(**sizes) and "grids" in kinds()
     assert "grids" not in {figure.name for figure in figures_of(made_up(**sizes))}
     assert "grids" in {figure.name for figure in figures_of(made_up())}
 
 
 def test_smaller_is_called_slower_only_where_it_is():
     small = {"weights_mib": 50.0}
-    assert "1 decode slower (`whole`) and 1 faster (`nf4`)" in finding(
-        "Smaller is not faster", whole=small | {"decode_speedup": 0.3}, nf4=small | {"decode_speedup": 3.0})
+    said = found("smaller_not_faster", whole=small | {"decode_speedup": 0.3}, nf4=small | {"decode_speedup": 3.0}, int4=small)
+    assert (said.names, said.numbers["faster"], said.numbers["undecided"]) == (("whole",), ["nf4"], 1)
     slow = {"whole": small | {"decode_speedup": 0.3}}
-    assert "Reading base's weights at the speed of memory would take 25 %" in finding("Smaller is not faster", **slow)
-    assert "Reading base's" not in finding("Smaller is not faster", base={"gb_per_s": 15.0}, **slow)
-    assert "none decodes slower" in finding("Smaller is not slower", nf4=small | {"decode_speedup": 3.0})
+    assert found("smaller_not_faster", **slow).numbers["memory_share_pct"] == 25
+    assert found("smaller_not_faster", base={"gb_per_s": 15.0}, **slow).numbers["memory_share_pct"] is None
+    assert found("smaller_not_slower", nf4=small | {"decode_speedup": 3.0}).numbers["smaller"] == 1
 
 
-def test_runtimes_that_disagree_are_told():
-    assert "`gguf-f16` agrees with base" in finding("One scorer", gguf_f16={"ppl_change_pct": 0.05})
-    assert "`gguf-f16` **does not agree** with base" in finding("One scorer", gguf_f16={"ppl_change_pct": 0.5})
+def test_selections_are_listed_by_size_with_the_changes_that_are_significant():
+    said = found("selections", whole={"weights_mib": 20.0, "ppl_change_pct": 2.0}, selective={"weights_mib": 40.0})
+    assert said.names == ("whole", "selective") and said.numbers["ppl_change_pct"] == {"whole": 2.0}
 
 
-def test_two_implementations_are_different_only_for_real():
-    assert "no real difference" in finding("One format", nf4={"noise": 1.0}, bnb_nf4={"noise": 1.0})
-    assert "a real difference" in finding("One format", bnb_nf4={"ppl_change_pct": 2.0})
+def test_two_implementations_of_a_format_are_compared_by_divergence():
+    assert [pair["is_significant"] for pair in found("same_format", nf4={"noise": 1.0}).numbers["pairs"]] == [False]
+    (pair,) = found("same_format", bnb_nf4={"kld_mnats": 1.1, "held": ("float32", "bfloat16")}).numbers["pairs"]
+    assert pair["names"] == ("nf4", "bnb-nf4") and pair["is_significant"] and pair["only_second"] == ["bfloat16"]
+    tiers = order_by(made_up(bnb_nf4={"kld_mnats": 1.1}), "kld")
+    assert tiers[-1] == ["bnb-nf4"], "as the table of tiers has it"
 
 
-def test_changes_that_are_not_real_are_listed():
-    everyone_changed = everyone(ppl_change_pct=1.0)
-    assert finding("Every change of perplexity is real", **everyone_changed)
-    unsure = everyone_changed | {"fp4": {"noise": 1.0}}
-    assert "whether `fp4` raises it or lowers it" in finding("What perplexity can't tell", **unsure)
+def test_only_unquantized_variants_show_whether_runtimes_agree():
+    params = with_rows({name: {"method": "llama_cpp", "type": name} for name in ("TQ1_0", "MXFP4_MOE", "IQ4_XS", "BF16")})
+    said = found("runtimes", params, gguf_f16={"ppl_change_pct": 0.5}, TQ1_0={"ppl_change_pct": 60.0})
+    assert said.names == ("gguf-f16", "BF16") and said.numbers["ppl_change_pct"] == {"gguf-f16": 0.5, "BF16": 0.0}
 
 
-def test_the_finer_measure_is_the_one_that_tells_more_apart():
+def test_significant_changes_are_counted():
+    changed = everyone(ppl_change_pct=1.0)
+    assert found("all_changed", **changed).names == ()
+    assert found("unchanged", **changed | {"fp4": {"noise": 1.0}}).names == ("fp4",)
     by_divergence = {name: {"kld_mnats": 1.0 + i} for i, name in enumerate(everyone())}
-    assert "Divergence, which compares whole distributions, is the finer measure: of 36 pairs of variants it tells 36 apart" in \
-        finding("What perplexity can't tell", **by_divergence)
-    by_perplexity = {name: {"ppl_change_pct": 1.0 * i} for i, name in enumerate(everyone())}
-    said = finding("What perplexity can't tell", **by_perplexity)
-    assert "Of 36 pairs of variants perplexity tells 36 apart, divergence " in said
+    numbers = found("unchanged", **by_divergence).numbers
+    assert (numbers["pairs"], numbers["kld"], numbers["ppl"]) == (36, 36, 0)
+
+
+FAR = everyone(ppl_change_pct=5.0)
+HALF = {"weights_mib": 50.0}
+SENTENCES = [  # a run, and what the sentence of this kind must show: names, numbers, and the word that carries the verdict
+    ("smallest", {"whole": SMALL}, ["`whole`", "10.00 MiB", "10.0 times", "5.0 times", "+0.500 %", "+0.497 to +0.503"]),
+    ("smallest", {"whole": SMALL, "nf4": SMALL}, ["`whole` and `nf4`", "(`nf4`, 95 % interval", "All 9 variants"]),
+    ("none_near", FAR | {"fp4": {"ppl_change_pct": 4.0}}, ["1 %", "`fp4`", "+3.997 to +4.003"]),
+    ("fastest", {"nf4": {"decode_speedup": 3.0}}, ["`nf4`", "3.00 times", "1.00 ms per token"]),
+    ("fastest", {"nf4": {"decode_speedup": 3.0}, "int4": {"decode_speedup": 2.95}},
+     ["`nf4` and `int4`", "3.00 and 2.95", "overlap"]),
+    ("fastest", {"nf4": {"decode_speedup": 3.0}, "int4": {"decode_speedup": 2.0, "noisy": True}},
+     ["Rounds of `int4` overlap", "The timings of `int4` varied widely"]),
+    ("none_faster", everyone(decode_speedup=0.5) | {"nf4": {"decode_speedup": 0.6}},
+     ["`nf4`", "0.60 times", "from 0.59 to 0.61"]),
+    ("best_at_four_bits", {"nf4": {"kld_mnats": 0.5, "bits_per_weight": 22.0}, "fp4": {"bits_per_weight": 33.5}},
+     ["`nf4`", "0.500 mnat", "100.00 MiB", "22.00 bits", "It is closer to base than `", "Not compared: `fp4`,", "1.5 times"]),
+    ("best_at_four_bits", {"int4": {"weights_mib": 7.0}},
+     ["cannot rank (divergence 1.000 mnat)", "smallest of them: `int4`, 7.00 MiB"]),
+    ("grids", {"nf4": {"kld_mnats": 0.1, "noise": 0.1}},
+     ["100.00 MiB each", "`int4` 1.000 mnat, `nf4` 0.100 mnat and `fp4` 1.000 mnat", "with `int4`, `nf4` is better in divergence",
+      "not significantly different in perplexity (0.000 %"]),
+    ("smaller_not_slower", {"nf4": HALF | {"decode_speedup": 3.0}}, ["of 1 variant ", "none is reliably slower"]),
+    ("smaller_not_faster", {"whole": HALF | {"decode_speedup": 0.3}, "nf4": HALF | {"decode_speedup": 3.0}, "int4": HALF},
+     ["of 3 variants", "1 decodes reliably slower (`whole`)", "1 reliably faster (`nf4`)", "for 1 the rounds", "25 %"]),
+    ("selections", {"whole": {"weights_mib": 20.0, "ppl_change_pct": 2.0}},
+     ["`whole` 20.00 MiB, divergence 1.000 mnat, perplexity +2.000 %; `selective` 100.00 MiB", "no significant change"]),
+    ("same_format", {"bnb_nf4": {"kld_mnats": 1.1, "held": ("float32", "bfloat16")}},
+     ["`nf4` 1.000 and `bnb-nf4` 1.100 mnat, a significant difference", "`bnb-nf4` also holds bfloat16"]),
+    ("runtimes", {"gguf_f16": {"ppl_change_pct": 0.05}}, ["`gguf-f16` agrees with base, 0.0500 %"]),
+    ("runtimes", {"gguf_f16": {"ppl_change_pct": 0.5}}, ["`gguf-f16` **does not agree** with base, 0.5000 %"]),
+    ("all_changed", everyone(ppl_change_pct=1.0), ["no variant's interval contains zero"]),
+    ("unchanged", everyone(ppl_change_pct=1.0) | {"fp4": {"noise": 1.0, "kld_mnats": 5.0}},
+     ["`fp4`, because the interval contains zero", "Of 36 pairs of variants perplexity ranks 8, divergence 8"]),
+    ("unchanged", {name: {"kld_mnats": 1.0 + i} for i, name in enumerate(everyone())},
+     ["`bf16`", "finer measure", "of 36 pairs", "ranks 36, perplexity 0"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "changes", "parts"), SENTENCES, ids=[f"{i}-{kind}" for i, (kind, *_) in enumerate(SENTENCES)])
+def test_a_sentence_shows_its_names_and_numbers(kind, changes, parts):
+    text = found(kind, **changes).text
+    assert text.startswith("**") and text.endswith(".") and "  " not in text and "\n" not in text
+    assert [part for part in parts if part not in text] == [], text
+
+
+def test_every_finding_is_in_the_report():
+    run = made_up(nf4={"decode_speedup": 3.0, "weights_mib": 99.0}, int4={"weights_mib": 99.0}, fp4={"weights_mib": 99.0})
+    text = render_markdown(run, CORPUS, MODEL)
+    assert all(f"- {finding.text}\n" in text for finding in findings(run)) and len(findings(run)) == 9
 
 
 def test_nothing_is_ranked_within_a_tier():
@@ -142,22 +217,29 @@ def test_what_perplexity_can_not_rank_is_said_and_what_it_can_is_listed():
         return text.partition("### What can be ranked")[2].partition("\n### ")[0]
 
     alike = {name: {"noise": 1.0, "kld_mnats": 1.0 + 5 * i} for i, name in enumerate(everyone())}
-    assert "By perplexity there is one tier only" in section(**alike)
+    assert "one tier only" in section(**alike)
     apart = section(**everyone(ppl_change_pct=1.0) | {"fp4": {"ppl_change_pct": 9.0, "weights_mib": 3.0}})
-    assert "By perplexity, the lowest first" in apart and "| 3 | `fp4` | +9.000 | 3.00 |" in apart
+    assert "one tier only" not in apart and "| 3 | `fp4` | +9.000 | 3.00 |" in apart
 
 
-def test_a_recipe_that_departs_from_the_plain_rule_is_told():
+def test_each_method_tells_of_its_own_variants():
     assert "In `nf4`" not in render_markdown(made_up(), CORPUS, MODEL)
-    params = copy.deepcopy(PARAMS)
-    params["recipes"]["nf4"]["double_quant"] = True
-    params["recipes"]["int4"] |= {"symmetric": False, "fit": "hqq"}
+    params = with_rows({"nf4": {"double_quant": True}, "int4": {"symmetric": False, "fit": "hqq"}})
     text = render_markdown(made_up(params), CORPUS, MODEL)
-    assert "In `nf4` the scales are stored in 8 bits" in text and "In `int4` each group stores its lowest value as well" in text
-    assert "In `int4` scales come from another rule" in text
+    assert "In `nf4` the scales are stored in 8 bits" in text and "In `int4` each group also stores its lowest value" in text
+    assert "In `int4` the scales follow another rule" in text
+    assert "**From scratch** (`whole`, `selective`, `int4`, `nf4` and `fp4`)" in text and "**bitsandbytes** (`bnb-nf4`)" in text
 
 
-def test_memory_of_a_gpu_is_told_where_there_is_one():
+def test_a_chapter_of_a_method_comes_with_its_variants():
+    text = render_markdown(made_up(), CORPUS, MODEL).partition("## GGML and GGUF")[2].partition("\n## ")[0]
+    rows = [line.split(" | ")[0] for line in text.splitlines() if line.startswith("| ")]
+    assert rows == ["| variant", "| base", "| gguf-f16", "| gguf-q4_0"]
+    other = render_markdown(made_up(with_only("quant", "float")), CORPUS, MODEL)
+    assert "## GGML" not in other and "Variants of llama.cpp: no row" in other and "**bitsandbytes** (" not in other
+
+
+def test_memory_of_a_gpu_is_shown_where_there_is_one():
     assert "GPU" not in tables.memory(made_up())
     cuda = {"allocated_mib": 31.0, "load_peak_mib": 32.0, "generate_peak_mib": 33.0}
     lines = tables.memory(made_up(nf4={"cuda": cuda})).splitlines()
@@ -166,64 +248,61 @@ def test_memory_of_a_gpu_is_told_where_there_is_one():
     assert line.endswith("| 32 | 33 | 31 |")
 
 
-def test_gguf_files_are_listed_by_what_they_hold():
-    lines = tables.gguf(made_up()).splitlines()
-    assert [line.split(" | ")[0] for line in lines[2:]] == ["| base", "| gguf-f16", "| gguf-q4_0"]
-    assert tables.gguf(made_up(PARAMS | {"gguf": {}})) == ""
+def test_which_variants_compare_comes_from_their_recipes():
+    def compared(params):
+        run = made_up(params)
+        groups = (equal_but_for_the_grid(run), equal_but_for_the_selection(run), same_format(run))
+        return [[[result.name for result in group] for group in found] for found in groups]
 
-
-def test_which_variants_compare_comes_from_the_parameters():
-    assert equal_but_for_the_grid(PARAMS) == [["int4", "nf4", "fp4"]]
-    assert equal_but_for_the_selection(PARAMS) == [["whole", "selective"]]
-    assert same_format(PARAMS) == [("nf4", "bnb-nf4")]
-    assert [nominal_bits(name, PARAMS) for name in ("base", "whole", "int4", "bnb-nf4", "gguf-q4_0", "gguf-f16")] == \
-        [None, 8, 4, 4, 4, None]
-    other = copy.deepcopy(PARAMS)
-    other["recipes"]["nf4"]["group_size"] = 32
-    assert equal_but_for_the_grid(other) == [["int4", "fp4"]] and same_format(other) == []
-    double = copy.deepcopy(PARAMS)
-    double["bnb"]["nf4"]["double_quant"] = True
-    assert same_format(double) == []
-    double["recipes"]["nf4"]["double_quant"] = True
-    assert same_format(double) == [("nf4", "bnb-nf4")]
+    assert compared(PARAMS) == [[["int4", "nf4", "fp4"]], [["whole", "selective"]], [["nf4", "bnb-nf4"]]]
+    assert compared(with_rows({"nf4": {"group_size": 32}})) == [[["int4", "fp4"]], [["whole", "selective"]], []]
+    double = with_rows({"bnb-nf4": {"double_quant": True}})
+    assert compared(double)[2] == []
+    assert compared(with_rows({"nf4": {"double_quant": True}}, double))[2] == [["nf4", "bnb-nf4"]]
 
 
 def test_a_grid_that_a_recipe_spells_out_takes_part():
-    params = copy.deepcopy(PARAMS)
-    params["recipes"]["own"] = {**params["recipes"]["nf4"], "codebook": [value / 7 for value in range(-7, 8)]}
-    run = made_up(params, own={"kld_mnats": 0.1})
-    assert "`own` is better by divergence" in "".join(findings(run))
+    params = with_rows({"own": {**PARAMS["variants"]["nf4"], "codebook": [value / 7 for value in range(-7, 8)]}})
+    assert found("grids", params, own={"kld_mnats": 0.1}).numbers["against"]["own"]["kld"] == "better"
+    run = made_up(params)
     (figure,) = [figure for figure in figures_of(run) if figure.name == "grids"]
     assert [label.get_text() for label in figure.draw(run).axes[0].get_xticklabels()] == ["int4", "nf4", "fp4", "own"]
 
 
-def test_few_lines_are_warned_of():
-    assert "Few lines" not in render_markdown(made_up(), CORPUS, MODEL)
-    assert "**Few lines.** 2,999 lines" in render_markdown(made_up(), CORPUS | {"sentences": 2999}, MODEL)
+def test_warnings_come_first():
+    def warnings(corpus=CORPUS, **changes):
+        text = render_markdown(made_up(**changes), corpus, MODEL)
+        return [line for line in text.partition("## Findings")[0].splitlines() if line.startswith("> ")]
+
+    assert warnings(nf4={"noisy": True}) == []
+    (few,) = warnings(CORPUS | {"sentences": 2999})
+    assert few.startswith("> **Few lines.** 2,999 lines")
+    (busy,) = warnings(**everyone(noisy=True))
+    assert "9 of 10 variants" in busy and "dvc repro" in busy
 
 
-def test_what_was_skipped_is_told_with_its_reason():
+def test_what_was_skipped_is_listed_with_its_reason():
     def section(params=PARAMS, **changes):
         text = render_markdown(made_up(params, **changes), CORPUS, MODEL)
         return text.partition("## What was skipped")[2].partition("\n## ")[0]
 
     said = section()
-    assert "Prefill of 512 tokens" in said and "llama.cpp" not in said and "groups of 128" in said
-    assert "Of llama.cpp, nothing: the section `gguf`" in section(PARAMS | {"gguf": {}})
-    assert "trustworthy" not in said and "trustworthy time of `nf4`" in section(nf4={"noisy": True})
+    assert "Prefill of 512 tokens" in said and "llama.cpp" not in said and "Groups of 128" in said and "timings" not in said
+    assert "Reliable timings for `nf4`: " in section(nf4={"noisy": True})
+    assert "for `bf16`, `whole`, `selective`, `int4` and 5 more: " in section(**everyone(noisy=True))
 
 
-def test_what_a_model_wrote_is_never_markup():
+def test_the_output_of_a_model_is_never_markup():
     text = render_markdown(made_up(nf4={"text": "the same <b>words</b> | and\n# `more`"}), CORPUS, MODEL)
     (row,) = [line for line in text.splitlines() if line.startswith("| nf4 | the same")]
     assert row == r"| nf4 | the same *\<b\>words\<\/b\> \| and \# \`more\`* |"
     assert "| fp4 | as base |" in text
 
 
-def test_a_run_of_one_section_reports_too():
-    params = PARAMS | {"recipes": {"whole": {"include": ["*"]}}, "bnb": {}, "gguf": {}}
-    text = render_markdown(made_up(params), CORPUS, MODEL)
-    assert "Best at 4 bits" not in text and "Nonlinear against linear" not in text and "figures/grids" not in text
+def test_a_run_of_one_variant_reports_too():
+    params = PARAMS | {"variants": {"whole": PARAMS["variants"]["whole"]}}
+    assert not {"best_at_four_bits", "grids", "selections", "same_format", "runtimes"} & set(kinds(params))
+    assert "figures/grids" not in render_markdown(made_up(params), CORPUS, MODEL)
 
 
 def test_the_document_in_three_forms(made_up_report):
@@ -235,31 +314,72 @@ def test_the_document_in_three_forms(made_up_report):
     assert (folder / "report.md").read_text() == render_markdown(run, CORPUS, MODEL)
 
 
+def test_a_table_has_a_cell_for_every_heading():
+    run = made_up()
+    texts = [tables.quality(run.results), *(tables.table(run.results, columns) for columns in (tables.DIVERGENCE, tables.SPEED,
+                                                                                               tables.MEMORY))]
+    for lines in map(str.splitlines, texts):
+        assert len({line.count("|") for line in lines}) == 1 and len(lines) == 2 + len(run.results)
+
+
 def test_metrics_have_the_decimals_that_are_worth_reading():
     values = rounded(dict.fromkeys(METRICS, -0.00000123456) | {"ppl": 7.838765})
     assert values["ppl"] == 7.8388 and str(values["kld_mnats"]) == "0.0"
     assert list(values) == list(METRICS)
+    assert METRICS["ppl_change_pct"].format(-0.0001) == "0.000" and METRICS["ppl_change_pct"].format(0.5) == "+0.500"
 
 
-@pytest.mark.parametrize("name", ["base", "bf16", "converted", "embedded", "bnb-nf4"])
-def test_a_recipe_can_not_take_a_name_that_is_taken(name):
-    from quant.errors import InputError
+def test_a_metric_says_which_way_is_better(monkeypatch):
+    assert {metric.better for metric in METRICS.values()} == {"lower", "higher"}
+    assert METRICS["decode_speedup"].best([1, 3, 2]) == 3 and METRICS["kld_mnats"].best([1, 3, 2]) == 1
+    assert better_corner("weights_mib", "ppl") == "Lower left" and better_corner("weights_mib", "decode_speedup") == "Upper left"
+    monkeypatch.setitem(METRICS, "ppl", dataclasses.replace(METRICS["ppl"], better="higher"))
+    assert better_corner("weights_mib", "ppl") == "Upper left"
 
-    with pytest.raises(InputError, match="name is taken"):
-        variants({"recipes": {name: {}}, "bnb": {"nf4": {}}, "gguf": {}})
+
+def test_a_new_metric_is_a_row_of_the_table_of_metrics(monkeypatch, tmp_path):
+    """Everything that shows metrics shows one that is computed and listed, with no other line changed."""
+    new = Metric("joules_per_token", "J / token", "energy per token (J)", "{:.1f}", 2, "lower", "joules per token",
+                 "energy of decoding a token, in joules", (REPORT, "readme", SWEEP))
+    monkeypatch.setitem(METRICS, new.key, new)
+    write_results(made_up(nf4={new.key: 2.345}), tmp_path / "reports")
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(PARAMS))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("quant.report.figures.draw_all", lambda *_: None)
+    monkeypatch.setattr("quant.pipeline.run", lambda stage: stage())
+    runpy.run_module("stages.plot")
+    rows = {row["variant"]: row for row in csv.DictReader((tmp_path / "reports" / "variants.csv").open())}
+    assert rows["nf4"][new.key] == "2.35" and rows["base"][new.key] == "1.0"
+    assert read_json(tmp_path / "reports" / "metrics" / "nf4.json")[new.key] == 2.35
+    text = render_markdown(read_run(PARAMS, tmp_path / "reports"), CORPUS, MODEL)
+    assert "| J / token |" in text and any(line.startswith("| nf4 |") and line.endswith("| 2.3 |") for line in text.splitlines())
+    assert "| J / token |" in readme.results_table(tmp_path) and "energy of decoding a token" in readme.metrics_table()
+    assert new in shown_in(SWEEP)
+
+
+def test_results_that_lack_a_metric_say_how_to_get_it(monkeypatch, tmp_path):
+    write_results(made_up(), tmp_path)
+    monkeypatch.setitem(METRICS, "new", dataclasses.replace(METRICS["ppl"], key="new"))
+    with pytest.raises(InputError, match="base lack new; run dvc repro"):
+        read_run(PARAMS, tmp_path)
+    with pytest.raises(InputError, match=r"base\.json is missing; run dvc repro"):
+        read_run(PARAMS, tmp_path / "none")
 
 
 def test_the_readme_shows_the_committed_metrics():
-    from conftest import ROOT
-
-    from quant.report.readme import results_table, section, speed_tables
-
     text = (ROOT / "README.md").read_text()
-    assert section("results").search(text).group() == results_table(ROOT), "run make readme"
-    assert section("speed").search(text).group() == speed_tables(ROOT), "run make readme"
+    for name, table in (("results", readme.results_table(ROOT)), ("speed", readme.speed_tables(ROOT)),
+                        ("metrics", readme.metrics_table())):
+        assert readme.section(name).search(text).group() == table, "run make readme"
 
 
-def test_a_table_has_a_cell_for_every_heading():
-    for columns in (tables.QUALITY, tables.DIVERGENCE, tables.SPEED, tables.MEMORY):
-        lines = table(made_up().results, columns).splitlines()
-        assert len({line.count("|") for line in lines}) == 1 and len(lines) == 2 + len(made_up().results)
+def test_a_readme_without_the_marks_is_refused(tmp_path, monkeypatch):
+    for path in ("params.yaml", "reports"):
+        (tmp_path / path).symlink_to(ROOT / path)
+    (tmp_path / "README.md").write_text("<!-- results -->\n<!-- /results -->\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"0 sections <!-- speed -->"):
+        readme.main([])
+    assert (tmp_path / "README.md").read_text() == "<!-- results -->\n<!-- /results -->\n", "nothing is written"
+    with pytest.raises(InputError, match="unrecognized arguments: x"):
+        readme.main(["x"])

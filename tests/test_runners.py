@@ -1,18 +1,36 @@
 """One contract for every runtime: the same text gives the same numbers, whatever runs it and however it is batched."""
 
+import inspect
+import json
 import math
+from importlib import import_module
 
 import numpy
 import pytest
 import torch
 
+from quant.errors import InputError
 from quant.quality import score as quality
-from quant.quality.score import Live, divergence, score, summarize
-from quant.quality.windows import Protocol, Tokens
-from quant.runners import open_runner
+from quant.quality.protocol import ScoringProtocol
+from quant.quality.score import ModelPredictions, divergence, score, summarize
+from quant.quality.windows import Tokens
+from quant.runners import RUNTIMES, Runner, RunnerWithStates, StoredTensor, import_runtime, open_runner, opening_of
 
 PROTOCOLS = pytest.mark.parametrize("protocol", ["joined/1", "sentence/1", "llama.cpp/1"])
 KINDS = pytest.mark.parametrize("kind", ["base", "int4", "bnb-nf4", "bnb-int8", "gguf-f16", "gguf-q4_k_m"])
+
+
+@pytest.fixture(scope="module")
+def opened(runtimes):
+    """opened(kind) -> the variant's runner, loaded once."""
+    made = {}
+
+    def open_once(kind):
+        if kind not in made:
+            made[kind] = open_runner(runtimes[kind])
+        return made[kind]
+
+    return open_once
 
 
 @pytest.fixture(scope="module")
@@ -23,14 +41,73 @@ def text():
 
 
 def evaluate(runner, text, protocol):
-    return score(Live(runner), None, text, Protocol(protocol, context=48, stride=32))
+    return score(ModelPredictions(runner), None, text, ScoringProtocol(protocol, context=48, stride=32))
+
+
+def members(protocol):
+    """Methods of a protocol, and the attributes that it declares."""
+    found = {name: value for name, value in vars(protocol).items() if inspect.isfunction(value) and not name.startswith("_")}
+    return found, inspect.get_annotations(protocol)
+
+
+def test_every_runtime_keeps_the_protocol_of_runners(opened):
+    kinds = {"transformers": ("base", RunnerWithStates), "llama_cpp": ("gguf-f16", Runner)}
+    assert set(kinds) == set(RUNTIMES)
+    for runtime, (kind, protocol) in kinds.items():
+        module, runner = import_module(f"quant.runners.{runtime}"), opened(kind)
+        assert type(runner) is module.Runner and callable(module.import_libraries)
+        for part in {Runner, protocol}:
+            methods, attributes = members(part)
+            for name, declared in methods.items():
+                given, wanted = (inspect.signature(method).parameters for method in (getattr(module.Runner, name), declared))
+                assert list(given) == list(wanted), f"{runtime}.Runner.{name}"
+            assert all(hasattr(runner, name) for name in attributes), runtime
+        assert (runner.vocabulary, runner.context) == (2048, 64)
+        assert all(isinstance(tensor, StoredTensor) and tensor.bytes > 0 for tensor in runner.tensors())
+        assert all(count > 0 for count in runner.module_counts().values())
+
+
+def test_states_are_those_that_the_head_multiplies(opened, text):
+    runner = opened("base")
+    tokens = text.ids[:40].view(2, 20)
+    logits, states = runner.logits_and_states(tokens)
+    assert torch.equal(logits, runner.logits(tokens)) and (states.shape, states.dtype) == ((2, 20, 256), torch.float32)
+    assert torch.allclose(states @ runner.model.lm_head.weight.detach().T, logits, atol=1e-4)
+
+
+@pytest.mark.parametrize(("manifest", "message"), [
+    ({"runtime": "onnx"}, r"runtime 'onnx'; expected one of transformers, llama_cpp; .*dvc repro"),
+    ({"weights": "../base"}, r"points to '\.\./base'; expected the name of a folder beside it; .*dvc repro"),
+])  # fmt: skip
+def test_a_manifest_that_can_not_be_is_refused(tmp_path, manifest, message):
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    for use in (opening_of, open_runner, import_runtime):
+        with pytest.raises(InputError, match=message):
+            use(tmp_path)
+
+
+def test_a_folder_that_is_not_there_is_refused_with_the_remedy(tmp_path):
+    with pytest.raises(InputError, match=r"models.int4 does not exist; make it with dvc repro"):
+        open_runner(tmp_path / "models" / "int4")
+    (tmp_path / "manifest.json").write_text('{"runtime": "llama_cpp"}')
+    with pytest.raises(InputError, match=r"has no model\.gguf; make it with dvc repro"):
+        open_runner(tmp_path)
+
+
+def test_a_manifest_can_name_other_weights_and_a_dtype(runtimes, opened, text):
+    opening, tokens = opening_of(runtimes["bf16"]), text.ids[:20].view(1, 20)
+    assert (opening.weights, opening.dtype) == (runtimes["base"], "bfloat16")
+    bf16 = opened("bf16")
+    assert {tensor.dtype for tensor in bf16.tensors()} == {"bfloat16"}
+    assert torch.equal(bf16.logits(tokens), open_runner(runtimes["base"], "bfloat16").logits(tokens))
+    assert {tensor.dtype for tensor in open_runner(runtimes["bf16"], "float32").tensors()} == {"float32"}
 
 
 @PROTOCOLS
 @pytest.mark.parametrize("kind", ["base", "gguf-f16"])
-def test_the_score_is_the_sum_over_the_windows_one_by_one(runtimes, text, kind, protocol):
+def test_the_score_is_the_sum_over_the_windows_one_by_one(opened, text, kind, protocol):
     """Against a plain loop of its own, token by token of each window, in float64."""
-    runner, total, count = open_runner(runtimes[kind]), 0.0, 0
+    runner, total, count = opened(kind), 0.0, 0
     stops = (*text.starts[1:], len(text.ids))
     ranges = []  # (first input, last target, first scored target)
     if protocol == "llama.cpp/1":
@@ -55,11 +132,11 @@ def test_the_score_is_the_sum_over_the_windows_one_by_one(runtimes, text, kind, 
 
 
 @pytest.mark.parametrize("kind", ["int4", "bnb-nf4", "gguf-q4_k_m"])
-def test_divergence_is_that_of_whole_distributions_side_by_side(runtimes, text, kind):
+def test_divergence_is_that_of_whole_distributions_side_by_side(opened, text, kind):
     """Every number by its definition, in float64, from logits kept for the whole text: what the scorer never does."""
-    base, variant = open_runner(runtimes["base"]), open_runner(runtimes[kind])
+    base, variant = opened("base"), opened(kind)
     joined = Tokens(text.ids, text.bytes, text.words)
-    scores = score(Live(variant), Live(base), joined, Protocol(context=48, stride=48))
+    scores = score(ModelPredictions(variant), ModelPredictions(base), joined, ScoringProtocol(context=48, stride=48))
     p, q = [], []
     for start in range(0, len(text.ids) - 1, 48):
         inputs = text.ids[start : min(start + 48, len(text.ids) - 1)].view(1, -1)
@@ -84,59 +161,59 @@ def test_divergence_is_that_of_whole_distributions_side_by_side(runtimes, text, 
     assert (moved["mean"], moved["rms"]) == pytest.approx((change.mean(), (change**2).mean() ** 0.5), rel=1e-2, abs=1e-6)
 
 
-@PROTOCOLS
-@KINDS
-def test_batches_change_nothing(runtimes, text, kind, protocol, monkeypatch):
-    runner, ppl = open_runner(runtimes[kind]), []
+@pytest.mark.parametrize(("kind", "protocol"), [
+    *((kind, "joined/1") for kind in ("base", "bf16", "int4", "bnb-nf4", "bnb-int8", "gguf-f16", "gguf-q4_k_m")),
+    *((kind, protocol) for kind in ("base", "gguf-f16") for protocol in ("sentence/1", "llama.cpp/1")),
+])  # fmt: skip
+def test_batches_change_nothing(opened, text, kind, protocol, monkeypatch):
+    runner, ppl = opened(kind), []
     for size in (1, 3 * 48 * 2048, 2**24):
         monkeypatch.setattr(quality, "BATCH_LOGITS", size)
         ppl.append(summarize(evaluate(runner, text, protocol))["ppl"])
     assert ppl == pytest.approx([ppl[0]] * 3, rel=1e-6)
 
 
-def test_batches_change_nothing_in_bfloat16(runtimes, text, monkeypatch):
-    runner, ppl = open_runner(runtimes["base"], "bfloat16"), []
-    for size in (1, 2**24):
-        monkeypatch.setattr(quality, "BATCH_LOGITS", size)
-        ppl.append(summarize(evaluate(runner, text, "joined/1"))["ppl"])
-    assert ppl[0] == pytest.approx(ppl[1], rel=1e-6)
-
-
 @PROTOCOLS
-def test_the_two_runtimes_agree_on_one_model(runtimes, text, protocol):
-    ours, theirs = (evaluate(open_runner(runtimes[kind]), text, protocol) for kind in ("base", "gguf-f16"))
+def test_the_two_runtimes_agree_on_one_model(opened, text, protocol):
+    ours, theirs = (evaluate(opened(kind), text, protocol) for kind in ("base", "gguf-f16"))
     assert summarize(ours)["ppl"] == pytest.approx(summarize(theirs)["ppl"], rel=1e-3)
     assert numpy.abs(ours.nll - theirs.nll).max() < 0.02
 
 
 @KINDS
-def test_what_comes_later_changes_nothing_before(runtimes, text, kind):
-    runner = open_runner(runtimes[kind])
-    one, other = text.ids[:40].view(1, -1), text.ids[:40].clone().view(1, -1)
-    other[0, 30:] = 5
-    assert torch.allclose(runner.logits(one)[0, :30], runner.logits(other)[0, :30], atol=1e-4)
+def test_logits_are_those_of_a_row_alone_and_of_what_came_before(opened, text, kind):
+    """The batch's last row is the first one with another end. Each is as long as the context allows."""
+    runner = opened(kind)
+    tokens = torch.stack([text.ids[:64], text.ids[64:128], text.ids[:64]])
+    tokens[2, 50:] = 5
+    together = runner.logits(tokens)
+    assert together.shape == (3, 64, 2048) and together.dtype == torch.float32 and torch.isfinite(together).all()
+    for i in range(3):
+        assert torch.allclose(runner.logits(tokens[i : i + 1])[0], together[i], atol=1e-4)
+    assert torch.allclose(together[0, :50], together[2, :50], atol=1e-4)
 
 
 @KINDS
 def test_decoding_follows_scoring(runtimes, text, kind):
     runner = open_runner(runtimes[kind], threads=2)
     best = runner.logits(text.ids[:24].view(1, -1))[0].argmax(-1)
-    assert runner.prefill(text.ids[:16]) == best[15]
-    assert [runner.decode(int(token)) for token in text.ids[16:24]] == best[16:].tolist()
+    for _ in range(2):  # a second prompt starts from an empty cache
+        assert runner.prefill(text.ids[:16]) == best[15]
+        assert [runner.decode(int(token)) for token in text.ids[16:24]] == best[16:].tolist()
 
 
-def test_room_bounds_what_llama_cpp_sets_aside(runtimes):
-    runner = open_runner(runtimes["gguf-f16"], room=20)
-    assert runner.context == 20 and open_runner(runtimes["gguf-f16"], room=1000).context == 64
+def test_max_tokens_bound_the_memory_that_llama_cpp_reserves(runtimes):
+    runner = open_runner(runtimes["gguf-f16"], max_tokens=20)
+    assert runner.context == 20 and open_runner(runtimes["gguf-f16"], max_tokens=1000).context == 64
     assert torch.isfinite(runner.logits(torch.zeros(1, 20, dtype=torch.int64))).all()
 
 
-@pytest.mark.parametrize(("kind", "census"), [
+@pytest.mark.parametrize(("kind", "counts"), [
     ("base", {"Conv1D": 4, "Embedding": 2, "LayerNorm": 3, "Linear": 1}),
     ("int4", {"QEmbedding": 2, "QLinear": 4, "QNorm": 3, "QTiedHead": 1}),
     ("bnb-nf4", {"Embedding": 2, "LayerNorm": 3, "Linear": 1, "Linear4bit": 4}),
     ("bnb-int8", {"Embedding": 2, "LayerNorm": 3, "Linear": 1, "Linear8bitLt": 4}),
     ("gguf-q8_0", {"GGUF f32": 11, "GGUF q8_0": 5}),
 ])  # fmt: skip
-def test_the_census_names_what_is_there(runtimes, kind, census):
-    assert open_runner(runtimes[kind]).census() == census
+def test_modules_are_counted_by_type(opened, kind, counts):
+    assert opened(kind).module_counts() == counts

@@ -1,23 +1,24 @@
 """Roles, blocks and patterns choose what a user would expect, or say why they can't."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 from conftest import ROOT
 
 from quant.errors import InputError
 from quant.model.artifact import write_artifact
-from quant.model.checkpoint import Checkpoint, read_header
-from quant.model.recipe import Recipe, plan
+from quant.model.checkpoint import Checkpoint
+from quant.model.inventory import take_inventory
+from quant.model.recipe import Recipe
+from quant.model.safetensors_file import read_header
+from quant.model.selection import select
+from quant.select import main
 from quant.tensor.scheme import Scheme
 
 
 def chosen(folder, **values):
     """Names of the parts that a recipe quantizes -> label of their scheme."""
-    checkpoint = Checkpoint(folder)
-    weights = plan(checkpoint.tensors, checkpoint.config, Recipe.from_dict(values, Scheme()))
+    weights = select(Checkpoint(folder).inventory, Recipe.from_dict(values, Scheme()))
     return {w.name_of(part): part.scheme.label for w in weights for part in w.parts if part.scheme}
 
 
@@ -43,9 +44,8 @@ def test_roles_of_a_fused_matrix_that_share_a_scheme_are_stored_together(make_mo
 
 
 def test_fused_rows_follow_the_heads(make_model):
-    checkpoint = Checkpoint(make_model("gpt_neox"))
-    weights = plan(checkpoint.tensors, checkpoint.config, Recipe.from_dict({"include": ["k"]}, Scheme()))
-    (fused,) = [w for w in weights if w.module == "gpt_neox.layers.0.attention.query_key_value"]
+    weights = select(Checkpoint(make_model("gpt_neox")).inventory, Recipe.from_dict({"include": ["k"]}, Scheme()))
+    (fused,) = [w for w in weights if w.weight.module == "gpt_neox.layers.0.attention.query_key_value"]
     assert fused.parts[1].ranges == ((16, 32), (64, 80), (112, 128), (160, 176))  # k of 4 heads of 16
 
 
@@ -73,7 +73,7 @@ def test_a_tied_head_goes_with_the_embedding(make_model, architecture, tied):
     ({"include": ["gate"]}, "'gate' selects nothing"),
     ({"include": ["transformer.h.9.*"]}, r"'transformer\.h\.9\.\*' selects nothing"),
     ({"exclude": ["nothing.*"]}, "selects nothing"),
-    ({"include": ["q"], "exclude": ["attention"]}, "selects no weight at all"),
+    ({"include": ["q"], "exclude": ["attention"]}, "the recipe selects no weight"),
     ({"blocks": [0, "1-3"]}, "blocks names 2, 3; the model's blocks are 0 to 1"),
     ({"blocks": ["a-b"]}, "blocks holds 'a-b'; expected a number or a range"),
     ({"include": "attention"}, "include is 'attention'; expected a list"),
@@ -88,16 +88,15 @@ def test_a_recipe_that_does_not_fit_is_refused(make_model, values, message):
 
 def test_an_unknown_architecture_is_refused_by_name():
     with pytest.raises(InputError, match="architecture 'mamba' has no table of roles; known: gemma"):
-        plan({}, {"model_type": "mamba"}, Recipe(Scheme()))
+        take_inventory({"model_type": "mamba"}, {})
 
 
-def test_the_table_before_any_work_tells_the_bytes_that_come(make_model, tmp_path):
+def test_the_table_shows_the_bytes_that_quantizing_writes(make_model, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
     folder = make_model("phi3")
     recipe = {"include": ["k", "embedding"], "bits": 4, "group_size": 32}
-    words = [sys.executable, "-m", "quant.select", str(folder), json.dumps(recipe)]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    rows = {line.split()[0]: line.split() for line in done.stdout.splitlines()}
+    main([str(folder), json.dumps(recipe)])
+    rows = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines()}
     assert rows["model.layers.0.self_attn.qkv_proj.k"][1:4] == ["k", "32x64", "int4"]
     kept = rows["model.layers.0.self_attn.qkv_proj.q_v"]
     assert kept[1] == "q+v" and kept[-1] == kept[-2]
@@ -106,8 +105,14 @@ def test_the_table_before_any_work_tells_the_bytes_that_come(make_model, tmp_pat
     assert int(rows["total"][-1].replace(",", "")) == sum(info.bytes for info in stored)
 
 
-@pytest.mark.parametrize(("recipe", "message"), [("nf5", "no recipe 'nf5' in params.yaml"), ("{bitz: 4}", "'bitz'")])
-def test_the_table_refuses_what_is_no_recipe(make_model, recipe, message):
-    words = [sys.executable, "-m", "quant.select", str(make_model("gpt2")), recipe]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1 and message in done.stderr and len(done.stderr.splitlines()) == 1
+@pytest.mark.parametrize(("recipe", "message"), [
+    ("nf5", "variant 'nf5' is not in params.yaml; it has bf16"),
+    ("bnb-int8", "bitsandbytes has no recipe that chooses weights; name a row with method: quant"),
+    ("{bitz: 4}", "unknown recipe key 'bitz'"),
+    ("{include: [q", "is not YAML"),
+])  # fmt: skip
+def test_the_table_refuses_what_is_no_recipe(recipe, message, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(InputError, match=message) as refused:
+        main(["models/embedded", recipe])
+    assert "\n" not in str(refused.value)

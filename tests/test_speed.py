@@ -1,32 +1,45 @@
 """make bench, on a model small enough for a test: every variant is really quantized, loaded and run."""
 
 import json
+import subprocess
+import sys
 
 import pytest
+from conftest import ROOT
 from transformers import GPT2Config
 
-from quant.benches import decode as speed
+from quant.benches import decode
 from quant.errors import InputError
 
 RATIOS = {
     "int8_vs_fp32", "int4_vs_fp32", "nf4_vs_fp32", "int8_vs_llamacpp_q8_0", "int4_vs_llamacpp_q4_0", "int8_vs_bnb_int8",
     "nf4_vs_bnb_nf4", "prefill_vs_fp32",
 }  # fmt: skip
+WITHOUT_TORCH = """
+import sys
+from quant.benches.decode import main
+try:
+    main(["--help"])
+finally:
+    assert "torch" not in sys.modules and "transformers" not in sys.modules
+"""
 
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory):
-    """What one run of a tiny model prints and writes."""
+    """The file that one run of a tiny model writes."""
     config = GPT2Config(architectures=["GPT2LMHeadModel"], n_embd=64, n_head=2, n_layer=1, n_positions=64, n_ctx=64,
                         vocab_size=2048, bos_token_id=0, eos_token_id=0, dtype="float32")  # fmt: skip
+    model = decode.BenchmarkModel(lambda: config, {"prefill_long": 32, "prefill": 8}, tokens=20, rounds=2)
     out = tmp_path_factory.mktemp("bench") / "bench.json"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(speed.SUBJECTS, "tiny", speed.Subject(config, {"prefill_long": 32, "prefill": 8}, tokens=20, rounds=2))
-        patch.setattr(speed, "OUT", out)
-        speed.main("tiny")
+        patch.setitem(decode.MODELS, "tiny", model)
+        patch.setattr(decode, "OUT", out)
+        decode.main(["tiny"])
     return json.loads(out.read_text())
 
 
+@pytest.mark.slow
 def test_every_variant_is_measured_in_turn(bench):
     assert set(bench["ratios"]) == RATIOS and bench["ratios"] == bench["models"]["tiny"]["ratios"]
     variants = bench["models"]["tiny"]["variants"]
@@ -36,6 +49,7 @@ def test_every_variant_is_measured_in_turn(bench):
         assert len(found["prefill_long"]["ms"]["raw"]) == len(found["prefill"]["ms"]["raw"]) == 2
 
 
+@pytest.mark.slow
 def test_numbers_fit_each_other(bench):
     found = bench["models"]["tiny"]
     for variant in found["variants"].values():
@@ -48,12 +62,18 @@ def test_numbers_fit_each_other(bench):
     assert bytes_of["int8"] == bytes_of["int8_dequantized_each_call"]
 
 
+@pytest.mark.slow
 def test_the_table_has_a_line_for_each(bench):
-    lines = speed.table("tiny", bench["models"]["tiny"])
+    lines = decode.table("tiny", bench["models"]["tiny"])
     for variant in bench["models"]["tiny"]["variants"]:
         assert sum(line.startswith(f"{variant} ") for line in lines) == 1
 
 
 def test_an_unknown_model_is_refused_before_any_work():
     with pytest.raises(InputError, match="unknown model gpt3; known: gpt2-124m, llama-1b"):
-        speed.main("gpt3")
+        decode.main(["gpt3"])
+
+
+def test_help_needs_no_torch():
+    done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "gpt2-124m or llama-1b" in done.stdout, done.stderr

@@ -13,10 +13,10 @@ from conftest import ROOT, run_stage
 
 @pytest.fixture
 def workspace(tmp_path, make_model):
-    """A DVC project with the stages, a tiny model in models/base and a few lines in data/eval."""
+    """A DVC project with the stages, a tiny model in models/base and no results yet."""
     for name in ("stages", "quant"):
         (tmp_path / name).symlink_to(ROOT / name)
-    for name in ("params.yaml", "dvc.yaml"):
+    for name in ("params.yaml", "dvc.yaml", "requirements.txt"):
         shutil.copyfile(ROOT / name, tmp_path / name)
     (tmp_path / ".dvc").mkdir()
     (tmp_path / ".dvc" / "config").write_text("[core]\n    no_scm = true\n")
@@ -24,12 +24,26 @@ def workspace(tmp_path, make_model):
     return tmp_path
 
 
-def change(workspace, **sections):
-    """Update sections of params.yaml."""
+def planned(workspace, **variants):
+    """The workspace with these rows only, planned, and with nothing prepared for their methods."""
+    change(workspace, whole_section=True, variants=variants)
+    done = run_stage("plan", cwd=workspace)
+    assert done.returncode == 0, done.stderr
+    for row in variants.values():
+        (workspace / "models" / "prepared" / row["method"]).mkdir(parents=True, exist_ok=True)
+    return workspace
+
+
+def models(workspace):
+    return sorted(path.name for path in (workspace / "models").iterdir() if path.name != "prepared")
+
+
+def change(workspace, whole_section=False, **sections):
+    """Update sections of params.yaml, or replace them."""
     params = yaml.safe_load((workspace / "params.yaml").read_text())
     for section, values in sections.items():
-        params[section] = {**params[section], **values} if isinstance(values, dict) else values
-    (workspace / "params.yaml").write_text(yaml.safe_dump(params))
+        params[section] = {**params[section], **values} if isinstance(values, dict) and not whole_section else values
+    (workspace / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
 
 
 def complaint(done):
@@ -40,16 +54,37 @@ def complaint(done):
 
 
 @pytest.mark.parametrize(("sections", "words"), [
-    ({"recipes": {"whole": {"bitz": 4}}}, ["quantize whole", "unknown recipe key 'bitz'", "known: bits"]),
-    ({"quant": {"bits": 1}}, ["quantize whole", "bits is 1", "2 to 8"]),
-    ({"quant": {"group_size": 7}}, ["quantize whole: transformer.", "group_size 7 does not divide the 64 columns"]),
-    ({"recipes": {"whole": {"include": ["transformer.x.*"]}}}, ["'transformer.x.*' selects nothing"]),
+    ({"variants": {"whole": {"method": "quant", "bitz": 4}}}, ["variants.whole: unknown recipe key 'bitz'", "known: bits"]),
+    ({"variants": {"whole": {"bits": 4}}}, ["variants.whole is {'bits': 4}", "a row with a method"]),
+    ({"variants": {"x": {"method": "nosuch"}}}, ["variants.x: method is 'nosuch'", "bitsandbytes, float, llama_cpp, quant"]),
+    ({"variants": {"base": {"method": "quant"}}}, ["a variant can't be called 'base'"]),
+    ({"variants": {"my row": {"method": "quant"}}}, ["a variant can't be called 'my row'"]),
+    ({"variants": {"nf4": {"method": "bitsandbytes", "type": "int4"}}}, ["variants.nf4: bitsandbytes type is 'int4'", "fp4, nf4"]),
+    ({"variants": {"bf16": {"method": "float", "dtype": "float8"}}}, ["variants.bf16: dtype is 'float8'", "float32, bfloat16"]),
+    ({"quant": {"bits": 1}}, ["bits is 1", "2 to 8"]),
+    ({"evaluate": {"context": "abc"}}, ["evaluate.context is 'abc'"]),
+    ({"benchmark": {"rounds": 0}}, ["benchmark.rounds is 0"]),
+    ({"device": "gpu"}, ["device is 'gpu'", "auto, cpu, cuda"]),
+    ({"data": {"sentences": -5}}, ["data.sentences is -5"]),
 ])  # fmt: skip
-def test_a_bad_recipe(workspace, sections, words):
+def test_wrong_parameters_are_refused_before_any_work(workspace, sections, words):
+    """All of them by the first stage, in one line that names the section, what was found and what was expected."""
     change(workspace, **sections)
+    line = complaint(run_stage("plan", cwd=workspace))
+    assert line.startswith("error: plan: ") and all(word in line for word in words), line
+    assert models(workspace) == ["base"] and not (workspace / "data" / "plan").exists()
+
+
+@pytest.mark.parametrize(("row", "words"), [
+    ({"group_size": 7}, ["quantize whole: transformer.", "group_size 7 does not divide the 64 columns"]),
+    ({"include": ["transformer.x.*"]}, ["'transformer.x.*' selects nothing"]),
+    ({"blocks": [7]}, ["blocks names 7; the model's blocks are 0 to 1"]),
+])  # fmt: skip
+def test_a_recipe_that_does_not_fit_the_model(workspace, row, words):
+    planned(workspace, whole={"method": "quant", **row})
     line = complaint(run_stage("quantize", "whole", cwd=workspace))
     assert all(word in line for word in words)
-    assert sorted(p.name for p in (workspace / "models").iterdir()) == ["base"]
+    assert models(workspace) == ["base"]
 
 
 @pytest.mark.parametrize(("damage", "words"), [
@@ -58,29 +93,31 @@ def test_a_bad_recipe(workspace, sections, words):
     (lambda file: file.write_bytes(b"\xff" * 400), ["no whole safetensors file"]),
     (lambda file: file.rename(file.with_name("pytorch_model.bin")), ["pickle weights only (pytorch_model.bin)"]),
 ])  # fmt: skip
-@pytest.mark.parametrize("stage", ["download", "quantize", "convert"])
+@pytest.mark.parametrize("stage", ["download", "quantize", "prepare"])
 def test_a_damaged_checkpoint(workspace, stage, damage, words):
     folder = workspace / "models" / "base"
     if stage == "download":
         folder = folder.rename(workspace / "source")
         change(workspace, model={"source": "source"})
+    else:
+        planned(workspace, whole={"method": "quant"}, gguf={"method": "llama_cpp", "type": "F16"})
     damage(folder / "model.safetensors")
     line = complaint(run_stage(stage, *(["whole"] if stage == "quantize" else []), cwd=workspace))
     assert all(word in line for word in words)
-    assert not {p.name for p in (workspace / "models").iterdir()} - {"base"}
+    assert not set(models(workspace)) - {"base"}
 
 
-def test_an_empty_gguf_section_leaves_llama_cpp_out(workspace, make_model):
+def test_without_a_row_of_llama_cpp_nothing_is_converted(workspace, make_model):
     """A model llama.cpp lacks stops the pipeline only while there is something to convert it for."""
     shutil.rmtree(workspace / "models" / "base")
     shutil.copytree(make_model("gpt_neo"), workspace / "models" / "base")
-    assert "llama.cpp has no architecture for GPTNeoForCausalLM" in complaint(run_stage("convert", cwd=workspace))
-    params = yaml.safe_load((workspace / "params.yaml").read_text())
-    (workspace / "params.yaml").write_text(yaml.safe_dump({**params, "gguf": {}}))
-    assert run_stage("convert", cwd=workspace).returncode == 0
-    listed = subprocess.run([sys.executable, "-m", "dvc", "stage", "list", "--name-only"], cwd=workspace, capture_output=True,
-                            text=True)
-    assert "bnb@nf4" in listed.stdout and "gguf" not in listed.stdout, listed.stderr
+    planned(workspace, whole={"method": "quant"}, gguf={"method": "llama_cpp", "type": "F16"})
+    line = complaint(run_stage("prepare", cwd=workspace))
+    assert "llama.cpp has no architecture for GPTNeoForCausalLM; remove its rows" in line
+    planned(workspace, whole={"method": "quant"})
+    assert run_stage("prepare", cwd=workspace).returncode == 0
+    prepared = workspace / "models" / "prepared"
+    assert sorted(path.name for path in prepared.iterdir()) == ["float", "quant"], "the base is of the method float"
 
 
 @pytest.mark.parametrize(("source", "word"), [
@@ -110,10 +147,11 @@ def test_a_corpus_that_is_none(workspace, content, word):
 
 def test_a_full_disk(workspace):
     """A limit on the size of files stands for a disk that fills; the kernel reports it the same way."""
-    script = "ulimit -f 40; trap '' XFSZ; exec " + f"{sys.executable} stages/quantize.py selective"
+    planned(workspace, selective={"method": "quant"})
+    script = "ulimit -f 40; trap '' XFSZ; exec " + f"{sys.executable} -m stages.quantize selective"
     done = subprocess.run(["bash", "-c", script], cwd=workspace, capture_output=True, text=True)
     assert "error: quantize selective: can't write" in complaint(done)
-    assert sorted(p.name for p in (workspace / "models").iterdir()) == ["base"]
+    assert models(workspace) == ["base"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
@@ -123,9 +161,10 @@ def test_interrupted_it_leaves_nothing_that_looks_whole(workspace, number):
     # Large enough that quantizing it takes far longer than noticing that it has begun.
     large = GPT2Config(vocab_size=60_000, n_embd=256, n_layer=1, n_head=4, bos_token_id=0, eos_token_id=0)
     GPT2LMHeadModel(large).save_pretrained(workspace / "models" / "base")
-    words = [sys.executable, "stages/quantize.py", "whole"]
+    planned(workspace, whole={"method": "quant", "include": ["*"]})
+    words = [sys.executable, "-m", "stages.quantize", "whole"]
     # A shell starts its background jobs with SIGINT ignored, and these tests may run in one.
-    process = subprocess.Popen(words, cwd=workspace, stderr=subprocess.DEVNULL,
+    process = subprocess.Popen(words, cwd=workspace, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     partial = workspace / "models" / ".whole.partial"
     while process.poll() is None and not partial.exists():
@@ -134,4 +173,36 @@ def test_interrupted_it_leaves_nothing_that_looks_whole(workspace, number):
     assert process.wait() != 0
     assert not (workspace / "models" / "whole").exists()
     assert run_stage("quantize", "whole", cwd=workspace).returncode == 0
-    assert sorted(p.name for p in (workspace / "models").iterdir()) == ["base", "whole"]
+    assert models(workspace) == ["base", "whole"]
+
+
+def test_a_stage_runs_both_ways_and_says_what_it_takes(workspace):
+    """python -m stages.x, as DVC calls it, and python stages/x.py; --help is the docstring."""
+    for words in (["-m", "stages.plan"], ["stages/plan.py"]):
+        shutil.rmtree(workspace / "data", ignore_errors=True)
+        done = subprocess.run([sys.executable, *words], cwd=workspace, capture_output=True, text=True)
+        assert done.returncode == 0 and (workspace / "data" / "plan" / "methods.json").is_file(), done.stderr
+    done = run_stage("quantize", "--help", cwd=workspace)
+    assert done.returncode == 0 and "Make one variant" in done.stdout and "usage: python -m stages.quantize VARIANT" in done.stdout
+    assert "quantize: variant 'nosuch' is not planned" in complaint(run_stage("quantize", "nosuch", cwd=workspace)).replace(
+        "quantize nosuch", "quantize")
+
+
+def test_another_checkouts_code_is_refused(workspace, tmp_path):
+    """`python stages/x.py` finds the installed package; in a copy of the project that would be the wrong code."""
+    (workspace / "quant").unlink()
+    shutil.copytree(ROOT / "quant", workspace / "quant", ignore=shutil.ignore_patterns("__pycache__"))
+    done = subprocess.run([sys.executable, str(ROOT / "stages" / "plan.py")], cwd=workspace, capture_output=True, text=True)
+    line = complaint(done)
+    assert "this is the code of" in line and "run python -m stages.plan in the project's folder" in line
+
+
+def test_outside_a_project(tmp_path):
+    done = subprocess.run([sys.executable, str(ROOT / "stages" / "plan.py")], cwd=tmp_path, capture_output=True, text=True)
+    assert "there is no params.yaml in" in complaint(done)
+
+
+@pytest.mark.parametrize("text", ["a: [1", "\t- x", "just words", ""])
+def test_params_that_are_no_mapping(workspace, text):
+    (workspace / "params.yaml").write_text(text)
+    assert complaint(run_stage("plan", cwd=workspace)).startswith("error: plan: params.yaml ")

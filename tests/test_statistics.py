@@ -1,4 +1,4 @@
-"""Intervals hold what they promise, and nothing is ranked that can't be told apart."""
+"""Intervals cover the truth as often as they should, and only significant differences are ranked."""
 
 import math
 import random
@@ -7,8 +7,9 @@ import numpy
 import pytest
 
 from quant.errors import InputError
+from quant.files import significant
 from quant.quality.bootstrap import Blocks, difference, mean_kld, tiers
-from quant.speed.samples import ratios_of_pairs, significant, spread
+from quant.speed.samples import ratios_of_pairs, spread
 
 
 def made_up(count=6400, change=0.0, noise=0.0, seed=0, kld=0.01):
@@ -42,10 +43,10 @@ def test_tokens_drawn_alone_would_promise_too_much():
 def test_pairing_sees_what_two_intervals_apart_would_not():
     """A change of 0.1 % of ppl, against text whose perplexity itself is uncertain by per cents."""
     base, changed = made_up(), made_up(change=0.001, noise=0.004, seed=1)
-    assert difference(changed, base).is_real
+    assert difference(changed, base).is_significant
     shuffled = Blocks(base.tokens_per_block, base.tokens, numpy.roll(base.nll, 7), base.kld, base.top1)
     unpaired = difference(changed, shuffled)
-    assert not unpaired.is_real and unpaired.value == pytest.approx(difference(changed, base).value)
+    assert not unpaired.is_significant and unpaired.value == pytest.approx(difference(changed, base).value)
 
 
 def test_the_difference_has_its_units_and_its_sign():
@@ -74,14 +75,11 @@ def test_the_interval_is_that_of_drawing_blocks_one_by_one(count):
         assert low < found.value < high
 
 
-def test_nothing_differs_from_itself():
-    found = difference(made_up(seed=3, noise=0.1), made_up(seed=3, noise=0.1))
-    assert (found.value, found.low, found.high, found.is_real) == (0, 0, 0, False)
-
-
-def test_the_same_every_time():
+def test_nothing_differs_from_itself_and_intervals_are_the_same_every_time():
     a, b = made_up(noise=0.1, seed=1), made_up(noise=0.1, seed=2)
     assert difference(a, b) == difference(a, b)
+    found = difference(made_up(seed=3, noise=0.1), made_up(seed=3, noise=0.1))
+    assert (found.value, found.low, found.high, found.is_significant) == (0, 0, 0, False)
 
 
 def test_blocks_survive_json():
@@ -105,26 +103,26 @@ def test_other_texts_are_not_compared():
         difference(made_up(6400), made_up(6500))
 
 
-def test_an_old_result_is_told_from_a_new_one():
+def test_a_result_without_all_blocks_is_refused():
     with pytest.raises(InputError, match="blocks lack kld, top1"):
         Blocks.from_dict({"tokens_per_block": 1, "tokens": [1], "nll": [1.0]})
 
 
-def test_only_what_differs_is_ranked():
+def test_only_significant_differences_are_ranked():
     measured = {
         "worst": made_up(change=0.05, noise=0.01, seed=1),
         "one": made_up(change=0.002, noise=0.05, seed=2),
         "best": made_up(),
         "two": made_up(change=0.003, noise=0.05, seed=3),
     }
-    assert not difference(measured["one"], measured["two"]).is_real
+    assert not difference(measured["one"], measured["two"]).is_significant
     found = tiers(measured)
     assert found[-1] == ["worst"] and sorted(found[-2][-2:]) == ["one", "two"]
     assert tiers({}) == [] and tiers({"only": made_up()}) == [["only"]]
 
 
-def test_no_tier_parts_two_that_are_alike():
-    """Whatever the data: across every cut each pair differs for real, although being alike does not carry over."""
+def test_tiers_never_separate_two_that_tie():
+    """Whatever the data: across tiers every pair differs significantly, although being tied is not transitive."""
     rng = numpy.random.default_rng(0)
     for trial in range(10):
         measured = {f"v{i}": made_up(1000, rng.uniform(0, 0.02), rng.uniform(0, 0.1), seed=100 * trial + i) for i in range(7)}
@@ -134,7 +132,7 @@ def test_no_tier_parts_two_that_are_alike():
             for better in (name for tier in found[: i + 1] for name in tier):
                 for worse in (name for tier in found[i + 1 :] for name in tier):
                     gap = difference(measured[worse], measured[better])
-                    assert gap.is_real and gap.value > 0
+                    assert gap.is_significant and gap.value > 0
 
 
 def test_spread_and_ratios():

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quant.errors import InputError
-from quant.quality.windows import Protocol, Tokens, tokenize, windows
+from quant.quality.protocol import ScoringProtocol
+from quant.quality.windows import Tokens, tokenize, windows
 from quant.text.corpus import Corpus
 
 LINES = ("the <unk> fund rose N %", "naïve 我想 ✅ traders", "x")
@@ -32,7 +33,7 @@ def scored(found):
 @given(count=st.integers(2, 90), context=st.integers(1, 20), data=st.data())
 def test_joined_scores_every_token_once(count, context, data):
     stride = data.draw(st.integers(1, context))
-    found = windows(plain(count), Protocol(context=context, stride=stride), 16)
+    found = windows(plain(count), ScoringProtocol(context=context, stride=stride), 16)
     assert scored(found) == list(range(1, count))
     assert all(window.length <= min(16, context) for window in found)
 
@@ -41,7 +42,7 @@ def test_joined_scores_every_token_once(count, context, data):
 def test_sentence_scores_every_token_but_the_first_of_each_line(lengths, context, data):
     stride = data.draw(st.integers(1, context))
     starts = tuple(sum(lengths[:i]) for i in range(len(lengths)))
-    found = windows(plain(sum(lengths), starts), Protocol("sentence/1", context=context, stride=stride), 16)
+    found = windows(plain(sum(lengths), starts), ScoringProtocol("sentence/1", context=context, stride=stride), 16)
     assert scored(found) == [i for i in range(sum(lengths)) if i not in starts]
     for window in found:  # none reaches over the beginning of a line
         assert not any(window.inputs[0] < start <= window.targets[-1] for start in starts)
@@ -51,11 +52,11 @@ def test_sentence_scores_every_token_but_the_first_of_each_line(lengths, context
 def test_llama_cpp_scores_the_second_half_of_each_chunk(context, count):
     """As the loop of llama-perplexity has it: logits of positions n_ctx/2 .. n_ctx - 2 of each whole chunk."""
     expected = [start + j + 1 for start in range(0, count - context + 1, context) for j in range(context // 2, context - 1)]
-    assert scored(windows(plain(count), Protocol("llama.cpp/1", context=context, stride=1), 10**6)) == expected
+    assert scored(windows(plain(count), ScoringProtocol("llama.cpp/1", context=context, stride=1), 10**6)) == expected
 
 
 def test_llama_cpp_puts_the_beginning_token_first_in_each_chunk():
-    inputs = [window.inputs.tolist() for window in windows(plain(24, restart=99), Protocol("llama.cpp/1", 8, 8), 100)]
+    inputs = [window.inputs.tolist() for window in windows(plain(24, restart=99), ScoringProtocol("llama.cpp/1", 8, 8), 100)]
     assert inputs == [[99, *range(start + 1, start + 7)] for start in (0, 8, 16)]
 
 
@@ -69,7 +70,7 @@ def folder():
 @pytest.mark.parametrize("protocol", ["joined/1", "sentence/1", "llama.cpp/1"])
 def test_words_and_bytes_are_those_of_the_text(folder, protocol):
     corpus = Corpus("grammar", LINES)
-    tokens = tokenize(corpus, folder, Protocol(protocol))
+    tokens = tokenize(corpus, folder, ScoringProtocol(protocol))
     text = "".join(f" {line} \n" for line in LINES)
     assert int(tokens.bytes.sum()) == len(text.encode()) and int(tokens.words.sum()) == corpus.words
     assert len(tokens.starts) == (3 if protocol == "sentence/1" else 1)
@@ -77,7 +78,7 @@ def test_words_and_bytes_are_those_of_the_text(folder, protocol):
 
 def test_a_part_of_the_text_counts_its_part_alone(folder):
     """Tokens of "a b c" counted up to each word: its bytes and words so far."""
-    tokens = tokenize(Corpus("x", ("share rose today",)), folder, Protocol(line=" {} \n"))
+    tokens = tokenize(Corpus("x", ("share rose today",)), folder, ScoringProtocol(line=" {} \n"))
     ends, size, words = [], 0, 0
     for i in range(len(tokens.ids)):
         size, words = size + int(tokens.bytes[i]), words + int(tokens.words[i])
@@ -89,7 +90,7 @@ def test_a_part_of_the_text_counts_its_part_alone(folder):
 
 
 def test_a_line_form_without_an_end_counts_no_end(folder):
-    tokens = tokenize(Corpus("x", ("share rose", "today")), folder, Protocol("sentence/1", line="{}"))
+    tokens = tokenize(Corpus("x", ("share rose", "today")), folder, ScoringProtocol("sentence/1", line="{}"))
     assert int(tokens.words.sum()) == 3 and int(tokens.bytes.sum()) == len("share rosetoday")
 
 
@@ -98,7 +99,7 @@ def test_sentence_is_each_line_alone_after_the_beginning(folder):
 
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     start = tokenizer.token_to_id("<|endoftext|>")
-    tokens = tokenize(Corpus("x", ("share rose", "today")), folder, Protocol("sentence/1"))
+    tokens = tokenize(Corpus("x", ("share rose", "today")), folder, ScoringProtocol("sentence/1"))
     alone = [[start, *tokenizer.encode(f" {line} \n", add_special_tokens=False).ids] for line in ("share rose", "today")]
     assert tokens.ids.tolist() == alone[0] + alone[1] and tokens.starts == (0, len(alone[0]))
 
@@ -122,14 +123,14 @@ def with_unk(folder, out):
 
 def test_unk_is_text_or_a_token_as_asked(folder, tmp_path):
     special = with_unk(folder, tmp_path)
-    spelled, one = (tokenize(Corpus("x", LINES), tmp_path, Protocol(unk=unk)) for unk in ("text", "token"))
+    spelled, one = (tokenize(Corpus("x", LINES), tmp_path, ScoringProtocol(unk=unk)) for unk in ("text", "token"))
     assert special not in spelled.ids and (one.ids == special).sum() == 1
     assert spelled.sha256 != one.sha256 and spelled.bytes.sum() == one.bytes.sum()
 
 
 def test_llama_cpp_starts_with_the_beginning_only_where_the_tokenizer_does(folder, tmp_path):
     with_unk(folder, tmp_path)
-    corpus, protocol = Corpus("x", LINES), Protocol("llama.cpp/1")
+    corpus, protocol = Corpus("x", LINES), ScoringProtocol("llama.cpp/1")
     without, with_it = (tokenize(corpus, place, protocol) for place in (folder, tmp_path))
     assert without.restart is None and with_it.restart == 0
     assert with_it.ids.tolist() == [0, *without.ids.tolist()]
@@ -138,7 +139,7 @@ def test_llama_cpp_starts_with_the_beginning_only_where_the_tokenizer_does(folde
 def test_sentence_needs_a_beginning_token(folder, tmp_path):
     (tmp_path / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
     with pytest.raises(InputError, match=r"no beginning-of-text token.*joined/1"):
-        tokenize(Corpus("x", LINES), tmp_path, Protocol("sentence/1"))
+        tokenize(Corpus("x", LINES), tmp_path, ScoringProtocol("sentence/1"))
 
 
 @pytest.mark.parametrize(("values", "message"), [
@@ -150,11 +151,11 @@ def test_sentence_needs_a_beginning_token(folder, tmp_path):
     ({"protocol": "llama.cpp/1", "context": 3, "stride": 1}, "chunks of at least 4"),
     ({"typo": 1}, "unknown evaluate key 'typo'"),
 ])  # fmt: skip
-def test_a_protocol_that_can_not_be(values, message):
+def test_an_impossible_protocol_is_refused(values, message):
     with pytest.raises(InputError, match=message):
-        Protocol.from_dict(values)
+        ScoringProtocol.from_dict(values)
 
 
-def test_too_little_text_for_a_chunk_is_told():
+def test_too_little_text_for_a_chunk_is_refused():
     with pytest.raises(InputError, match=r"the corpus has 20 tokens; llama\.cpp/1 needs a chunk of 64"):
-        windows(plain(20), Protocol("llama.cpp/1", context=512, stride=1), 64)
+        windows(plain(20), ScoringProtocol("llama.cpp/1", context=512, stride=1), 64)

@@ -1,18 +1,16 @@
-"""Products with quantized weights on a CUDA GPU, in turn with others: python -m quant.benches.cuda [ROUNDS]
+"""Matrix products with quantized weights on a CUDA GPU: python -m quant.benches.cuda [ROUNDS]
 
-The others are bfloat16 and bitsandbytes. Matrices of a Llama of 8 B parameters, with random weights; activations in bfloat16.
-There are so many copies of each weight that no cache holds them all, and a sample is a pass over the copies: as in a model,
-where every weight is another, and Python starts one product after the other. A fast GPU may wait for Python in it, as it would
-in a model: where a product takes about as long however large its matrix is, that is what was measured.
+Compares this project's kernels, bfloat16 and bitsandbytes, in alternation, on the matrices of a Llama of 8 B parameters with
+random weights and bfloat16 activations. There are more copies of each weight than the caches hold, and a sample is one pass over
+all copies: as in a model, every product reads another weight, and Python starts the products one by one. So a fast GPU may wait
+for Python, as it would in a model; then a product takes the same time whatever the size of its matrix.
 
-Prints, for each matrix and number of rows, the median time of a product, how often faster than bfloat16 it is (median of the
-ratios round by round, ± their median absolute deviation), and the bytes of the weight over that time, also as a fraction of what
-the GPU's memory gives when it is read.
+Prints for each matrix and number of rows: the median time of a product; its speed over bfloat16's (median of the ratios of each
+round, ± their median absolute deviation); the weight's bytes over the time, also in per cent of the memory's bandwidth.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from functools import partial
 from statistics import median
@@ -20,8 +18,9 @@ from statistics import median
 import torch
 from torch.nn.functional import linear
 
+from quant.command import Parser, run, whole_number
 from quant.errors import InputError
-from quant.kernels import product_of
+from quant.kernels import matmul_of
 from quant.speed.bandwidth import memory_read_gb_per_s
 from quant.speed.samples import ratios_of_pairs, spread
 from quant.tensor.qtensor import QTensor, quantize
@@ -29,15 +28,15 @@ from quant.tensor.scheme import Scheme
 
 SHAPES = ((4096, 4096), (14336, 4096), (4096, 14336))  # out, in
 ROWS = (1, 8, 512)
-COPIES_BYTES = 2**29  # of all copies of a weight; the caches of the largest GPUs hold about a tenth
+COPIES_BYTES = 2**29  # all copies of a weight; ten times the caches of the largest GPUs
 BASELINE = "bfloat16"
 SCHEMES = {"int8 row": Scheme(), "int4 g64": Scheme(4, 64), "nf4 g64": Scheme(4, 64, codebook="nf4")}
 
-Made = tuple[Callable[[torch.Tensor], torch.Tensor], int]  # x -> x W^T, and the bytes that hold W
+Made = tuple[Callable[[torch.Tensor], torch.Tensor], int]  # x -> x W^T, and the bytes of W
 
 
 def contestants(weight: torch.Tensor, device: str) -> dict[str, Callable[[], Made]]:
-    """By name: what makes one more copy of the product with `weight`, float32 [out, in] on the CPU."""
+    """Functions that each make another copy of the product with `weight`, float32 [out, in] on the CPU, by name."""
     return {
         BASELINE: partial(_plain, weight.to(device, torch.bfloat16)),
         **{name: partial(_ours, quantize(weight, scheme), device) for name, scheme in SCHEMES.items()},
@@ -53,7 +52,7 @@ def _plain(weight: torch.Tensor) -> Made:
 
 def _ours(tensor: QTensor, device: str) -> Made:
     stored = {name: part.to(device, copy=True) for name, part in tensor.tensors().items()}
-    product = product_of(QTensor.from_tensors(stored, tensor.shape, tensor.scheme))
+    product = matmul_of(QTensor.from_tensors(stored, tensor.shape, tensor.scheme))
     return lambda x: product(x, None), sum(part.nbytes for part in stored.values())
 
 
@@ -75,7 +74,7 @@ def _bnb_nf4(weight: torch.Tensor, device: str) -> Made:
 
 
 def measure(makers: dict[str, Callable[[], Made]], columns: int, rounds: int) -> dict[int, dict[str, tuple[list[float], int]]]:
-    """By number of rows and by name: milliseconds a product, round by round, and the bytes of its weight."""
+    """Milliseconds of a product in each round, and bytes of its weight, by number of rows and by name."""
     copies = {name: [make()] for name, make in makers.items()}
     for name, make in makers.items():
         size = copies[name][0][1]
@@ -106,7 +105,7 @@ def _milliseconds(products: list[Callable[[torch.Tensor], torch.Tensor]], x: tor
 
 
 def table(found: dict[int, dict[str, tuple[list[float], int]]], gb_per_s: float) -> str:
-    """Lines for one matrix; gb_per_s: what reading memory gives."""
+    """The printed lines of one matrix. gb_per_s: bandwidth of the GPU's memory."""
     lines = [f"{'rows':>4}  {'product':10} {'us':>8}  {'× bfloat16':>15}  {'GB/s':>6}  of memory's"]
     for rows, samples in found.items():
         baseline, _ = samples[BASELINE]
@@ -118,9 +117,12 @@ def table(found: dict[int, dict[str, tuple[list[float], int]]], gb_per_s: float)
     return "\n".join(lines)
 
 
-def main(rounds: int = 10) -> None:
+def main(arguments: list[str]) -> None:
+    parser = Parser(prog="python -m quant.benches.cuda", description=__doc__.partition(":")[0] + ".")
+    parser.add_argument("rounds", nargs="?", type=whole_number, default=10, help="measurements of each product (10)")
+    rounds = parser.parse_args(arguments).rounds
     if not torch.cuda.is_available():
-        raise InputError("torch finds no CUDA GPU here, and there is nothing else to measure")
+        raise InputError("torch finds no CUDA GPU here; run this on a machine with one")
     bandwidth = memory_read_gb_per_s("cuda")
     print(f"{torch.cuda.get_device_name()}: memory reads {bandwidth:.0f} GB/s; {rounds} rounds in turn")
     random = torch.Generator().manual_seed(0)
@@ -131,7 +133,4 @@ def main(rounds: int = 10) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(int(sys.argv[1]) if len(sys.argv) > 1 else 10)
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    run(main)

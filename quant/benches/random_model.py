@@ -1,4 +1,4 @@
-"""Models of real shapes with random weights, for measurements in which the weights' values don't matter."""
+"""Models of real shapes with random weights, for measurements of speed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrain
 
 from quant.model.safetensors_file import TensorInfo, write_checkpoint
 
-TOKENIZER = Path(__file__).resolve().parents[2] / "models/embedded"  # its tokens are few, but llama.cpp wants some
+TOKENIZER = Path(__file__).resolve().parents[2] / "models/embedded"  # llama.cpp's converter needs one, however small
 
 GPT2_124M = GPT2Config(architectures=["GPT2LMHeadModel"], n_ctx=1024, dtype="float32")
 LLAMA_1B = LlamaConfig(  # Llama 3.2's shape
@@ -22,16 +22,19 @@ LLAMA_1B = LlamaConfig(  # Llama 3.2's shape
 
 
 def write_random_model(config: PreTrainedConfig, folder: Path) -> list[int]:
-    """A checkpoint of float32 weights, N(0, 0.02), norms one and biases zero, with a tokenizer; the bytes of each tensor."""
+    """Write a checkpoint with float32 weights from N(0, 0.02), norms of one, biases of zero, and a tokenizer.
+
+    Returns the bytes of each tensor.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}  # a tied weight stands here once
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}  # a tied weight appears once
     layout = {name: TensorInfo(torch.float32, shape) for name, shape in shapes.items()}
     random = torch.Generator().manual_seed(0)
 
     def tensors() -> Iterator[tuple[str, torch.Tensor]]:
-        made: dict[tuple[int, ...], torch.Tensor] = {}  # one for all of a shape: a gigabyte of them takes ten seconds to draw
+        made: dict[tuple[int, ...], torch.Tensor] = {}  # weights of one shape share values: drawing a gigabyte takes ten seconds
         for name, shape in shapes.items():
             if len(shape) == 1:
                 yield name, torch.full(shape, 0.0 if name.endswith("bias") else 1.0)

@@ -1,7 +1,7 @@
-"""Every scheme worth comparing, on the model and text at hand: python -m quant.benches.schemes [WORD ...]
+"""Quality of many schemes on the pipeline's model and text: python -m quant.benches.schemes [WORD ...]
 
-Needs `dvc repro evaluate-base` before it. Each row is quantized into a temporary folder, opened, scored as the pipeline
-scores its variants, and forgotten. With words, only rows that hold one of them: `python -m quant.benches.schemes int4 bnb`.
+Run `dvc repro evaluate-base` before. Each row is quantized into a temporary folder and scored as the pipeline scores its
+variants. Words choose the rows with one of them in their name: `python -m quant.benches.schemes int4 bnb`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from quant.command import Parser, run
 from quant.errors import InputError
-from quant.methods import OWN
+from quant.methods import FROM_SCRATCH
 from quant.pipeline import BASE, PREPARED, PRIVATE, REFERENCE, TEXT, parameters
 from quant.quality.evaluate import evaluate
 from quant.quality.protocol import ScoringProtocol
@@ -26,7 +26,7 @@ ROLES = ("q", "k", "v", "o", "up", "gate", "down", "embedding")
 
 
 def rows() -> Iterator[tuple[str, dict]]:
-    """Name, and a row as in params.yaml; its method is the project's own where it names none."""
+    """(name, row as in params.yaml) of every scheme; a row without a method is quantized from scratch."""
     yield from ((f"int8 {size}", {"group_size": size}) for size in ("tensor", "row", 64))
     for codebook in ("linear", "nf4", "fp4"):
         name = "int4" if codebook == "linear" else codebook
@@ -50,16 +50,16 @@ def rows() -> Iterator[tuple[str, dict]]:
 
 def main(arguments: list[str]) -> None:
     parser = Parser(prog="python -m quant.benches.schemes", description=__doc__.partition(":")[0] + ".")
-    parser.add_argument("words", nargs="*", help="show only the rows whose name holds one of these")
+    parser.add_argument("words", nargs="*", help="only rows whose name contains one of these")
     words = parser.parse_args(arguments).words
     protocol = ScoringProtocol.from_dict(parameters()["evaluate"])
     chosen = [(name, row) for name, row in rows() if not words or any(word in name for word in words)]
     if not chosen:
-        raise InputError(f"no scheme's name holds {' or '.join(words)}; they are {', '.join(name for name, _ in rows())}")
+        raise InputError(f"no scheme's name contains {' or '.join(words)}; they are {', '.join(name for name, _ in rows())}")
     corpus = load_corpus(TEXT, PRIVATE)
     print(f"{'scheme':24} {'bits/weight':>11} {'ppl':>9} {'change %':>9} {'95 % interval':>19} {'KLD mnat':>9} {'top-1 %':>8}")
     for name, row in chosen:
-        planned = variant("row", {"variants": {"row": {"method": OWN, **row}}})
+        planned = variant("row", {"variants": {"row": {"method": FROM_SCRATCH, **row}}})
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "artifact"
             try:

@@ -1,7 +1,7 @@
-"""How much slower scoring is than running the model and nothing else: python -m quant.benches.scoring [MODEL] [ROUNDS]
+"""Overhead of scoring over the model's forward pass alone: python -m quant.benches.scoring [MODEL] [ROUNDS]
 
-The scorer and a bare forward pass go over the same lines of data/eval in turn, so that the drift of a shared
-machine hits both alike; each is counted by its fastest round. Prints tokens per second of both and their ratio.
+The scorer and a bare forward pass read the same lines of data/eval in alternation, so that a shared machine's drift affects
+both equally. Prints tokens per second of their fastest rounds, and the ratio of their times.
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ LINES = 600
 def main(words: list[str]) -> None:
     parser = Parser(prog="python -m quant.benches.scoring", description=__doc__.partition(":")[0] + ".")
     parser.add_argument("model", nargs="?", type=Path, default=BASE, help="a folder that transformers opens (models/base)")
-    parser.add_argument("rounds", nargs="?", type=whole_number, default=10, help="times that both are measured (10)")
+    parser.add_argument("rounds", nargs="?", type=whole_number, default=10, help="measurements of each (10)")
     given = parser.parse_args(words)
     compare(given.model, given.rounds)
 
 
 def compare(folder: Path, rounds: int) -> None:
+    """Measure the model in `folder`, which transformers opens, and print the result."""
     protocol = ScoringProtocol.from_dict(parameters()["evaluate"])
     corpus = load_corpus(TEXT, PRIVATE)
     tokens = tokenize(replace(corpus, lines=corpus.lines[:LINES]), BASE, protocol)
@@ -51,8 +52,8 @@ def compare(folder: Path, rounds: int) -> None:
         if number:  # the first warms up
             seconds["bare"].append(middle - start)
             seconds["scoring"].append(time.perf_counter() - middle)
-    for what, found in seconds.items():
-        print(f"{what:8} {count / min(found):9.0f} tokens/s")
+    for name, found in seconds.items():
+        print(f"{name:8} {count / min(found):9.0f} tokens/s")
     ratio = spread(ratios_of_pairs(seconds["scoring"], seconds["bare"]))
     print(f"scoring takes {min(seconds['scoring']) / min(seconds['bare']):.3f} times a bare forward pass by the fastest rounds, "
           f"{ratio['median']:.3f} ± {ratio['mad']:.3f} round by round")

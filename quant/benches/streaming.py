@@ -1,9 +1,9 @@
-"""How fast a checkpoint becomes int8, and in how much memory: python -m quant.benches.streaming [GIGABYTES] [ROUNDS]
+"""Throughput and memory of quantizing a checkpoint to int8: python -m quant.benches.streaming [GIGABYTES] [ROUNDS]
 
-A Llama of random float32 weights is written to a temporary folder; then this project (int8 by rows, artifact and manifest)
-and llama.cpp's quantizer (F32 to Q8_0) take it in turn, each in a fresh process that counts from the first byte read to the
-last byte written, its libraries loaded before. Memory is the peak above those libraries. Throughput counts float32 input.
-Above LARGEST_BOTH gigabytes llama.cpp is left out, because its input would need as much disk again.
+A Llama with random float32 weights is written to a temporary folder. This project (int8 by rows, artifact and manifest) and
+llama.cpp's quantizer (F32 to Q8_0) quantize it in alternation, each in a fresh process that is timed from the first byte read
+to the last byte written, after its libraries are loaded. Memory is the peak above those libraries. Throughput is in bytes of
+float32 input. Above MAX_GB_OF_LLAMA_CPP llama.cpp is left out, because its input needs as much disk again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from quant.files import write_json
 from quant.model.safetensors_file import TensorInfo, write_checkpoint
 
 HIDDEN, INTERMEDIATE, VOCABULARY = 4096, 11008, 2048
-LARGEST_BOTH = 4
+MAX_GB_OF_LLAMA_CPP = 4
 TOKENIZER = Path("models/embedded")
 
 CHILD = """
@@ -37,14 +37,14 @@ from quant.gguf.library import bindings
 from quant.methods.llama_cpp.quantize import Spec, quantize
 from quant.tensor.scheme import Scheme
 from quant.model.recipe import Recipe
-what, source, out = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+quantizer, source, out = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
 torch.ones(2**22).add_(1).sum()
-if what == "llama.cpp":
+if quantizer == "llama.cpp":
     bindings()
 def peak():
     return int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 before, start = peak(), time.perf_counter()
-if what == "llama.cpp":
+if quantizer == "llama.cpp":
     quantize(source / "model.gguf", Spec("Q8_0"), out)
 else:
     write_artifact(source, Recipe.from_dict({"include": ["*"], "exclude": ["norm"]}, Scheme()), out)
@@ -53,7 +53,7 @@ print(json.dumps([time.perf_counter() - start, peak() - before]))
 
 
 def write_llama(folder: Path, gigabytes: float) -> tuple[int, int]:
-    """A checkpoint of about that size, in shards; bytes of all its tensors and of the largest."""
+    """Write a checkpoint of about this size, in shards. Returns the bytes of all tensors, and of the largest one."""
     block = {f"self_attn.{role}_proj": (HIDDEN, HIDDEN) for role in "qkvo"}
     block |= {f"mlp.{role}_proj": (INTERMEDIATE, HIDDEN) for role in ("gate", "up")} | {"mlp.down_proj": (HIDDEN, INTERMEDIATE)}
     block |= {"input_layernorm": (HIDDEN,), "post_attention_layernorm": (HIDDEN,)}
@@ -82,11 +82,11 @@ def write_llama(folder: Path, gigabytes: float) -> tuple[int, int]:
     return sum(sizes), max(sizes)
 
 
-def measure(what: str, source: Path, out: Path) -> tuple[float, int]:
-    """Seconds, and bytes of memory at the peak, of one run in a fresh process."""
-    done = subprocess.run([sys.executable, "-c", CHILD, what, source, out], capture_output=True, text=True)
+def measure(quantizer: str, source: Path, out: Path) -> tuple[float, int]:
+    """Seconds and peak bytes of memory of one run in a fresh process. quantizer: "llama.cpp", anything else for this project."""
+    done = subprocess.run([sys.executable, "-c", CHILD, quantizer, source, out], capture_output=True, text=True)
     if done.returncode:
-        raise InputError(f"{what} failed: {done.stderr.strip().splitlines()[-1]}")
+        raise InputError(f"{quantizer} failed: {done.stderr.strip().splitlines()[-1]}")
     shutil.rmtree(out)
     seconds, memory = json.loads(done.stdout.strip().splitlines()[-1])
     return seconds, memory
@@ -95,18 +95,19 @@ def measure(what: str, source: Path, out: Path) -> tuple[float, int]:
 def main(words: list[str]) -> None:
     parser = Parser(prog="python -m quant.benches.streaming", description=__doc__.partition(":")[0] + ".")
     parser.add_argument("gigabytes", nargs="?", type=float, default=1.0, help="size of the checkpoint (1)")
-    parser.add_argument("rounds", nargs="?", type=whole_number, default=5, help="times that each is measured (5)")
+    parser.add_argument("rounds", nargs="?", type=whole_number, default=5, help="measurements of each (5)")
     given = parser.parse_args(words)
     compare(given.gigabytes, given.rounds)
 
 
 def compare(gigabytes: float, rounds: int) -> None:
+    """Measure both quantizers on a checkpoint of this size, and print the result."""
     with tempfile.TemporaryDirectory() as temporary:
         source, out = Path(temporary) / "model", Path(temporary) / "out"
         source.mkdir()
         total, largest = write_llama(source, gigabytes)
         runs = {"ours int8 row": source}
-        if gigabytes <= LARGEST_BOTH:
+        if gigabytes <= MAX_GB_OF_LLAMA_CPP:
             from quant.methods.llama_cpp.convert import convert
 
             convert(source, Path(temporary) / "gguf")
@@ -115,7 +116,7 @@ def compare(gigabytes: float, rounds: int) -> None:
         for number in range(rounds + 1):
             for name, folder in runs.items():
                 result = measure(name, folder, out)
-                if number:  # the first brings the files into the page cache
+                if number:  # the first reads the files into the page cache
                     found[name].append(result)
         print(f"{total / 1e9:.2f} GB of float32, largest tensor {largest / 1e6:.0f} MB, {torch.get_num_threads()} threads, "
               f"{rounds} rounds in turn")

@@ -1,4 +1,4 @@
-"""Write an artifact in a format that others read: python -m quant.export models/int4 exported/int4 --format compressed-tensors"""
+"""Export an artifact: python -m quant.export models/int4 exported/int4 --format compressed-tensors"""
 
 from quant.command import run
 from quant.export import main

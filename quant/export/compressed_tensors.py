@@ -1,13 +1,13 @@
-"""An artifact as compressed-tensors' `pack-quantized`, which transformers opens and vLLM serves.
+"""Writes an artifact as compressed-tensors' `pack-quantized`, which transformers opens and vLLM serves.
 
-Codes and scales are laid out anew, never computed anew. The weight [out, in] of a linear layer becomes
+Codes and scales are rearranged, never recomputed. The weight [out, in] of a linear layer becomes
 
-    weight_packed  int32 [out, words]    the bytes of quant.tensor.packing, each row filled up to whole 32-bit words
+    weight_packed  int32 [out, words]    the bytes of quant.tensor.packing, each row padded to whole 32-bit words
     weight_scale   [out, groups]         in the dtype it has in the artifact
     weight_shape   int64 [2]             out, in
 
-Its codes stand for c - 2^(bits-1), as ours do. A scale of a whole tensor is repeated for every row, because vLLM reads one
-per row ("channel") or per group only; so the rows of a fused matrix may have come with scales of their own.
+A code c means c - 2^(bits-1), here and there. A scale of a whole tensor is repeated for every row, because vLLM reads one
+per row ("channel") or per group only; so the roles of a fused matrix may have had scales of their own.
 Format: https://github.com/vllm-project/compressed-tensors, compressors/pack_quantized.
 """
 
@@ -40,27 +40,27 @@ REMEDY = "quantize it again with include: [attention, mlp]"
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of a matrix as the artifact holds them: under which name, which rows they are, in which scheme."""
+    """Rows of a matrix that the artifact stores together: the name of their tensors, their ranges and their scheme."""
 
     name: str
     ranges: tuple[Range, ...]
     scheme: Scheme
 
     def layout(self, columns: int) -> dict[str, TensorInfo]:
-        """The tensors of the artifact that hold them."""
+        """The artifact's tensors that store them; columns: width of the matrix."""
         stored = qtensor_layout((sum(stop - start for start, stop in self.ranges), columns), self.scheme)
         return {f"{self.name}.weight.{key}": TensorInfo(dtype, shape) for key, (dtype, shape) in stored.items()}
 
     @property
     def packing(self) -> tuple[int, int | None, torch.dtype]:
-        """Bits, group size (None: one scale per row) and dtype of the scales: what the rows of a matrix must share."""
+        """Bits, group size (None: one scale per row) and dtype of the scales: these must be equal for all rows of a matrix."""
         size = self.scheme.group_size if isinstance(self.scheme.group_size, int) else None
         return self.scheme.bits, size, getattr(torch, self.scheme.scale_dtype)
 
 
 @dataclass(frozen=True)
 class PackedLinear:
-    """A linear layer to write: its module, its shape [out, in], and the parts its rows come from, which share a packing."""
+    """A linear layer to write: its module, its shape [out, in], and the parts of its rows, which share a packing."""
 
     module: str
     shape: tuple[int, int]
@@ -77,34 +77,34 @@ class PackedLinear:
         }
 
     def tensors(self, checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:
-        """What `layout` names, from the codes and scales of the artifact."""
+        """The tensors of `layout`, from the artifact's codes and scales."""
         (packed_name, packed_info), (scale_name, scale_info), (shape_name, _) = self.layout().items()
         packed = torch.zeros((packed_info.shape[0], packed_info.shape[1] * 4), dtype=torch.uint8)
         scale = torch.empty(scale_info.shape, dtype=scale_info.dtype)
         for part in self.parts:
             codes = checkpoint.read(f"{part.name}.weight.codes")
             scales = checkpoint.read(f"{part.name}.weight.scales").expand(len(codes), -1)
-            done = 0
+            first = 0
             for start, stop in part.ranges:
-                rows = slice(done, done + stop - start)
+                rows = slice(first, first + stop - start)
                 packed[start:stop, : codes.shape[1]] = codes[rows]
                 scale[start:stop] = scales[rows]
-                done = rows.stop
+                first = rows.stop
         yield packed_name, packed.view(torch.int32)
         yield scale_name, scale
         yield shape_name, torch.tensor(self.shape)
 
 
 def write(artifact: Path, folder: Path) -> None:
-    """Write the artifact in `artifact` into the empty folder `folder`.
+    """Write the artifact in the folder `artifact` to the empty folder `folder`.
 
-    Raises InputError, before it writes, that names the first thing which the format can't say exactly.
+    Raises InputError, before anything is written, for the first module or tensor that the format can't represent exactly.
     """
     checkpoint = Checkpoint(artifact)
     saved = checkpoint.config.get("quantization_config") or {}
     if saved.get("quant_method") != METHOD:
-        raise InputError(f"{artifact} is no artifact of this pipeline: its quant_method is {saved.get('quant_method')!r}, "
-                         f"expected {METHOD!r}; give a folder that stages/quantize.py wrote")
+        raise InputError(f"{artifact} is not an artifact of this pipeline: its quant_method is {saved.get('quant_method')!r}, "
+                         f"expected {METHOD!r}; give the folder of a variant with method: quant")
     model = _skeleton(checkpoint)
     schemes = [Scheme.from_dict(values) for values in saved["schemes"]]
     linears = [_packed_linear(model, name, parts, schemes) for name, parts in saved["modules"].items()]
@@ -127,7 +127,7 @@ def write(artifact: Path, folder: Path) -> None:
 
 
 def quantization_config(model: PreTrainedModel, linears: list[PackedLinear]) -> dict:
-    """What compressed-tensors reads: groups of layers by their full names, and the linear layers left in float."""
+    """The config that compressed-tensors reads: groups of layers by full name, and the layers left in floating point."""
     groups: dict[tuple[int, int | None], list[str]] = {}
     for linear in linears:
         groups.setdefault(linear.parts[0].packing[:2], []).append(linear.module)
@@ -158,7 +158,7 @@ def quantization_config(model: PreTrainedModel, linears: list[PackedLinear]) -> 
 
 
 def _skeleton(checkpoint: Checkpoint) -> PreTrainedModel:
-    """The model without memory for its weights: it tells the kinds of its modules and their shapes."""
+    """The model on the meta device, which shows the types and shapes of its modules without memory for weights."""
     architecture = architecture_of(checkpoint.config)
     if architecture.transposed:
         names = ", ".join(sorted(architecture.transposed))
@@ -169,7 +169,7 @@ def _skeleton(checkpoint: Checkpoint) -> PreTrainedModel:
 
 
 def _packed_linear(model: PreTrainedModel, name: str, parts: Mapping[str, Mapping], schemes: list[Scheme]) -> PackedLinear:
-    """What becomes of a quantized module, or an InputError that says why it can't be written."""
+    """The layer to write for a quantized module. Raises InputError if the format can't represent it."""
     try:
         module = model.get_submodule(name)
     except AttributeError:
@@ -198,9 +198,9 @@ def _packed_linear(model: PreTrainedModel, name: str, parts: Mapping[str, Mappin
 
 
 def _check_scheme(name: str, scheme: Scheme) -> None:
-    """InputError unless codes and scales of this scheme mean the same in the format."""
+    """Raise InputError unless codes and scales of this scheme have the same meaning in the format."""
     if scheme.codebook != "linear":
-        raise InputError(f"{name} is {scheme.label}, a table of values; {FORMAT} has equal steps only: "
+        raise InputError(f"{name} is {scheme.label}, a table of values; {FORMAT} has only equal steps: "
                          "quantize it again with codebook: linear")
     if scheme.bits not in BITS:
         raise InputError(f"{name} is {scheme.label}; {FORMAT} is served at 4 and 8 bits only: quantize it again at one of them")
@@ -210,14 +210,17 @@ def _check_scheme(name: str, scheme: Scheme) -> None:
 
 
 def _order(checkpoint: Checkpoint, model: PreTrainedModel, linears: list[PackedLinear]) -> list[str | PackedLinear]:
-    """What to write, in the artifact's order; InputError for a stored tensor that is missing, misshapen or unknown."""
+    """Tensors to copy and layers to write, in the artifact's order.
+
+    Raises InputError for a stored tensor that is missing, unknown, or has another dtype or shape than expected.
+    """
     linear_of = {}
     for linear in linears:
         for part in linear.parts:
             for tensor, info in part.layout(linear.shape[1]).items():
                 found = checkpoint.tensors.get(tensor)
                 if tensor.rpartition(".")[2] not in ("codes", "scales"):
-                    raise InputError(f"{tensor}: {FORMAT} has no place for it: quantize it again with plain scales")
+                    raise InputError(f"{tensor} has no counterpart in {FORMAT}: quantize it again with plain scales")
                 if found is None or (found.dtype, found.shape) != (info.dtype, info.shape):
                     raise InputError(f"{tensor} is {_described(found)}, expected {_described(info)}; quantize the model again")
                 linear_of[tensor] = linear
@@ -226,7 +229,7 @@ def _order(checkpoint: Checkpoint, model: PreTrainedModel, linears: list[PackedL
     order: dict[str | PackedLinear, None] = {}
     for tensor, info in checkpoint.tensors.items():
         if tensor not in linear_of and (parameters.get(tensor) != info.shape or tensor in packed):
-            raise InputError(f"{tensor} {_described(info)} is no tensor that {FORMAT} or {type(model).__name__} knows; "
+            raise InputError(f"{tensor} {_described(info)} is not a tensor of {FORMAT} or {type(model).__name__}; "
                              "quantize it again with plain scales")
         order[linear_of.get(tensor, tensor)] = None
     return list(order)

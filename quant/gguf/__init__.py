@@ -1,1 +1,1 @@
-"""llama.cpp's library and its file format, GGUF: what both its quantizer and its runner need."""
+"""GGUF files and llama.cpp's library, for the method that quantizes with it and the runner that runs with it."""

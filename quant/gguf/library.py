@@ -1,7 +1,7 @@
-"""Where llama.cpp is: its library, its Python bindings and its converter.
+"""Finds llama.cpp: its library, its Python bindings and its converter.
 
-Set-up puts a pinned llama.cpp into the virtual environment (quant/methods/llama_cpp/setup.py). The environment
-variable LLAMA_CPP names a llama.cpp checkout of the user's own, with a shared library built in it.
+Set-up installs a pinned llama.cpp in the virtual environment (quant/methods/llama_cpp/setup.py). The environment variable
+LLAMA_CPP can name another checkout of llama.cpp, with a shared library built in it.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from pathlib import Path
 
 from quant.errors import InputError
 
-OWN = "LLAMA_CPP"
+CHECKOUT = "LLAMA_CPP"  # environment variable: a llama.cpp checkout to use instead of the installed one
 
 
 def home() -> Path:
-    """The folder that holds convert_hf_to_gguf.py."""
-    own = os.environ.get(OWN)
+    """The folder of llama.cpp, with convert_hf_to_gguf.py. Raises InputError where there is none."""
+    own = os.environ.get(CHECKOUT)
     folder = Path(own) if own else Path(sys.prefix) / "llama.cpp"
     if not (folder / "convert_hf_to_gguf.py").is_file():
-        raise InputError(f"{folder} has no convert_hf_to_gguf.py; expected a llama.cpp checkout, "
-                         f"{'named by ' + OWN if own else 'put there by make setup'}")
+        remedy = f"set {CHECKOUT} to one, or unset it" if own else "run make setup"
+        raise InputError(f"{folder} has no convert_hf_to_gguf.py; expected a llama.cpp checkout; {remedy}")
     return folder
 
 
 def library_folder() -> Path:
-    """The folder that holds libllama."""
+    """The folder with libllama. Raises InputError where it has not been built."""
     candidates = [home() / "lib", home() / "build" / "bin", home() / "build" / "src", home() / "build" / "lib"]
     for folder in candidates:
         if any((folder / f"libllama.{suffix}").is_file() for suffix in ("so", "dylib")):
@@ -38,7 +38,7 @@ def library_folder() -> Path:
 
 @cache
 def bindings():
-    """The low-level functions of llama.cpp (llama-cpp-python), silenced and ready."""
+    """The low-level functions of llama-cpp-python, its backend initialized and its log off."""
     os.environ["LLAMA_CPP_LIB_PATH"] = str(library_folder())
     import llama_cpp.llama_cpp as low_level
 
@@ -49,7 +49,7 @@ def bindings():
 
 @cache
 def _log_callback():
-    """llama.cpp writes its log to this; kept alive for as long as the library may call it."""
+    """A log function that does nothing; cached, because the library keeps calling it."""
     import llama_cpp.llama_cpp as low_level
 
     return low_level.llama_log_callback(lambda *_: None)

@@ -1,4 +1,4 @@
-"""Models in: a local folder, or a repository of the Hub at one commit, becomes models/base with a manifest of sha256."""
+"""Copies the base model, from a local folder or from the Hub at one commit, into a folder with a manifest of sha256."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 
 from quant.errors import InputError
 from quant.files import atomic_folder, write_manifest
-from quant.hub import client
-from quant.hub.client import Snapshot
+from quant.hub.download import announce, fetch
 from quant.hub.license import License
+from quant.hub.repository import Snapshot, is_commit, resolve
 from quant.hub.source import ModelSource
 from quant.model.architectures import architecture_of
 from quant.model.checkpoint import Checkpoint, read_config
@@ -30,48 +30,50 @@ CARD = "README.md"
 
 
 def obstacle(model: ModelSource) -> str | None:
-    """Why a model can't be had, as far as asking for it tells; None: it can."""
+    """The reason why a model can't be fetched, as far as its listing shows; None if there is none."""
     try:
         if not model.is_local:
-            client.resolve(model.source, model.revision)
+            resolve(model.source, model.revision)
     except InputError as error:
         return str(error)
     return None
 
 
 def fetch_model(model: ModelSource, out: Path) -> None:
-    """Bring config, tokenizer and safetensors of a model into `out`, checked, and say what came."""
+    """Copy the config, tokenizer and safetensors of a model, checked, into the folder `out`, and print a summary.
+
+    Raises InputError for a model that the pipeline can't quantize; `out` appears whole or not at all.
+    """
     if model.is_local:
         if model.revision is not None:
             raise InputError(f"model.revision is {model.revision!r}, but {model.source} is a folder; set it to null")
         _copy(Path(model.source), out, model.source, None)
         return
-    snapshot = client.resolve(model.source, model.revision)
-    if not client.is_commit(model.revision):
+    snapshot = resolve(model.source, model.revision)
+    if not is_commit(model.revision):
         print(f"{model.source}: {model.revision or 'main'} is commit {snapshot.commit}; to get the same model every time, pin "
               f"it: -S model.revision={snapshot.commit}, or in params.yaml", flush=True)
     names = needed_files(snapshot)
-    folder = client.fetch(snapshot, ["config.json"])["config.json"].parent
-    require_usable(read_config(folder), model.source)  # before the weights come
-    client.announce(snapshot, names, copy_to=out)
-    client.fetch(snapshot, names)
+    folder = fetch(snapshot, ["config.json"])["config.json"].parent
+    require_usable(read_config(folder), model.source)  # before the weights are downloaded
+    announce(snapshot, names, copy_to=out)
+    fetch(snapshot, names)
     _copy(folder, out, model.source, snapshot.commit)
 
 
 def require_usable(config: Mapping, name: str) -> None:
-    """Raises InputError unless a model of this config can be quantized: a known architecture, and not quantized already."""
+    """Raise InputError unless a model of this config can be quantized: a known architecture, and not quantized already."""
     architecture_of(config)
     done = config.get("quantization_config")
     if done is not None:
         method = done.get("quant_method", "by a method it doesn't name") if isinstance(done, Mapping) else done
-        raise InputError(f"{name} is quantized already ({method}); give the model that it was made from, which its page or card "
-                         "names")
+        raise InputError(f"{name} is quantized already ({method}); give the unquantized model, which its card names")
 
 
 def needed_files(snapshot: Snapshot) -> list[str]:
     """The files that the pipeline uses, small ones first: config, tokenizer, card, safetensors; never pickle or code.
 
-    A repository often holds the same weights several times; the safetensors are those that its index names.
+    A repository may hold the same weights several times; the safetensors are those that its index names, or model.safetensors.
     """
     held = snapshot.files
     if "config.json" not in held:
@@ -86,12 +88,12 @@ def needed_files(snapshot: Snapshot) -> list[str]:
 
 def weight_files_of(snapshot: Snapshot) -> list[str]:
     """The safetensors files of a repository: those its index names, or model.safetensors."""
-    shards = shard_names(client.fetch(snapshot, [INDEX])[INDEX]) if INDEX in snapshot.files else None
+    shards = shard_names(fetch(snapshot, [INDEX])[INDEX]) if INDEX in snapshot.files else None
     return weight_files(snapshot.files, shards, f"{snapshot.repo}{_as_cached(snapshot)}")
 
 
 def _as_cached(snapshot: Snapshot) -> str:
-    return " (as far as it is in the cache; the Hub is out of reach)" if snapshot.cached else ""
+    return " (as cached; the Hub is out of reach)" if snapshot.cached else ""
 
 
 def _copy(source: Path, out: Path, name: str, commit: str | None) -> None:

@@ -1,4 +1,4 @@
-"""The licence of a model, from the head of its card, and what it says about passing on a quantized copy."""
+"""The licence of a model, read from its card, and what it says about sharing a quantized copy."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ OPEN = {"apache-2.0", "mit", "bsd", "bsd-2-clause", "bsd-3-clause", "isc", "cc0-
 
 @dataclass(frozen=True)
 class License:
-    """id: as the Hub writes it ("mit", "llama3", "other"); name and link: of an "other" one. None: the card doesn't say."""
+    """id: the Hub's name of it ("mit", "llama3", "other"); name, link: given for "other" only. None: the card states none."""
 
     id: str | None = None
     name: str | None = None
@@ -22,7 +22,7 @@ class License:
 
     @classmethod
     def from_card(cls, card: Path) -> License:
-        """From the front matter of a README.md; a file that is missing or has none gives a licence that is not known."""
+        """From the front matter of a README.md; a missing file or front matter gives a licence without an id."""
         text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
         head = re.match(r"\ufeff?---\s*\n(.*?)\n---\s*(\n|$)", text, re.DOTALL)
         try:
@@ -45,15 +45,15 @@ class License:
 
     @property
     def warning(self) -> str | None:
-        """What forbids or restricts passing on a changed copy, such as a quantized one; None for the usual open licences."""
+        """What forbids or restricts sharing a modified copy, such as a quantized one; None for the usual open licences."""
         if self.id is None:
-            return ("the base model's card states no licence; without one its author keeps all rights, and passing on a "
+            return ("the base model's card states no licence; without one its author keeps all rights, and sharing a "
                     "quantized copy needs their permission")
         if re.search(r"-nd\b", self.id):
-            return f"the base model's licence, {self.label}, forbids to pass on changed copies, and a quantized model is one"
+            return f"the base model's licence, {self.label}, does not allow sharing modified copies, and a quantized model is one"
         if re.search(r"-nc\b", self.id):
-            return f"the base model's licence, {self.label}, allows non-commercial use only; that holds for this copy as well"
+            return f"the base model's licence, {self.label}, allows non-commercial use only, of this copy too"
         if self.id not in OPEN:
-            return (f"the base model's licence, {self.label}, has terms of its own on passing it on (such as a notice, a copy of "
-                    "the licence or a name); read them first")
+            return (f"the base model's licence, {self.label}, has its own terms for sharing (such as a notice, a copy of the "
+                    "licence or a name); read them first")
         return None

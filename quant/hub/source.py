@@ -8,12 +8,17 @@ from pathlib import Path
 
 from quant.config import known_keys
 from quant.errors import InputError
-from quant.hub.client import is_repo_id
+from quant.hub.repository import is_repo_id
+
+WITHOUT_OWNER = {  # names that the Hub itself once used without an owner
+    **{name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")},
+    "distilgpt2": "distilbert/distilgpt2",
+}
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """source: a folder, or a Hub id (owner/name); revision: its commit, or a branch or tag (None: main)."""
+    """The section `model`. source: a folder, or a Hub id (owner/name); revision: a commit, branch or tag (None: main)."""
 
     source: str
     revision: str | None = None
@@ -29,9 +34,11 @@ class ModelSource:
 
     @property
     def is_local(self) -> bool:
-        """Raises InputError where it is neither a folder nor a Hub id."""
+        """Whether the source is a folder. Raises InputError if it is neither a folder nor a Hub id."""
         if Path(self.source).is_dir():
             return True
         if is_repo_id(self.source):
             return False
-        raise InputError(f"model {self.source!r} is no folder here and no Hub id (owner/name); give model.source one of the two")
+        meant = WITHOUT_OWNER.get(self.source.lower())
+        hint = f"did you mean {meant}?" if meant else "a Hub id names the owner too, such as openai-community/gpt2"
+        raise InputError(f"model {self.source!r} is neither a folder here nor a Hub id (owner/name); {hint}")

@@ -1,8 +1,8 @@
 """Attention of the token that is being decoded: one query per head against all keys so far.
 
 Per head, softmax(q k^T * scaling) v, on torch's own threads; keys and values are read once, where they lie in the cache.
-`attend` is called for itself; ATTEND_TO_CACHE is the loop of a job within a program (quant.kernels.threads), which also turns
-query and key by their position (RoPE, Su et al. 2021, in halves as Llama has it) and puts key and value into the cache.
+`attend` stands alone. ATTEND_TO_CACHE is the loop of a job in a program (quant.kernels.threads): it also rotates query and key
+by their position (RoPE, Su et al. 2021, in halves as in Llama) and writes the new key and value into the cache.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ import math
 
 import numpy
 import torch
-from numba import carray, cfunc, float32, njit
+from numba import carray, float32, njit
 
-from quant.kernels import threads as team
-from quant.kernels.threads import FIRST, LOOP, done, pointer, take
+from quant.kernels import threads
+from quant.kernels.threads import FIRST, claim, compiled_loop, finish, pointer
 
-# Places in a job of quant.kernels.threads: addresses, then sizes. Strides are in elements; within a head, rows follow each other.
-# NEW_KEY, NEW_VALUE, COS and SIN are ATTEND_TO_CACHE's; the last two may be 0. Its HEADS are those of keys.
-(QUERY, KEYS, VALUES, OUT, SCALING, NEW_KEY, NEW_VALUE, COS, SIN, BATCH, HEADS, SHARED, LENGTH, WIDTH, KEYS_BATCH, KEYS_HEAD,
- VALUES_BATCH, VALUES_HEAD, FIELDS) = range(FIRST, FIRST + 19)
+# Places in a job of quant.kernels.threads: addresses of float32 numbers, then sizes and, from KEYS_BATCH on, strides in numbers.
+# NEW_KEY, NEW_VALUE, COS and SIN are for ATTEND_TO_CACHE, whose HEADS are those of keys; COS and SIN may be 0, for none.
+(QUERY, KEYS, VALUES, OUT, SCALING, NEW_KEY, NEW_VALUE, COS, SIN, BATCH, HEADS, QUERIES_PER_KV, LENGTH, WIDTH, KEYS_BATCH,
+ KEYS_HEAD, VALUES_BATCH, VALUES_HEAD, FIELDS) = range(FIRST, FIRST + 19)
 _FAST = {"reassoc", "contract", "nsz"}
 
 
 @njit(nogil=True, fastmath=_FAST)
-def _attend(query, keys, values, scaling, weights, out):
-    """query, out [width]; keys, values [length, width]; weights: room for [length]."""
+def _attend(query, keys, values, scaling, weights, out):  # [width], [length, width] twice, float32, [length], [width]
+    """Attention of one head; weights is scratch memory."""
     length, width = keys.shape
     largest = float32(-math.inf)
     for j in range(length):
@@ -53,7 +53,7 @@ def _attend(query, keys, values, scaling, weights, out):
         out[d] /= total
 
 
-@cfunc(LOOP, cache=True)
+@compiled_loop
 def _attend_heads(job_pointer):
     job = carray(job_pointer, FIELDS)
     heads, length, width = job[HEADS], job[LENGTH], job[WIDTH]
@@ -62,20 +62,20 @@ def _attend_heads(job_pointer):
     out = carray(pointer(job[OUT]), (job[BATCH] * heads, width), numpy.float32)
     weights = numpy.empty(length, numpy.float32)
     while True:
-        part = take(job_pointer)
+        part = claim(job_pointer)
         if part >= len(queries):
             break
-        sequence, head = part // heads, part % heads // job[SHARED]
+        sequence, head = part // heads, part % heads // job[QUERIES_PER_KV]
         keys = pointer(job[KEYS] + 4 * (sequence * job[KEYS_BATCH] + head * job[KEYS_HEAD]))
         values = pointer(job[VALUES] + 4 * (sequence * job[VALUES_BATCH] + head * job[VALUES_HEAD]))
         _attend(queries[part], carray(keys, (length, width), numpy.float32), carray(values, (length, width), numpy.float32),
                 scaling, weights, out[part])
-        done(job_pointer)
+        finish(job_pointer)
 
 
 @njit(nogil=True, fastmath=_FAST)
-def _turned(x, cos, sin, out):
-    """x cos + rotated x sin, for vectors [width]; as it is where there is no cos."""
+def _rotate(x, cos, sin, out):  # float32 [width] each; cos and sin may be [0]
+    """Write x cos + rotated x sin to out, or x itself where there is no cos."""
     half = len(x) // 2
     if not len(cos):
         out[:] = x
@@ -85,46 +85,47 @@ def _turned(x, cos, sin, out):
         out[half + i] = x[half + i] * cos[half + i] + x[i] * sin[half + i]
 
 
-@cfunc(LOOP, cache=True)
+@compiled_loop
 def _attend_to_cache(job_pointer):
     job = carray(job_pointer, FIELDS)
-    heads, shared, length, width = job[HEADS], job[SHARED], job[LENGTH], job[WIDTH]
+    heads, queries_per_kv, length, width = job[HEADS], job[QUERIES_PER_KV], job[LENGTH], job[WIDTH]
     scaling = carray(pointer(job[SCALING]), 1, numpy.float32)[0]
-    queries = carray(pointer(job[QUERY]), (heads * shared, width), numpy.float32)
+    queries = carray(pointer(job[QUERY]), (heads * queries_per_kv, width), numpy.float32)
     new_keys = carray(pointer(job[NEW_KEY]), (heads, width), numpy.float32)
     new_values = carray(pointer(job[NEW_VALUE]), (heads, width), numpy.float32)
     cos = carray(pointer(job[COS]), width if job[COS] else 0, numpy.float32)
     sin = carray(pointer(job[SIN]), width if job[SIN] else 0, numpy.float32)
-    out = carray(pointer(job[OUT]), (heads * shared, width), numpy.float32)
+    out = carray(pointer(job[OUT]), (heads * queries_per_kv, width), numpy.float32)
     weights, query = numpy.empty(length, numpy.float32), numpy.empty(width, numpy.float32)
     while True:
-        head = take(job_pointer)
+        head = claim(job_pointer)
         if head >= heads:
             break
         keys = carray(pointer(job[KEYS] + 4 * head * job[KEYS_HEAD]), (length, width), numpy.float32)
         values = carray(pointer(job[VALUES] + 4 * head * job[VALUES_HEAD]), (length, width), numpy.float32)
-        _turned(new_keys[head], cos, sin, keys[length - 1])
+        _rotate(new_keys[head], cos, sin, keys[length - 1])
         values[length - 1][:] = new_values[head]
-        for i in range(head * shared, (head + 1) * shared):
-            _turned(queries[i], cos, sin, query)
+        for i in range(head * queries_per_kv, (head + 1) * queries_per_kv):
+            _rotate(queries[i], cos, sin, query)
             _attend(query, keys, values, scaling, weights, out[i])
-        done(job_pointer)
+        finish(job_pointer)
 
 
 _ATTEND_HEADS, ATTEND_TO_CACHE = _attend_heads.address, _attend_to_cache.address
 
 
 def attend(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float) -> torch.Tensor:
-    """query [batch, heads, 1, width]; keys, values [batch, key heads, length, width], all float32 -> [batch, 1, heads, width].
+    """Attend to all keys: softmax(query keys^T * scaling) values, float32 [batch, 1, heads, width].
 
-    heads is a multiple of key heads: as many queries in turn share each. Keys and values need be contiguous in a head only.
+    query: [batch, heads, 1, width]; keys, values: [batch, key heads, length, width], contiguous within a head; all float32.
+    heads is a multiple of key heads: consecutive queries share a key head.
     """
     batch, heads, _, width = query.shape
     query = query.contiguous()
     out = torch.empty((batch, 1, heads, width))
     factor = ctypes.c_float(scaling)
     _, key_heads, length, _ = keys.shape
-    team.run(_ATTEND_HEADS, team.Job(
+    threads.run(_ATTEND_HEADS, threads.Job(
         *[0] * FIRST, query.data_ptr(), keys.data_ptr(), values.data_ptr(), out.data_ptr(), ctypes.addressof(factor), 0, 0, 0, 0,
         batch, heads, heads // key_heads, length, width, *keys.stride()[:2], *values.stride()[:2],
     ))  # fmt: skip
@@ -132,7 +133,7 @@ def attend(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scalin
 
 
 def can_attend(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> bool:
-    """Whether `attend` takes these: one token, float32, on the CPU, heads of one width, rows of a head one after another."""
+    """Whether `attend` supports these: one token, float32, on the CPU, heads of one width, each head contiguous."""
     return (
         query.shape[2] == 1 and query.dtype == keys.dtype == values.dtype == torch.float32 and query.device.type == "cpu"
         and keys.shape == values.shape and keys.stride()[2:] == values.stride()[2:] == (keys.shape[3], 1)

@@ -1,4 +1,4 @@
-"""Products on a processor: codes are read as they are stored, and never written out.
+"""Products on a CPU straight from packed codes; the weight is never dequantized to memory as a whole.
 
 One row of activations (decoding a token) reads every code once and nothing else, so that memory sets the pace. A few
 rows share each row of the weight, decoded into the core's first cache. Many rows (a prompt) get the weight decoded tile by
@@ -12,86 +12,90 @@ from __future__ import annotations
 
 import torch
 
-from quant.kernels import loops
-from quant.kernels import threads as team
-from quant.kernels.loops import ANY, BIAS, BLOCK, CODES, COUNT, PICKED, ROWS, SCALES, STEPS, TABLE, ZEROS, X, Y
+from quant.kernels import loops, threads
+from quant.kernels.loops import BIAS, CODES, COUNT, GATHERED, ROWS, SCALES, THEN, ZEROS, X, Y
+from quant.kernels.vectors import BLOCK
 from quant.tensor.grids import LinearGrid, grid_of
 from quant.tensor.qtensor import QTensor
 
-FEW = 16  # rows of activations up to which each row of the weight is decoded for itself, instead of in tiles
+FEW_ROWS = 16  # up to this many rows of activations, decode the weight row by row; above, in tiles
 TILE = 2**19  # weights of a tile: 2 MB of float32, which stay in the processor's last cache
-PART = 2**16  # bytes of the rows that a thread takes at a time, at most: memory is read ahead within them
-PARTS = 8  # that a weight is taken in, at least
+PART_BYTES = 2**16  # codes of a thread's part, at most: memory is read ahead within them
+LEAST_PARTS = 8  # parts of a weight, if it has as many rows
 
 _MULTIPLY_ROW, _MULTIPLY_ROWS, _DECODE = (loop.address for loop in (loops.multiply_row, loops.multiply_rows, loops.decode))
 
 
-class Product:
-    """x W^T + b for one weight. Made once: its scales are widened to float32, its codes stay where and as they are."""
+class Matmul:
+    """x W^T + b for one weight. Made once: its scales are widened to float32, its codes are used where they lie."""
 
     def __init__(self, weight: QTensor):
-        scheme, grid = weight.scheme, grid_of(weight.scheme)
+        bits, grid = weight.scheme.bits, grid_of(weight.scheme)
         self.rows, self.columns = weight.shape
-        scales = weight.scales.rows(slice(None)) if scheme.double_quant else weight.scales.float()
+        scales = weight.scales.rows(slice(None)).float()
         zeros = None if weight.zeros is None else weight.zeros.float()
-        middle = 2 ** (scheme.bits - 1)
         if isinstance(grid, LinearGrid):
-            way, values = STEPS, torch.arange(2**scheme.bits, dtype=torch.float32) - middle
-            if not grid.offset:  # codes count from zero; here they count from the middle
+            middle = 2 ** (bits - 1)
+            decoder, values = loops.EQUAL_STEPS, torch.arange(2**bits, dtype=torch.float32) - middle
+            if not grid.offset:  # codes count from zero; the loops count from the middle
                 zeros = middle * scales + (0 if zeros is None else zeros)
         else:
-            way = TABLE if scheme.bits == 4 else ANY
-            values = torch.nn.functional.pad(grid.values, (0, 2**scheme.bits - len(grid.values)))
+            decoder = loops.TABLE_OF_16 if bits == 4 else loops.ANY_TABLE
+            values = torch.nn.functional.pad(grid.values, (0, 2**bits - len(grid.values)))
         codes = weight.codes.contiguous()
         scales = scales.expand(self.rows, -1).contiguous()  # one scale for all is repeated for every row
         zeros = None if zeros is None else zeros.expand(self.rows, -1).contiguous()
-        planes = values[:16].view(torch.uint8).view(-1, 4).T.repeat(1, 2).contiguous()
-        self._held = codes, scales, zeros, values, planes  # a job has their addresses only
+        lookup_planes = values[:16].view(torch.uint8).view(-1, 4).T.repeat(1, 2).contiguous()
+        self._held = codes, scales, zeros, values, lookup_planes  # a job has only their addresses
         groups = scales.shape[1]
-        self._is_blocked = way != ANY and self.columns // groups % BLOCK == 0
+        self._is_blocked = decoder != loops.ANY_TABLE and self.columns // groups % BLOCK == 0
         self._row_bytes = [0 if tensor is None else tensor.stride(0) * tensor.element_size() for tensor in self._held[:3]]
         addresses = [0 if tensor is None else tensor.data_ptr() for tensor in self._held]
-        height = max(1, min(PART // codes.shape[1], self.rows // PARTS))
-        sizes = self.rows, self.columns, groups, codes.shape[1], scheme.bits, way, height
-        self._job = bytes(team.Job(*[0] * CODES, *addresses, *sizes))
+        height = max(1, min(PART_BYTES // codes.shape[1], self.rows // LEAST_PARTS))
+        sizes = self.rows, self.columns, groups, codes.shape[1], bits, decoder, height
+        self._job = bytes(threads.Job(*[0] * CODES, *addresses, *sizes))
 
     def __call__(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """x [..., in] of any floating dtype -> [..., out] in x's dtype; computed in float32."""
         flat = x.float().contiguous()
         y = torch.empty((*x.shape[:-1], self.rows))
         count = flat.numel() // self.columns
-        if count > FEW:
+        if count > FEW_ROWS:
             self._by_tiles(flat.view(count, self.columns), y.view(count, self.rows))
             y = y if bias is None else y.add_(bias)
         else:
-            job = team.Job.from_buffer_copy(self._job)
+            job = threads.Job.from_buffer_copy(self._job)
             job[X], job[Y], job[COUNT] = flat.data_ptr(), y.data_ptr(), count
             if bias is not None:
                 bias = bias.float().contiguous()
                 job[BIAS] = bias.data_ptr()
-            team.run(_MULTIPLY_ROW if count == 1 and self._is_blocked else _MULTIPLY_ROWS, job)
+            threads.run(_MULTIPLY_ROW if count == 1 and self._is_blocked else _MULTIPLY_ROWS, job)
         return y if y.dtype == x.dtype else y.to(x.dtype)
 
-    def step(self, bias: int, then: int) -> team.Job:
-        """A job of a program, for one row of activations; X, Y and OTHER are to be filled in.
+    def job(self, bias: int, then: int) -> threads.Job:
+        """A program's job that multiplies one row of activations; the caller fills in X, Y and, if `then` needs it, OTHER.
 
-        bias: address of float32 [out], or 0. then: what becomes of the product, as quant.kernels.loops names it.
+        bias: address of float32 [out], or 0; then: one of quant.kernels.loops' last steps, such as ADD.
         """
-        job = team.Job.from_buffer_copy(self._job)
-        job[team.PARTS] = -(-self.rows // job[loops.HEIGHT])
-        job[team.WORK] = _MULTIPLY_ROW if self._is_blocked else _MULTIPLY_ROWS
-        job[COUNT], job[BIAS], job[loops.THEN] = 1, bias, then
+        job = threads.Job.from_buffer_copy(self._job)
+        job[threads.PARTS] = -(-self.rows // job[loops.HEIGHT])
+        job[threads.WORK] = _MULTIPLY_ROW if self._is_blocked else _MULTIPLY_ROWS
+        job[COUNT], job[BIAS], job[THEN] = 1, bias, then
         return job
 
-    def picked(self, rows: torch.Tensor) -> torch.Tensor:
-        """Rows of the weight, int64 [n] -> float32 [n, in]; no others are read. Raises IndexError as torch does."""
+    def gather(self, rows: torch.Tensor) -> torch.Tensor:
+        """Dequantize some rows of the weight and read no others: int64 [n] -> float32 [n, in].
+
+        Raises IndexError for a row that is not there, a negative one included.
+        """
         rows = rows.contiguous()
         if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < self.rows:
-            raise IndexError(f"rows {int(rows.min())} to {int(rows.max())} of a weight with {self.rows} rows")
+            raise IndexError(f"rows {int(rows.min())} to {int(rows.max())} of a weight with {self.rows} rows; "
+                             f"expected 0 to {self.rows - 1}")
         y = torch.empty((len(rows), self.columns))
-        job = team.Job.from_buffer_copy(self._job)
-        job[Y], job[PICKED], job[ROWS] = y.data_ptr(), rows.data_ptr(), len(rows)
-        team.run(_DECODE, job)
+        job = threads.Job.from_buffer_copy(self._job)
+        job[Y], job[GATHERED], job[ROWS] = y.data_ptr(), rows.data_ptr(), len(rows)
+        threads.run(_DECODE, job)
         return y
 
     def _by_tiles(self, x: torch.Tensor, y: torch.Tensor) -> None:
@@ -99,9 +103,9 @@ class Product:
         tile = torch.empty((min(height, self.rows), self.columns))
         for start in range(0, self.rows, height):
             rows = min(height, self.rows - start)
-            job = team.Job.from_buffer_copy(self._job)
+            job = threads.Job.from_buffer_copy(self._job)
             job[Y], job[ROWS] = tile.data_ptr(), rows
             for place, size in zip((CODES, SCALES, ZEROS), self._row_bytes, strict=True):
                 job[place] += start * size
-            team.run(_DECODE, job)
+            threads.run(_DECODE, job)
             torch.matmul(x, tile[:rows].T, out=y[:, start : start + rows])

@@ -1,4 +1,4 @@
-"""Products on a CUDA GPU, in Triton: codes are read as they are stored, and become weights in registers only.
+"""Products on a CUDA GPU, in Triton, straight from the packed codes: weights exist in registers only.
 
 One row of activations (decoding a token) reads each code once, and the activations from cache, so the least time is
 out * in * bits / 8 bytes over the bandwidth of the GPU's memory: at 8 bits half of bfloat16's, at 4 a quarter, scales aside.
@@ -66,21 +66,21 @@ FLOAT32_TILES = {  # without tensor cores; twice the bytes
 }
 
 
-class Product:
-    """x W^T + b for one weight. Made once: double-quantized scales are expanded, everything else stays where and as it is."""
+class Matmul:
+    """x W^T + b for one weight. Made once: double-quantized scales are expanded, everything else is used where it lies."""
 
     def __init__(self, weight: QTensor):
         scheme, grid = weight.scheme, grid_of(weight.scheme)
         self.weight = weight
         self.rows, self.columns = weight.shape
         self.codes = weight.codes.contiguous()
-        self.scales = (weight.scales.rows(slice(None)) if scheme.double_quant else weight.scales).contiguous()
+        self.scales = weight.scales.rows(slice(None)).contiguous()  # [out, groups], or [1, 1]
         self.zeros = None if weight.zeros is None else weight.zeros.contiguous()
         is_linear = isinstance(grid, LinearGrid)
         self.table = None if is_linear else pad(grid.values, (0, 2**scheme.bits - len(grid.values))).to(self.codes.device)
-        groups = self.scales.shape[1]
+        scale_rows, groups = self.scales.shape
         size = self.columns // groups
-        self.scale_stride = 0 if scheme.group_size == "tensor" else groups
+        self.scale_stride = 0 if scale_rows == 1 else groups
         self.constants = {
             "GROUP": 0 if groups == 1 else size,
             "PIECE": PIECE if groups == 1 else min(PIECE, size & -size),  # a power of two that divides the group
@@ -98,12 +98,12 @@ class Product:
                 kernel[grid](**arguments)
         return y.view(*x.shape[:-1], self.rows)
 
-    def picked(self, rows: torch.Tensor) -> torch.Tensor:
-        """Rows of the weight, int64 [n] -> float32 [n, in]; no others are read."""
+    def gather(self, rows: torch.Tensor) -> torch.Tensor:
+        """Dequantize some rows of the weight and read no others: int64 [n] -> float32 [n, in]."""
         return self.weight.dequantize_rows(rows)
 
     def launch(self, x: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor) -> tuple[triton.JITFunction, tuple, dict]:
-        """The kernel for x [rows, in], its grid of programs and its arguments."""
+        """Choose the kernel for x [rows, in]; returns it, its grid of programs and its arguments."""
         blocks = blocks_for(len(x), x.dtype)
         columns = min(blocks.columns, max(16, triton.next_power_of_2(self.columns)))
         arguments = {
@@ -120,7 +120,7 @@ class Product:
 
 
 def blocks_for(count: int, dtype: torch.dtype) -> Blocks:
-    """The blocks for so many rows of activations."""
+    """The blocks for `count` rows of activations."""
     if count == 1:
         return ONE_ROW
     tiles = FLOAT32_TILES if dtype == torch.float32 else TILES
@@ -133,7 +133,7 @@ def one_row_product(
     GROUP: tl.constexpr, PIECE: tl.constexpr, BITS: tl.constexpr, OFFSET: tl.constexpr, BLOCK_N: tl.constexpr,
     PIECES: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_N outputs of one row of activations, PIECES * PIECE columns at a time."""
+    """Compute BLOCK_N outputs of one row of activations, PIECES * PIECE columns at a time."""
     rows = (tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
     values = None if table is None else tl.load(table + tl.arange(0, 1 << BITS))
     total = tl.zeros((BLOCK_N, PIECES), tl.float32)
@@ -158,7 +158,7 @@ def tile_product(
     GROUP: tl.constexpr, PIECE: tl.constexpr, BITS: tl.constexpr, OFFSET: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, PIECES: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_M by BLOCK_N outputs, PIECES * PIECE columns at a time."""
+    """Compute BLOCK_M by BLOCK_N outputs, PIECES * PIECE columns at a time."""
     tokens = (tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
     rows = (tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
     values = None if table is None else tl.load(table + tl.arange(0, 1 << BITS))
@@ -186,7 +186,7 @@ def _steps(
     codes, values, rows, start, out_features, row_bytes, BITS: tl.constexpr, OFFSET: tl.constexpr, PIECES: tl.constexpr,
     PIECE: tl.constexpr,
 ):  # fmt: skip
-    """float32 [rows, PIECES, PIECE]: what the codes from column `start` stand for on their grid; anything finite past the end."""
+    """Decode the codes from column `start` to their values on the grid, float32 [rows, PIECES, PIECE]; finite past the end."""
     places = codes + rows[:, None, None] * row_bytes
     is_row = (rows < out_features)[:, None, None]
     pieces = tl.arange(0, PIECES)[None, :, None]
@@ -216,7 +216,7 @@ def _parameters(
     parameters, rows, start, out_features, in_features, stride, GROUP: tl.constexpr, PIECES: tl.constexpr,
     PIECE: tl.constexpr,
 ):  # fmt: skip
-    """float32 [rows, PIECES]: scale or zero of every piece from column `start`; 0 past the end."""
+    """Load the scale or zero of every piece from column `start`, float32 [rows, PIECES]; 0 past the end."""
     column = start + tl.arange(0, PIECES) * PIECE
     group = column // GROUP if GROUP else column * 0
     is_there = (rows < out_features)[:, None] & (column < in_features)[None, :]

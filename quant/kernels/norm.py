@@ -1,21 +1,21 @@
-"""LayerNorm and RMSNorm of one vector, as a job within a program (quant.kernels.threads)."""
+"""LayerNorm and RMSNorm of one vector, as a job of a program (quant.kernels.threads)."""
 
 from __future__ import annotations
 
 import math
 
 import numpy
-from numba import carray, cfunc, float32, njit
+from numba import carray, float32, njit
 
-from quant.kernels.threads import FIRST, LOOP, done, pointer, take
+from quant.kernels.threads import FIRST, claim, compiled_loop, finish, pointer
 
-# Places in a job: addresses, of which BIAS may be 0, and sizes. EPSILON: of a float32. CENTERED: 1 for LayerNorm.
+# Places in a job: addresses of float32 numbers (BIAS may be 0, for none), then sizes. CENTERED: 1 for LayerNorm, 0 for RMSNorm.
 X, Y, WEIGHT, BIAS, EPSILON, WIDTH, CENTERED, FIELDS = range(FIRST, FIRST + 8)
 _FAST = {"reassoc", "contract", "nsz"}
 
 
 @njit(nogil=True, fastmath=_FAST)
-def _normalize(x, weight, bias, epsilon, centered, y):
+def _normalize(x, weight, bias, epsilon, centered, y):  # x, weight, y: float32 [width]; bias: float32 [width] or [0]
     mean, square = float32(0), float32(0)
     if centered:
         for i in range(len(x)):
@@ -30,10 +30,10 @@ def _normalize(x, weight, bias, epsilon, centered, y):
         y[i] += bias[i]
 
 
-@cfunc(LOOP, cache=True)
-def _normalized(job_pointer):
+@compiled_loop
+def _normalize_vector(job_pointer):
     job = carray(job_pointer, FIELDS)
-    if take(job_pointer) == 0:
+    if claim(job_pointer) == 0:
         width = job[WIDTH]
         _normalize(
             carray(pointer(job[X]), width, numpy.float32),
@@ -43,7 +43,7 @@ def _normalized(job_pointer):
             job[CENTERED],
             carray(pointer(job[Y]), width, numpy.float32),
         )
-        done(job_pointer)
+        finish(job_pointer)
 
 
-NORMALIZED = _normalized.address
+NORMALIZE = _normalize_vector.address

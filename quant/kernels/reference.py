@@ -1,4 +1,4 @@
-"""The plain-torch product that every faster kernel must equal: dequantize some rows, multiply, go on."""
+"""The product in plain torch, which every faster kernel must equal: dequantize some rows, multiply, go on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from quant.tensor.qtensor import QTensor
 TILE = 2**20  # weights dequantized at a time: the whole weight never exists in full precision
 
 
-class Product:
+class Matmul:
     """x W^T + b for one weight."""
 
     def __init__(self, weight: QTensor):
@@ -26,6 +26,6 @@ class Product:
             tiles.append(torch.nn.functional.linear(x, tile, None if bias is None else bias[part]))
         return tiles[0] if len(tiles) == 1 else torch.cat(tiles, dim=-1)
 
-    def picked(self, rows: torch.Tensor) -> torch.Tensor:
-        """Rows of the weight, int64 [n] -> float32 [n, in]; no others are read."""
+    def gather(self, rows: torch.Tensor) -> torch.Tensor:
+        """Dequantize some rows of the weight and read no others: int64 [n] -> float32 [n, in]."""
         return self.weight.dequantize_rows(rows)

@@ -5,16 +5,19 @@ beside torch's a decoded token took up to twice the time. So no second pool here
 function, and the OpenMP library that torch has loaded (GNU's, on Linux) runs it on every thread of torch's team.
 Where the process has no such library, the calling thread does it all.
 
-A loop takes a job, an array of int64 that holds sizes and the addresses of what it reads and writes. Its parts are taken
-one by one by whoever is free (`take`), so that a core which is busy elsewhere delays nobody.
+A loop gets a job, an array of int64 that holds sizes and the addresses of what it reads and writes. Free threads claim its
+parts one by one (`claim`), so that a core which is busy elsewhere delays nobody.
 
-Jobs that need each other's results are a program: the team is called once, and everybody goes on to the next job when all
-parts of this one are done. That waits for work, not for threads: one that wakes late finds the program where it is.
+Jobs that need each other's results form a program: the team is called once, and every thread goes on to the next job when all
+parts of this one are finished. It waits for work, not for threads: one that wakes late joins in where the program is.
 """
 
 from __future__ import annotations
 
 import ctypes
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from llvmlite import ir
@@ -22,10 +25,15 @@ from numba import carray, cfunc, types
 from numba.extending import intrinsic
 
 LOOP = types.void(types.CPointer(types.int64))  # signature of a compiled loop
-SIZE, FIRST = 26, 4  # numbers of a job, and the first that its loop gives a meaning
-NEXT, DONE, PARTS, WORK = range(FIRST)  # the others: parts taken, parts done; of a program's jobs, parts, and the loop's address
-STEPS, REST = 2, 3  # of a program, which begins as a job does: how many jobs follow, and the address of a pause to wait with
-PATIENCE = 10_000  # times that a thread looks whether all is done before it lets others have its core
+SIZE = 26  # numbers of a job
+NEXT = 0  # parts claimed so far
+DONE = 1  # parts finished so far
+PARTS = 2  # parts in all, and
+WORK = 3  # the address of the loop: in a program's jobs
+FIRST = 4  # the first number whose meaning is the loop's own
+JOBS = 2  # the number of jobs that follow, and
+PAUSE = 3  # the address of a function to wait with: in a program's head
+SPINS = 10_000  # checks before a waiting thread yields its core
 
 Job = ctypes.c_int64 * SIZE
 
@@ -36,10 +44,28 @@ if _parallel:
     _parallel.restype = None
 
 
-def run(loop: int, job: ctypes.Array) -> None:
-    """Run the compiled loop at an address (of numba.cfunc of LOOP) over a job, which is used up, until all parts are done.
+def digest_of(folder: Path) -> str:
+    """A short hash of a folder's Python sources."""
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(folder.glob("*.py")))).hexdigest()[:16]
 
-    On as many threads as torch uses now.
+
+SOURCES = digest_of(Path(__file__).parent)
+
+
+def compiled_loop(function: Callable):
+    """Compile a loop, or load it from disk where no source of this room has changed since; its `address` is for `run`.
+
+    numba renews its copy on disk when the file of the function itself changes, but not when one does whose functions are
+    compiled into it. So the copy's name has a hash of all files in it.
+    """
+    function.__qualname__ += f"_{SOURCES}"
+    return cfunc(LOOP, cache=True)(function)
+
+
+def run(loop: int, job: ctypes.Array) -> None:
+    """Run a compiled loop, given by its address, over a job until all parts are finished, on as many threads as torch uses now.
+
+    The job is used up: it counts the parts.
     """
     if _parallel:
         _parallel(loop, job, torch.get_num_threads(), 0)
@@ -48,9 +74,9 @@ def run(loop: int, job: ctypes.Array) -> None:
 
 
 def program_of(jobs: list[ctypes.Array]) -> bytes:
-    """Jobs in their order, each with its PARTS and WORK, as one array that `perform` takes a copy of."""
-    rest = ctypes.cast(_process.sched_yield, ctypes.c_void_p).value
-    return bytes(Job(0, 0, len(jobs), rest)) + b"".join(bytes(job) for job in jobs)
+    """Put jobs, each with its PARTS and WORK, into one array in their order. `perform` takes a copy of it."""
+    pause = ctypes.cast(_process.sched_yield, ctypes.c_void_p).value
+    return bytes(Job(0, 0, len(jobs), pause)) + b"".join(bytes(job) for job in jobs)
 
 
 def perform(program: ctypes.Array) -> None:
@@ -63,7 +89,7 @@ _I64 = ir.IntType(64)
 
 @intrinsic
 def pointer(typing, address):
-    """An int64 address as a pointer, for numba.carray."""
+    """Turn an int64 address into a pointer, for numba.carray."""
 
     def generate(context, builder, signature, arguments):
         return builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
@@ -77,8 +103,8 @@ def _add_one(builder, job, place: int, ordering: str) -> ir.Value:
 
 
 @intrinsic
-def take(typing, job):
-    """The number of a part that nobody else has taken."""
+def claim(typing, job):
+    """Atomically claim the next part of a job; returns its number, PARTS or more when none is left."""
 
     def generate(context, builder, signature, arguments):
         return _add_one(builder, arguments[0], NEXT, "monotonic")
@@ -87,8 +113,8 @@ def take(typing, job):
 
 
 @intrinsic
-def done(typing, job):
-    """Tell that a part is done; what was written before is seen by whoever sees it."""
+def finish(typing, job):
+    """Atomically count a part as finished; a thread that sees the count sees what was written before it."""
 
     def generate(context, builder, signature, arguments):
         return _add_one(builder, arguments[0], DONE, "acq_rel")
@@ -97,7 +123,7 @@ def done(typing, job):
 
 
 @intrinsic
-def _count_done(typing, job):
+def _count_finished(typing, job):
     def generate(context, builder, signature, arguments):
         counter = builder.gep(builder.bitcast(arguments[0], _I64.as_pointer()), [ir.Constant(_I64, DONE)])
         return builder.load_atomic(counter, "acquire", 8)
@@ -137,19 +163,19 @@ def _address(typing, job):
     return types.int64(types.CPointer(types.int64)), generate
 
 
-@cfunc(LOOP, cache=True)
+@compiled_loop
 def _perform(program_pointer):
     program = carray(program_pointer, SIZE)
-    for step in range(1, program[STEPS] + 1):
+    for step in range(1, program[JOBS] + 1):
         job_address = _address(program_pointer) + 8 * SIZE * step
         job = carray(pointer(job_address), SIZE, types.int64)
         if job[NEXT] < job[PARTS]:
             _call(job[WORK], pointer(job_address))
-        looks = 0
-        while _count_done(pointer(job_address)) < job[PARTS]:
-            looks += 1
-            if looks > PATIENCE:
-                _pause(program[REST])
+        spins = 0
+        while _count_finished(pointer(job_address)) < job[PARTS]:
+            spins += 1
+            if spins > SPINS:
+                _pause(program[PAUSE])
 
 
 _PERFORM = _perform.address

@@ -1,7 +1,7 @@
-"""Methods: each folder is one way to make a variant, and its `METHOD` answers all that the rest of the project asks of it.
+"""Methods: each folder is one way to make a variant. Its `METHOD` is the whole interface to the rest of the project.
 
-A folder may hold two texts besides: `about.md.jinja`, its paragraphs of the report, and `card.md.jinja`, how a reader of the
-Hub opens what it made. A method whose folder holds those needs no line elsewhere: a row of params.yaml names the folder.
+Beside the code a folder may hold two templates: `about.md.jinja`, its paragraph of the report, and `card.md.jinja`, the section
+of a model card that shows how to open its variants. To add a method, add a folder; rows of params.yaml choose it by name.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ if TYPE_CHECKING:
     from quant.model.recipe import Recipe
 
 HERE = Path(__file__).parent
-UNQUANTIZED, OWN = "float", "quant"  # the base's method; the project's own, which a recipe on the command line is for
-Values = Mapping[str, Any]  # the parameters of a row, its method's defaults included; plain, as JSON gives them back
-Tell = Callable[[str], None]
+UNQUANTIZED = "float"  # the method of the base
+FROM_SCRATCH = "quant"  # this project's own quantizer: the method of a recipe given on a command line
+Values = Mapping[str, Any]  # the parameters of a row with its method's defaults; plain values that survive JSON
+Tell = Callable[[str], None]  # receives lines for the log
 
 
 @dataclass(frozen=True)
 class Look:
-    """How a method's marks look in every figure. hatch: of bars, so that they are told apart in grey too."""
+    """Colour, marker and hatch of a method in every figure. hatch: distinguishes bars in grayscale too."""
 
     colour: str
     marker: str
@@ -35,11 +36,15 @@ class Look:
 
 @dataclass(frozen=True)
 class Sizes:
-    """A variant's bytes, predicted: of its files, of its weights in memory, and of memory while it is made; note: what else to
-    know. prepared_bytes: of what the method prepares for all of its variants."""
+    """Predicted bytes of a variant.
 
-    file_bytes: float
-    held_bytes: float
+    file_bytes: its files of weights. held_bytes: its weights in memory. Both None where they can't be predicted.
+    build_bytes: memory while it is built.
+    note: a remark for the user, or None. prepared_bytes: the files that `Method.prepare` writes.
+    """
+
+    file_bytes: float | None
+    held_bytes: float | None
     build_bytes: float
     note: str | None = None
     prepared_bytes: float = 0
@@ -47,23 +52,23 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Method:
-    """The contract. Its functions take a row's `Values`, as `resolve` returned them.
+    """One way to make variants. Every function takes the parameters of a row as `resolve` returned them.
 
     label: for headings and legends, such as "from scratch".
-    resolve(defaults, row): a row with all its parameters, `defaults` being the section of params.yaml that is called like the
-        method ({} where there is none). Raises InputError for a row that is wrong. Imports nothing heavy.
-    build(base, prepared, values, out, tell): make the variant of the model in the folder `base` in the folder `out`, which
-        appears whole or not at all; prepared: the folder that `prepare` filled; tell: is given lines for the log.
-    sizes(inventory, folder, values): its bytes, from the inventory of the model's weights and the folder that holds the model's
-        config and tokenizer. Raises InputError where the variant can't be made.
-    nominal_bits(values): the width of most of its codes; None where nothing is quantized.
-    runtime: what opens its folder, a name that quant.runners knows.
-    prepare(base, out): make once what all variants of the method share; None: nothing.
-    recipe(values): which weights it quantizes and how it stores them, as a recipe; None where no recipe says that.
-    libraries: distributions, by their names in requirements.txt, that decide what it makes or how it runs.
-    imports: modules to import before a measurement, so that no time of loading holds an import.
-    published_name(values, model): the name on the Hub of its one file of weights; None: files keep their names.
-    hub_library: what the Hub calls the library that opens it. needs_code: opens only with this project at hand.
+    resolve(defaults, row): all parameters of a row. defaults: the section of params.yaml with the method's name, or {}.
+        Raises InputError for a wrong row. Imports nothing heavy.
+    build(base, prepared, values, out, tell): write the variant of the model in the folder `base` to the folder `out`, which
+        appears whole or not at all. prepared: the folder that `prepare` wrote. tell: receives lines for the log.
+    sizes(inventory, folder, values): predicted bytes of the variant. folder: holds the model's config and tokenizer.
+        Raises InputError where the variant can't be made.
+    nominal_bits(values): bits of most codes; None where nothing is quantized.
+    runtime: the module of quant.runners that opens the variant.
+    prepare(base, out): write the files that all variants of the method share; None: there are none.
+    recipe(values): the weights it quantizes and their schemes, as a recipe; None where no recipe expresses that.
+    libraries: distributions of requirements.txt whose version changes the variant or its speed.
+    imports: modules to import before loading is timed.
+    published_name(values, model): name on the Hub of the single file of weights; None: files keep their names.
+    hub_library: the Hub's name of the library that opens it. needs_code: only this project opens it.
     """
 
     label: str
@@ -83,18 +88,18 @@ class Method:
     name: str = ""  # of its folder; filled in by `load`
 
     def text(self, name: str) -> str | None:
-        """A text of its folder, such as about.md.jinja; None where it has none."""
+        """Content of a template in the method's folder, such as about.md.jinja; None where there is no such file."""
         path = HERE / self.name / name
         return path.read_text(encoding="utf-8") if path.is_file() else None
 
 
 def names() -> list[str]:
-    """The methods there are."""
+    """Names of all methods."""
     return sorted(path.parent.name for path in HERE.glob("*/__init__.py"))
 
 
 def load(name: str) -> Method:
-    """The method of a folder. Raises InputError where there is no such folder."""
+    """The method of this name. Raises InputError where quant/methods has no such folder."""
     if name not in names():
         raise InputError(f"method is {name!r}; expected one of {', '.join(names())}, the folders of quant/methods")
     return replace(import_module(f"quant.methods.{name}").METHOD, name=name)

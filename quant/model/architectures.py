@@ -1,7 +1,7 @@
-"""Where each architecture keeps its weights: which tensor of a checkpoint plays which role.
+"""Architectures: which module of a model plays which role.
 
-Roles: q k v o (attention), up gate down (mlp), embedding, head, norm, other. A fused matrix has several, and
-`fused_rows` says which of its rows belong to each.
+Roles: q k v o (attention), up gate down (mlp), embedding, head, norm, other. A fused matrix has several; `fused_rows` gives the
+rows of each.
 """
 
 from __future__ import annotations
@@ -20,11 +20,14 @@ Range = tuple[int, int]
 
 @dataclass(frozen=True)
 class Architecture:
-    """base: prefix of the model's body, which some checkpoints leave out; blocks: the list of decoder blocks.
-    inside, outside: module name (within a block, or whole) -> role, or roles where fused.
-    tied: whether the head shares the embedding's weight where the config does not say.
-    transposed: modules whose weight is stored [in, out] (GPT-2's Conv1D). ignored: tensors that are no weights, such as masks.
-    renamed: old prefixes of checkpoints -> today's. interleaved: a fused q k v holds, head by head, its q, its k and its v."""
+    """The module names of an architecture.
+
+    base: prefix of the model's body, which some checkpoints omit. blocks: the list of decoder blocks.
+    inside, outside: module name (within a block; in the model) -> role, or roles where fused.
+    tied: whether the head shares the embedding's weight if the config does not say; transformers' default.
+    transposed: modules whose weight is stored [in, out] (GPT-2's Conv1D). ignored: tensors that are not weights, such as masks.
+    renamed: old module names in checkpoints -> current ones. interleaved: the rows of a fused q k v alternate head by head.
+    """
 
     base: str
     blocks: str
@@ -37,6 +40,7 @@ class Architecture:
     interleaved: bool = False
 
     def is_tied(self, config: Mapping) -> bool:
+        """Whether embedding and head share a weight."""
         return bool(config.get("tie_word_embeddings", self.tied))
 
     @property
@@ -48,7 +52,7 @@ class Architecture:
         return next(name for name, role in self.outside.items() if role == "head")
 
     def full_name(self, tensor: str) -> str:
-        """The tensor's name in the whole model; checkpoints of the bare body lack the prefix."""
+        """The tensor's name in the model; a checkpoint of the body alone lacks the prefix."""
         for old, new in self.renamed.items():
             if tensor.startswith(old + "."):
                 return new + tensor.removeprefix(old)
@@ -56,11 +60,12 @@ class Architecture:
         return tensor if tensor.startswith((self.base, *heads)) else self.base + tensor
 
     def block_of(self, module: str) -> int | None:
+        """The number of the module's decoder block; None outside."""
         match = re.match(re.escape(self.blocks) + r"\.(\d+)\.", module)
         return int(match[1]) if match else None
 
     def roles_of(self, module: str) -> tuple[str, ...]:
-        """("q",), or several for a fused matrix; ("other",) for a module this table does not name."""
+        """The module's role, ("q",), or roles if it is fused; ("other",) for a module that this table does not name."""
         block = self.block_of(module)
         if block is None:
             role = self.outside.get(module, "other")
@@ -69,7 +74,7 @@ class Architecture:
         return (role,) if isinstance(role, str) else role
 
     def roles_of_tensor(self, name: str, config: Mapping) -> tuple[str, ...]:
-        """Roles of a tensor in memory, whatever stands behind its module's name; the main embedding is the head too where tied.
+        """Roles of a tensor in memory, whose name may have more parts than its module's; the embedding's include a tied head.
 
         `h.0.attn.c_attn.k_v.weight.codes` is k and v, `h.0.attn.c_attn.bias` is q, k and v.
         """
@@ -85,6 +90,7 @@ class Architecture:
         return ("other",)
 
     def is_transposed(self, module: str) -> bool:
+        """Whether the module stores its weight as [in, out]."""
         return module.removeprefix(f"{self.blocks}.{self.block_of(module)}.") in self.transposed
 
 
@@ -168,7 +174,7 @@ ARCHITECTURES = {
 
 
 def architecture_of(config: Mapping) -> Architecture:
-    """The architecture named by a config's model_type, or an InputError that names what is known."""
+    """The architecture that a config's model_type names. Raises InputError, which lists the known ones, for any other."""
     model_type = config.get("model_type")
     if model_type not in ARCHITECTURES:
         known = ", ".join(sorted(ARCHITECTURES))
@@ -177,7 +183,7 @@ def architecture_of(config: Mapping) -> Architecture:
 
 
 def fused_rows(config: Mapping, roles: tuple[str, ...], rows: int) -> dict[str, list[Range]]:
-    """Which rows [start, stop) of a matrix of `rows` rows belong to each of its roles; all of them where there is one."""
+    """The rows, as ranges [start, stop), of each role of a matrix with `rows` rows; all of them if there is one role."""
     if len(roles) == 1:
         return {roles[0]: [(0, rows)]}
     heads = config.get("num_attention_heads") or config.get("n_head") or 1

@@ -1,8 +1,7 @@
-"""Artifact: a checkpoint quantized by a recipe, as a folder that transformers opens.
+"""Writes an artifact: a checkpoint quantized by a recipe, as a folder that transformers opens.
 
-Streams: a tensor is read, quantized and written before the next is touched. Names in the artifact are those of the
-model's modules: `h.0.attn.c_proj.weight.codes`, or `h.0.attn.c_attn.q.weight.codes` where the q rows of a fused
-matrix are treated apart.
+Tensors are read, quantized and written one at a time. They are named by the model's modules: `h.0.attn.c_proj.weight.codes`, or
+`h.0.attn.c_attn.q.weight.codes` where the q rows of a fused matrix have a scheme of their own.
 """
 
 from __future__ import annotations
@@ -31,8 +30,8 @@ def write_artifact(base: Path, recipe: Recipe, out: Path, about: Mapping | None 
                    tell: Callable[[str], None] = lambda _: None) -> None:
     """Quantize the checkpoint in `base` by `recipe` into the folder `out`, which appears whole or not at all.
 
-    about: what else the manifest says; tell: is given one line about the memory, disk and time it will take, before it starts.
-    Raises InputError if the recipe does not fit the model or the artifact the disk; nothing has been written then.
+    about: further entries of the manifest. tell: receives one line on the memory, disk and time needed, before the work starts.
+    Raises InputError, before anything is written, if the recipe does not fit the model or the artifact does not fit the disk.
     """
     checkpoint = Checkpoint(base)
     weights = select(checkpoint.inventory, recipe)
@@ -49,7 +48,7 @@ def write_artifact(base: Path, recipe: Recipe, out: Path, about: Mapping | None 
 
 
 def artifact_layout(inventory: Inventory, weights: list[Selected]) -> dict[str, TensorInfo]:
-    """Every tensor of the artifact, in order, known before any is made."""
+    """Every tensor of the artifact, in the order in which they are written."""
     quantized = {selected.weight.name: selected for selected in weights if selected.is_quantized}
     layout: dict[str, TensorInfo] = {}
     for weight in inventory.weights:
@@ -58,7 +57,7 @@ def artifact_layout(inventory: Inventory, weights: list[Selected]) -> dict[str, 
 
 
 def _tensors(checkpoint: Checkpoint, weights: list[Selected]) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors of the layout, made one weight at a time."""
+    """The tensors of `artifact_layout`, computed one weight at a time."""
     quantized = {selected.weight.name: selected for selected in weights if selected.is_quantized}
     buffer = checkpoint.buffer()
     for weight in progress(checkpoint.inventory.weights, "quantize", size=lambda weight: weight.stored.bytes):
@@ -70,7 +69,7 @@ def _tensors(checkpoint: Checkpoint, weights: list[Selected]) -> Iterator[tuple[
 
 
 def _stored(selected: Selected) -> dict[str, TensorInfo]:
-    """Layout of the tensors that a quantized weight turns into."""
+    """The tensors that store a quantized weight."""
     stored = {}
     for part in selected.parts:
         name, shape = selected.name_of(part), selected.shape_of(part)

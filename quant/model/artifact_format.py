@@ -1,9 +1,9 @@
-"""The `quantization_config` of an artifact: which module holds what, and under which scheme.
+"""The `quantization_config` of an artifact: the scheme and the rows of every part of every quantized module.
 
     {"quant_method": "qtensor", "schemes": [...], "modules": {module: {part: {"scheme": index or null, "ranges": rows}}}}
 
-A module has one part, or several where it is a fused matrix whose roles are stored apart; a part with a scheme is stored as
-the tensors of quant.tensor.qtensor.layout, one without as a plain weight.
+A module has one part, or several if it is a fused matrix whose roles are stored separately. A part with a scheme is stored as
+the tensors of quant.tensor.qtensor.layout, a part without one as a plain weight.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ METHOD = "qtensor"
 
 
 def quantization_config(weights: list[Selected]) -> dict:
-    """What stands in the artifact's config.json; each scheme is written once."""
+    """The `quantization_config` entry of the artifact's config.json; each scheme is listed once."""
     schemes: list[dict] = []
     modules: dict[str, Mapping] = {}
     for selected in weights:

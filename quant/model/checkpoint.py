@@ -1,4 +1,4 @@
-"""A checkpoint: a Hugging Face folder with a config and tensors of safetensors. The model is never built."""
+"""A checkpoint: a Hugging Face folder with a config and safetensors. Its tensors are read one by one; no model is built."""
 
 from __future__ import annotations
 
@@ -11,25 +11,39 @@ import torch
 from quant.errors import InputError, first_line
 from quant.files import read_json
 from quant.model.folder import weight_paths
-from quant.model.inventory import Inventory, take_inventory
-from quant.model.safetensors_file import TensorInfo, read_header, read_tensor
+from quant.model.inventory import Inventory, second_copy_of_tied, take_inventory
+from quant.model.safetensors_file import TensorInfo, read_header, read_tensor, same_bytes
 
 
 class Checkpoint:
-    """A Hugging Face folder: its config and its tensors, by name."""
+    """The config and the tensors, by name, of a Hugging Face folder. Raises InputError for a folder that is not one.
+
+    A tensor may stand in two shards only if both have the same bytes.
+    """
 
     def __init__(self, folder: Path):
         self.folder = Path(folder)
         self.config = read_config(self.folder)
         self.tensors: dict[str, TensorInfo] = {}
         for path in weight_paths(self.folder):
-            self.tensors.update(read_header(path))
+            for name, info in read_header(path).items():
+                if name in self.tensors and not same_bytes(self.tensors[name], info):
+                    raise InputError(f"{folder} stores {name} with different values in {self.tensors[name].file.name} and in "
+                                     f"{path.name}; fetch the model again")
+                self.tensors[name] = info
         if not self.tensors:
             raise InputError(f"{folder} holds no tensor; expected the weights of a model")
 
     @cached_property
     def inventory(self) -> Inventory:
-        """The model's weights. Raises InputError for an unknown architecture."""
+        """The model's weights. Raises InputError for an unknown architecture or an incomplete model.
+
+        A tied weight may be stored twice only if both copies have the same bytes: transformers does not tie them otherwise.
+        """
+        tied = second_copy_of_tied(self.config, self.tensors)
+        if tied and not same_bytes(*(self.tensors[name] for name in tied)):
+            raise InputError(f"{self.folder} ties the head to the embedding, but stores {tied[0]} and {tied[1]} with different "
+                             "values, which transformers does not tie; set tie_word_embeddings to false in its config.json")
         return take_inventory(self.config, self.tensors)
 
     def read(self, name: str, buffer: torch.Tensor | None = None) -> torch.Tensor:
@@ -37,11 +51,12 @@ class Checkpoint:
         return read_tensor(self.tensors[name], buffer)
 
     def buffer(self) -> torch.Tensor:
-        """Memory to read any of the tensors into, one after the other: its pages are fetched from the system only once."""
+        """A buffer for `read` that fits the largest tensor: reusing it saves allocating memory for each one."""
         return torch.empty(max((info.bytes for info in self.tensors.values()), default=0), dtype=torch.uint8)
 
 
 def read_config(folder: Path) -> dict:
+    """The folder's config.json. Raises InputError if it is missing, is not JSON or names no model_type."""
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise InputError(f"{folder} has no config.json; expected a Hugging Face model folder")

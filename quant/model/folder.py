@@ -1,4 +1,4 @@
-"""The files of a model's folder, or of a repository: which of them are weights, and which belong to a model besides them."""
+"""The files of a model's folder or repository: the weights, and the companions (tokenizer, chat template)."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ COMPANION_KINDS = (".json", ".txt", ".model", ".jinja")  # never code, never pic
 
 
 def is_companion(name: str) -> bool:
-    """Whether a file belongs to a model besides its weights and config: the tokenizer, the chat template."""
+    """Whether a file is copied along with the weights and the config: a tokenizer's or a chat template's."""
     return name.endswith(COMPANION_KINDS) and any(fnmatchcase(name, pattern) for pattern in COMPANIONS)
 
 
 def copy_companions(source: Path, out: Path) -> None:
-    """The tokenizer and what else belongs to a model besides its weights and config."""
+    """Copy the companions of a model's folder into `out`."""
     for path in sorted(Path(source).iterdir()):
         if is_companion(path.name):
             shutil.copyfile(path, out / path.name)
 
 
 def require_tokenizer(folder: Path) -> None:
-    """Raise InputError where a folder has none."""
+    """Raise InputError for a folder without a tokenizer."""
     if not any((folder / name).is_file() for name in TOKENIZERS):
         raise InputError(f"{folder} has no tokenizer; expected {' or '.join(TOKENIZERS)} beside the weights")
 
@@ -45,9 +45,9 @@ def weight_paths(folder: Path) -> list[Path]:
 
 
 def weight_files(held: Collection[str], shards: list[str] | None, where: str) -> list[str]:
-    """Names of the files of weights among the files `held`. shards: those that the index names, None where there is none.
+    """The names of the weight files among the files `held`. shards: those that the index names, None without an index.
 
-    Raises InputError, with `where` in it, if one is missing, or if there are pickles only.
+    Raises InputError, which names the place `where`, if one is missing or if there are only pickles.
     """
     if shards is not None:
         missing = [name for name in shards if name not in held]
@@ -58,14 +58,14 @@ def weight_files(held: Collection[str], shards: list[str] | None, where: str) ->
         return [SINGLE]
     pickles = sorted(name for name in held if any(fnmatchcase(name, pattern) for pattern in PICKLES))
     if pickles:
-        raise InputError(f"{where} has pickle weights only ({pickles[0]}), which can run code when opened; take a revision or a "
-                         "copy of the model that has safetensors (the Hub often offers one as a pull request: "
-                         "model.revision=refs/pr/1), or convert them where you trust them")
+        raise InputError(f"{where} has pickle weights only ({pickles[0]}), which can run code when opened; use a revision or "
+                         "copy of the model with safetensors (the Hub often has one as a pull request: "
+                         "model.revision=refs/pr/1), or convert them if you trust them")
     raise InputError(f"{where} has no {SINGLE}; expected weights in safetensors")
 
 
 def shard_names(index: Path) -> list[str]:
-    """The files that an index of weights names. Raises InputError unless each is a safetensors file beside it."""
+    """The weight files that an index names. Raises InputError unless each is a safetensors file in the index's folder."""
     try:
         names = sorted(set(read_json(index)["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, TypeError) as error:

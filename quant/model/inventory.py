@@ -1,8 +1,7 @@
-"""Every weight of a model, known from its config and the headers of its checkpoint: counted once, here, for everybody.
+"""The inventory: every weight of a model once, under its name in transformers, from the config and the checkpoint's headers.
 
-Checkpoints name and tie their weights in several ways. Some lack the prefix of the model's body, some hold masks beside
-the weights, and a weight that embedding and head share may be stored under either name, or under both. The inventory
-has each weight once, under the name that the model in transformers gives it.
+Checkpoints differ in how they name and tie their weights. Some lack the prefix of the model's body, some hold masks beside
+the weights, and a weight that embedding and head share may be stored under either name, or under both.
 """
 
 from __future__ import annotations
@@ -10,18 +9,24 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cached_property
 
 from quant.errors import InputError
 from quant.model.architectures import Architecture, Range, architecture_of, fused_rows
 from quant.model.safetensors_file import TensorInfo
 
+BLOCK_COUNTS = ("num_hidden_layers", "n_layer", "num_layers")  # keys of a config, by architecture
+
 
 @dataclass(frozen=True)
 class Weight:
-    """One tensor of weights. name: in the model, `transformer.h.0.mlp.c_fc.weight`; tensor: in the checkpoint; stored: dtype
-    and shape there. module: the name without `.weight` or `.bias`; roles: several where it is fused; block: number of its
-    decoder block, or None outside; transposed: stored as [in, out]; tied_head: the head multiplies with it as well."""
+    """One weight, or bias, of a model.
+
+    name: in the model, such as `transformer.h.0.mlp.c_fc.weight`. tensor: in the checkpoint. stored: dtype and shape there.
+    module: the name without `.weight` or `.bias`. roles: several where it is fused. block: number of its decoder block; None
+    outside. transposed: stored as [in, out]. tied_head: the head shares it.
+    """
 
     name: str
     tensor: str
@@ -52,11 +57,11 @@ class Weight:
 
     @property
     def all_roles(self) -> tuple[str, ...]:
-        """Its roles, and "head" behind them where the head shares it."""
+        """Its roles, followed by "head" where the head shares it."""
         return (*self.roles, "head") if self.tied_head else self.roles
 
     def name_of(self, role: str) -> str:
-        """Of a role's rows: the module's name, with the role behind it where the matrix is fused."""
+        """The name of a role's rows: the module's name, followed by the role where the matrix is fused."""
         return self.module if len(self.roles) == 1 else f"{self.module}.{role}"
 
 
@@ -77,16 +82,17 @@ class Inventory:
 
     @cached_property
     def parameters(self) -> int:
-        """Numbers of all weights, shared ones once."""
+        """How many numbers the weights hold, shared ones counted once."""
         return sum(weight.count for weight in self.weights)
 
     @cached_property
     def stored_bytes(self) -> int:
+        """Bytes of the weights in the checkpoint, a second copy of a tied one left out."""
         return sum(weight.stored.bytes for weight in self.weights)
 
     @property
     def dtype(self) -> str:
-        """The dtype that most of the bytes have, such as "float16"."""
+        """The dtype of most bytes, such as "float16"."""
         sizes: dict = {}
         for weight in self.weights:
             sizes[weight.stored.dtype] = sizes.get(weight.stored.dtype, 0) + weight.stored.bytes
@@ -94,12 +100,9 @@ class Inventory:
 
     @property
     def head(self) -> Weight:
-        """The weight that the logits are made with: the embedding's where they share it."""
+        """The weight that computes the logits: the embedding's where they share it."""
         name = self.architecture.main_embedding if self.is_tied else self.architecture.head
-        for weight in self.weights:
-            if weight.name == f"{name}.weight":
-                return weight
-        raise InputError(f"the checkpoint has no {name}.weight, which makes the logits; fetch the model again")
+        return next(weight for weight in self.weights if weight.name == f"{name}.weight")
 
     @property
     def blocks(self) -> set[int]:
@@ -112,21 +115,68 @@ class Inventory:
 
 
 def take_inventory(config: Mapping, tensors: Mapping[str, TensorInfo]) -> Inventory:
-    """The weights of a model. tensors: what its checkpoint holds, by name. Raises InputError for an unknown architecture."""
+    """The weights of a model. tensors: of its checkpoint, by name.
+
+    Raises InputError for an unknown architecture, and for a checkpoint that lacks a weight or names it otherwise: transformers
+    would open it with random numbers in that weight's place.
+    """
     architecture = architecture_of(config)
-    tied, embedding, head = architecture.is_tied(config), architecture.main_embedding, architecture.head
-    full_names = {tensor: architecture.full_name(tensor) for tensor in tensors}
-    if tied and f"{embedding}.weight" in full_names.values():
-        full_names = {tensor: name for tensor, name in full_names.items() if name != f"{head}.weight"}  # a second copy
-    elif tied:  # stored as the head alone
-        full_names = {tensor: f"{embedding}.weight" if name == f"{head}.weight" else name for tensor, name in full_names.items()}
-    weights = []
-    for tensor, name in full_names.items():
+    tied, embedding = architecture.is_tied(config), architecture.main_embedding
+    weights: dict[str, Weight] = {}
+    for tensor, name in _names_in_model(architecture, tied, tensors).items():
         if re.fullmatch(architecture.ignored, name):
             continue
+        if name in weights:
+            raise InputError(f"the checkpoint stores {name} twice, as {weights[name].tensor} and as {tensor}; expected it once")
         module = name.removesuffix(".weight").removesuffix(".bias")
-        weights.append(Weight(
+        weights[name] = Weight(
             name, tensor, tensors[tensor], module, architecture.roles_of(module), architecture.block_of(module),
             transposed=architecture.is_transposed(module) and name.endswith(".weight"), tied_head=tied and module == embedding,
-        ))  # fmt: skip
-    return Inventory(config, tuple(weights))
+        )  # fmt: skip
+    _require_complete(architecture, config, tied, weights)
+    return Inventory(config, tuple(weights.values()))
+
+
+def second_copy_of_tied(config: Mapping, tensors: Mapping[str, TensorInfo]) -> tuple[str, str] | None:
+    """The two tensors, embedding and head, of a checkpoint that stores a tied weight under both names; None if it does not."""
+    architecture = architecture_of(config)
+    tensor_of = {architecture.full_name(tensor): tensor for tensor in tensors}
+    both = (f"{architecture.main_embedding}.weight", f"{architecture.head}.weight")
+    return (tensor_of[both[0]], tensor_of[both[1]]) if architecture.is_tied(config) and set(both) <= set(tensor_of) else None
+
+
+def _names_in_model(architecture: Architecture, tied: bool, tensors: Mapping[str, TensorInfo]) -> dict[str, str]:
+    """Tensor -> name in the model. A tied weight has the embedding's name; its second copy, as the head, is left out."""
+    names = {tensor: architecture.full_name(tensor) for tensor in tensors}
+    embedding, head = (f"{module}.weight" for module in (architecture.main_embedding, architecture.head))
+    if not tied:
+        return names
+    if embedding in names.values():
+        return {tensor: name for tensor, name in names.items() if name != head}
+    return {tensor: embedding if name == head else name for tensor, name in names.items()}
+
+
+def _require_complete(architecture: Architecture, config: Mapping, tied: bool, found: Mapping[str, Weight]) -> None:
+    """Raise InputError for the first weight that every model of the architecture has and the checkpoint lacks."""
+    embedding, head = architecture.main_embedding, architecture.head
+    numbers = {weight.block for weight in found.values()} - {None}
+    blocks = next((config[key] for key in BLOCK_COUNTS if key in config), max(numbers, default=-1) + 1)
+    inside = [module for module, role in architecture.inside.items() if role != "norm"]
+    for module in [embedding, *(f"{architecture.blocks}.{block}.{module}" for block in range(blocks) for module in inside)]:
+        if f"{module}.weight" not in found:
+            raise InputError(f"the checkpoint has no {module}.weight{_stored_otherwise(module, found)}")
+    if not tied and f"{head}.weight" not in found:
+        raise InputError(f"the checkpoint has no {head}.weight, and its config does not tie the head to the embedding; fetch the "
+                         "whole model, with its head, or set tie_word_embeddings to true in config.json if they share a weight")
+
+
+def _stored_otherwise(module: str, found: Mapping[str, Weight]) -> str:
+    """The end of a message about a missing weight: the tensor that seems to be it, and a remedy."""
+    stored = [weight.tensor for weight in found.values() if weight.roles == ("other",)]
+    tail = module.rpartition(".")[2]
+    similar = [tensor for tensor in stored if re.search(rf"(^|\.){re.escape(tail)}\.weight$", tensor)]
+    match = get_close_matches(f"{module}.weight", similar, n=1, cutoff=0)
+    if match:
+        return (f", but {match[0]}: the names carry the prefix of a wrapper, such as torch.compile, DataParallel or a multimodal "
+                "model; save the inner language model with save_pretrained and give that folder")
+    return "; fetch the model again"

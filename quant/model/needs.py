@@ -1,4 +1,4 @@
-"""Memory, disk and time that quantizing a checkpoint takes, estimated before it starts."""
+"""Estimates the memory, disk and time that quantizing a checkpoint takes."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from quant.model.selection import Selected
 from quant.tensor.qtensor import CHUNK, quantize
 from quant.tensor.scheme import Scheme
 
-DISK_RATE = 10**9  # bytes a second read and written, taken for granted: a disk's cache hides its own rate
-INTERMEDIATES = 16  # float32 copies of a chunk that a core holds at most while it quantizes
+DISK_RATE = 10**9  # bytes a second read and written; assumed, because the disk cache hides the real rate
+INTERMEDIATES = 16  # most float32 copies of a chunk that one core holds while quantizing
 SPARE_DISK = 2**24  # for config, tokenizer and index
 
 
 @dataclass(frozen=True)
 class Needs:
-    """In bytes and seconds. memory: above that of Python and its libraries."""
+    """Bytes and seconds. memory: in addition to Python and its libraries."""
 
     reads: int
     memory: int
@@ -46,7 +46,7 @@ class Needs:
 
 
 def estimate(tensors: Mapping[str, TensorInfo], layout: Mapping[str, TensorInfo], weights: list[Selected], out: Path) -> Needs:
-    """tensors: what is read; layout: what is written; weights: what is quantized, each by its scheme.
+    """The needs of reading `tensors`, quantizing `weights` and writing `layout` to the folder `out`.
 
     The rate of each scheme is measured on a small random weight of the same width.
     """
@@ -69,7 +69,7 @@ def estimate(tensors: Mapping[str, TensorInfo], layout: Mapping[str, TensorInfo]
 
 
 def memory_to_quantize(tensors: Mapping[str, TensorInfo], layout: Mapping[str, TensorInfo]) -> int:
-    """Bytes at the peak: the largest weight that is read, its result twice, and float32 pieces of it on every core."""
+    """Peak bytes: the largest weight read, the largest result twice, and float32 chunks on every core."""
     largest_read, largest_written = (max((info.bytes for info in infos.values()), default=0) for infos in (tensors, layout))
     return largest_read + 2 * largest_written + INTERMEDIATES * 4 * CHUNK * torch.get_num_threads()
 

@@ -1,9 +1,9 @@
-"""Recipe: a scheme, and the weights that it is for.
+"""A recipe: a scheme, and the weights to quantize with it.
 
 `include` and `exclude` take roles (q k v o up gate down embedding head norm), groups of roles (attention mlp) and
-shell patterns of module names (`transformer.h.0.*`, `*`); a role reaches its rows inside a fused matrix too. `blocks`
-narrows the selection to decoder blocks: `[0, 3-5]`. `schemes` overrides the scheme for a role or group. A tied head
-shares the embedding's codes: choosing one chooses both.
+shell patterns of module names (`transformer.h.0.*`, `*`); a role selects its rows inside a fused matrix too. `blocks`
+limits the selection to decoder blocks: `[0, 3-5]`. `schemes` overrides the scheme for a role or group. A tied head
+shares the embedding's codes: selecting one selects both.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from quant.tensor.scheme import Scheme
 
 @dataclass(frozen=True)
 class Recipe:
+    """The rows of params.yaml's method `quant`: see the module's text for the fields."""
+
     scheme: Scheme
     include: tuple[str, ...] = ("attention", "mlp")
     exclude: tuple[str, ...] = ()
@@ -27,7 +29,7 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, values: Mapping, start: Scheme) -> Recipe:
-        """A row of params.yaml: keys of the scheme override `start`, the others select."""
+        """From a row of params.yaml, whose keys of a scheme override `start`. Raises InputError for an unknown or wrong key."""
         scheme_keys = {f.name for f in fields(Scheme)}
         selection_keys = {f.name for f in fields(cls)} - {"scheme"}
         unknown = sorted(set(values) - scheme_keys - selection_keys)
@@ -44,14 +46,14 @@ class Recipe:
         return cls(scheme, **known_keys(cls, selection, "recipe"))
 
     def to_dict(self) -> dict:
-        """Plain values, as JSON gives them back; `from_dict` of them is this recipe."""
+        """The recipe as values that JSON can hold; the inverse of `from_dict`."""
         selection = {"include": list(self.include), "exclude": list(self.exclude),
                      "blocks": None if self.blocks is None else list(self.blocks),
                      "schemes": {term: dict(values) for term, values in self.schemes.items()}}
         return self.scheme.to_dict() | selection
 
     def scheme_for(self, roles: set[str]) -> Scheme:
-        """The scheme of a weight of these roles."""
+        """The scheme for a weight with these roles."""
         scheme = self.scheme
         for term, values in self.schemes.items():
             if not is_role(term):
@@ -62,7 +64,7 @@ class Recipe:
 
     @property
     def block_numbers(self) -> set[int] | None:
-        """[0, "3-5"] -> {0, 3, 4, 5}; None where every block is meant."""
+        """The block numbers: [0, "3-5"] -> {0, 3, 4, 5}; None for all blocks."""
         if self.blocks is None:
             return None
         numbers: set[int] = set()
@@ -75,5 +77,5 @@ class Recipe:
 
 
 def is_role(term: str) -> bool:
-    """Whether a term names a role or a group of roles; otherwise it is a pattern of module names."""
+    """Whether a term is a role or a group of roles, rather than a pattern of module names."""
     return term in ROLES or term in GROUPS

@@ -1,7 +1,7 @@
-"""Files of safetensors, read and written one tensor at a time.
+"""Reads and writes safetensors files, one tensor at a time.
 
-Reading checks the whole header before the first byte of data is used, and reads with plain file reads
-(mapping a file would count all of it as memory). Format: https://github.com/huggingface/safetensors
+The whole header is checked before any data is used. Tensors are read with plain file reads: a mapped file would count as the
+process's memory. Format: https://github.com/huggingface/safetensors
 """
 
 from __future__ import annotations
@@ -27,10 +27,13 @@ DTYPES = {
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 LARGEST_HEADER = 100 * 2**20
 SHARD_BYTES = 4 * 10**9
+PIECE = 2**20  # bytes compared at a time
 
 
 @dataclass(frozen=True)
 class TensorInfo:
+    """A tensor without its data: of a file, or of one still to be written (file None)."""
+
     dtype: torch.dtype
     shape: tuple[int, ...]
     file: Path | None = None
@@ -46,14 +49,14 @@ class TensorInfo:
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
-    """Names, dtypes, shapes and places of a file's tensors, every one checked against the file's size."""
+    """The tensors of a file by name. Raises InputError unless they fill the file exactly and their dtypes are in DTYPES."""
     path = Path(path)
     size = path.stat().st_size
     with open(path, "rb") as file:
         start = file.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else -1
         if not 2 <= length <= min(LARGEST_HEADER, size - 8):
-            raise InputError(f"{path} is no whole safetensors file: {size} bytes, a header of {max(length, 0)}; "
+            raise InputError(f"{path} is not a complete safetensors file: {size} bytes, a header of {max(length, 0)}; "
                              "fetch it again")
         try:
             header = json.loads(file.read(length))
@@ -67,7 +70,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
             raise InputError(f"{path}: {name} starts at byte {info.offset}, expected {end}; fetch it again")
         end += info.bytes
     if end != size:
-        raise InputError(f"{path} has {size} bytes, its header says {end}: cut off or overlong; fetch it again")
+        raise InputError(f"{path} has {size} bytes, its header says {end}: truncated or overlong; fetch it again")
     return infos
 
 
@@ -75,8 +78,8 @@ def _tensor_info(path: Path, data: int, entry: Mapping) -> TensorInfo:
     begin, stop = entry["data_offsets"]
     shape = entry["shape"]
     if entry["dtype"] not in DTYPES:
-        raise InputError(f"{path} holds tensors of dtype {entry['dtype']}; expected one of {', '.join(DTYPES)}, so give a copy "
-                         "of the model in 16 or 32 bits")
+        raise InputError(f"{path} holds tensors of dtype {entry['dtype']}; expected one of {', '.join(DTYPES)}: give a copy of "
+                         "the model in 16 or 32 bits")
     if not all(isinstance(n, int) and n >= 0 for n in (*shape, begin, stop)):
         raise ValueError(f"shape {shape}, offsets {begin} to {stop}")
     info = TensorInfo(DTYPES[entry["dtype"]], tuple(shape), path, data + begin)
@@ -86,8 +89,10 @@ def _tensor_info(path: Path, data: int, entry: Mapping) -> TensorInfo:
 
 
 def read_tensor(info: TensorInfo, buffer: torch.Tensor | None = None) -> torch.Tensor:
-    """The tensor, in the dtype it is stored in. buffer: uint8 memory to read into; the tensor is then valid until it is used
-    again."""
+    """The tensor, in the dtype it is stored in.
+
+    buffer: uint8 memory to read into; the tensor is then valid until the buffer is used again.
+    """
     if buffer is None:
         buffer = torch.empty(info.bytes, dtype=torch.uint8)
     place = buffer[: info.bytes]
@@ -102,10 +107,21 @@ def read_tensor(info: TensorInfo, buffer: torch.Tensor | None = None) -> torch.T
     return place.view(info.dtype).view(info.shape)
 
 
-def write_checkpoint(folder: Path, layout: Mapping[str, TensorInfo], tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-    """Write tensors as they come, in the order of `layout`, which names all their dtypes and shapes beforehand.
+def same_bytes(first: TensorInfo, second: TensorInfo) -> bool:
+    """Whether two stored tensors have the same dtype, shape and values; compared in pieces, so that neither fills memory."""
+    if (first.dtype, first.shape) != (second.dtype, second.shape):
+        return False
+    with open(first.file, "rb") as left, open(second.file, "rb") as right:
+        left.seek(first.offset)
+        right.seek(second.offset)
+        counts = (min(PIECE, first.bytes - start) for start in range(0, first.bytes, PIECE))
+        return all(left.read(count) == right.read(count) for count in counts)
 
-    One model.safetensors, or shards of about 4 GB with their index. Equal input gives equal bytes.
+
+def write_checkpoint(folder: Path, layout: Mapping[str, TensorInfo], tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """Write a stream of (name, tensor) into `folder`, in the order of `layout`, which has their dtypes and shapes.
+
+    Writes one model.safetensors, or shards of about 4 GB with their index. Equal input gives equal bytes.
     """
     shards = _split(layout)
     tensors = iter(tensors)

@@ -1,4 +1,4 @@
-"""What a recipe does to every weight of a model, from its inventory alone, before any work."""
+"""Selection: applies a recipe to a model's inventory, which gives each part of each weight its scheme."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from quant.tensor.scheme import Scheme
 
 @dataclass(frozen=True)
 class Part:
-    """Rows of a weight that are stored together; scheme None keeps them as they are."""
+    """Rows of a weight that are stored together. scheme: None leaves them unquantized."""
 
     roles: tuple[str, ...]
     ranges: tuple[Range, ...]
@@ -24,7 +24,7 @@ class Part:
 
     @property
     def name(self) -> str:
-        """Of its module in a fused matrix: "q", or "k_v" where those are stored together."""
+        """The name of its module in a fused matrix: "q", or "k_v" for roles stored together."""
         return "_".join(self.roles)
 
     @property
@@ -34,7 +34,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Selected:
-    """A weight and its parts: one, or several where it is a fused matrix whose roles are treated differently."""
+    """A weight and its parts: one, or several if it is a fused matrix whose roles have different schemes."""
 
     weight: Weight
     parts: tuple[Part, ...]
@@ -47,12 +47,12 @@ class Selected:
         return self.weight.shape if len(self.parts) == 1 else (part.rows, *self.weight.shape[1:])
 
     def name_of(self, part: Part) -> str:
-        """Name of a part's module: the weight's own, or with the roles behind it where there are several parts."""
+        """The name of a part's module: the weight's, followed by the roles if there are several parts."""
         return self.weight.module if len(self.parts) == 1 else f"{self.weight.module}.{part.name}"
 
 
 def select(inventory: Inventory, recipe: Recipe) -> list[Selected]:
-    """Every weight of the model, biases excepted, with what the recipe does to it.
+    """Every weight of the model except biases, with the scheme that the recipe gives each of its parts.
 
     Raises InputError for a term that matches nothing, an empty selection, or a group size that does not divide a chosen weight.
     """
@@ -80,7 +80,7 @@ def select(inventory: Inventory, recipe: Recipe) -> list[Selected]:
 
 
 def _parts(schemes: Mapping[str, Scheme | None], ranges: Mapping[str, list[Range]]) -> tuple[Part, ...]:
-    """Roles of one scheme together: what is stored in one piece is multiplied in one go."""
+    """Parts of a weight, one for each distinct scheme: rows stored together are multiplied together."""
     together: dict[Scheme | None, list[str]] = {}
     for role, scheme in schemes.items():
         together.setdefault(scheme, []).append(role)
@@ -92,7 +92,7 @@ def _parts(schemes: Mapping[str, Scheme | None], ranges: Mapping[str, list[Range
 
 
 def _matches(terms: tuple[str, ...], name: str, roles: set[str], matched: set[str]) -> bool:
-    """Whether any term names the weight; notes in `matched` every term that does."""
+    """Whether any term names the weight; adds every term that does to `matched`."""
     hits = {
         term for term in terms
         if (bool(roles & set(GROUPS.get(term, (term,)))) if is_role(term) else fnmatchcase(name, term))
@@ -117,4 +117,4 @@ def _check_terms(recipe: Recipe, matched: set[str], found: list[Selected]) -> No
             raise InputError(f"{term!r} selects nothing; expected a role ({', '.join((*GROUPS, *ROLES))}) "
                              f"or a pattern of module names such as {names}")
     if not any(selected.is_quantized for selected in found):
-        raise InputError("the recipe selects no weight at all; widen include or blocks, or narrow exclude")
+        raise InputError("the recipe selects no weight; widen include or blocks, or narrow exclude")

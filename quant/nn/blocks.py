@@ -1,7 +1,7 @@
 """A decoder block's whole work for one token as one program of compiled loops (quant.kernels.threads).
 
 A token through a block is some forty calls of torch in Python, each a few microseconds, and a team of threads started for
-each product. For the blocks named here the loops are called once, in the same order: norm, q k v, attention with the cache,
+each product. For the blocks in KINDS the loops are called once, in the same order: norm, q k v, attention with the cache,
 output, norm, feed-forward. The block's own forward does everything else: prompts, batches, masks, training, weights that
 are not quantized, other dtypes and devices.
 """
@@ -16,13 +16,17 @@ from torch import nn
 from transformers.activations import SiLUActivation
 from transformers.cache_utils import DynamicCache
 
+from quant.model.architectures import ARCHITECTURES
 from quant.nn.cache import GrowingLayer
 from quant.nn.modules import FusedLinear, QLinear, QNorm, QWeight
+
+LINE = 16  # floats of a line of the processor's cache
 
 
 @dataclass(frozen=True)
 class Parts:
-    """Where a kind of block keeps what a program needs. up: into the activation; multiplier: of what comes out, or None."""
+    """Names of the modules inside one kind of block. norms: before attention, and before the feed-forward layer; up feeds the
+    activation; multiplier is the linear that the activation's result is multiplied with, or None."""
 
     attention: str
     qkv: tuple[str, ...]
@@ -34,98 +38,120 @@ class Parts:
     down: str
 
 
-GPT2 = Parts(
-    attention="attn", qkv=("attn.c_attn",), output="attn.c_proj", norms=("ln_1", "ln_2"),
-    up="mlp.c_fc", multiplier=None, activation="mlp.act", down="mlp.c_proj",
-)  # fmt: skip
-LLAMA = Parts(
-    attention="self_attn", qkv=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), output="self_attn.o_proj",
-    norms=("input_layernorm", "post_attention_layernorm"),
-    up="mlp.gate_proj", multiplier="mlp.up_proj", activation="mlp.act_fn", down="mlp.down_proj",
-)  # fmt: skip
+def parts_of(model_type: str, activation: str) -> Parts:
+    """The parts of an architecture's block, by the roles of its weights; the activation has none, so its name is given."""
+    names: dict[str, list[str]] = {}
+    for name, roles in ARCHITECTURES[model_type].inside.items():
+        for role in (roles,) if isinstance(roles, str) else roles:
+            names.setdefault(role, []).append(name)
+    (output,), (up,), (down,), gate = names["o"], names["up"], names["down"], names.get("gate")
+    return Parts(
+        attention=output.rpartition(".")[0],
+        qkv=tuple(dict.fromkeys(names["q"] + names["k"] + names["v"])),
+        output=output,
+        norms=tuple(names["norm"][:2]),
+        up=gate[0] if gate else up,
+        multiplier=up if gate else None,
+        activation=activation,
+        down=down,
+    )
+
+
+class Layout:
+    """Named buffers of float32, one after another in a single tensor; each starts on a line of the cache."""
+
+    def __init__(self, **counts: int):
+        self.size = 0
+        self._starts: dict[str, int] = {}
+        for name, count in counts.items():
+            self._starts[name] = self.size
+            self.size += -(-count // LINE) * LINE
+
+    def __getitem__(self, name: str) -> int:
+        """Where a buffer starts, in floats."""
+        return self._starts[name]
 
 
 class BlockProgram:
     """The program of one block, made from its quantized weights; valid as long as `is_current`."""
 
     def __init__(self, block: nn.Module, parts: Parts, heads: int, key_heads: int, width: int, scaling: float):
-        from quant.kernels import attention, loops
-        from quant.kernels import threads as team
+        from quant.kernels import attention, loops, threads  # here, because they are compiled when imported
 
-        self._team, self._attention = team, attention
-        self._held: list = []  # tensors whose addresses the program has
-        self._used: list[tuple[QWeight, object]] = []  # weights and the kernels that the program was made of
+        self._threads = threads
+        self._held: list[torch.Tensor] = []  # tensors whose addresses the program has
+        self._versions: list[tuple[QWeight, int]] = []  # weights that the program was made of
         self._hooks = [hooks for module in block.modules() if module is not block
                        for hooks in (module._forward_hooks, module._forward_pre_hooks)]
         self._jobs: list[ctypes.Array] = []
-        self._places: dict[str, list[int]] = {}  # by what is filled in: the numbers of the program it goes to
-        self._offsets: list[tuple[int, int]] = []  # numbers of the program, and where in the room for results they point to
+        self._places: dict[str, list[int]] = {}  # name of a number known at run time -> its places in the program
+        self._offsets: list[tuple[int, int]] = []  # places in the program of addresses of buffers, and where these start
         self.hidden = _norm_weight(block.get_submodule(parts.norms[0])).numel()
-        self._room = 0
-
-        normed, qkv = self._results(self.hidden), self._results((heads + 2 * key_heads) * width)
-        self._norm(block, parts.norms[0], "x", normed)
-        at = qkv
+        inner = _width(block, parts.up)
+        self._layout = Layout(
+            normed=self.hidden, qkv=(heads + 2 * key_heads) * width, attended=heads * width, middle=self.hidden,
+            inner=inner, gated=inner if parts.multiplier else 0,
+        )  # fmt: skip
+        at = self._layout
+        self._norm(block, parts.norms[0], "x", at["normed"])
+        start = at["qkv"]
         for name in parts.qkv:
-            at += self._product(block, name, normed, at)
-        attended = self._results(heads * width)
-        job = team.Job()
-        job[team.PARTS], job[team.WORK] = key_heads, attention.ATTEND_TO_CACHE
-        job[attention.HEADS], job[attention.SHARED], job[attention.WIDTH] = key_heads, heads // key_heads, width
+            start += self._linear(block, name, at["normed"], start)
+        job = threads.Job()
+        job[threads.PARTS], job[threads.WORK] = key_heads, attention.ATTEND_TO_CACHE
+        job[attention.HEADS], job[attention.QUERIES_PER_KV], job[attention.WIDTH] = key_heads, heads // key_heads, width
         job[attention.SCALING] = self._number(scaling)
         self._add(job, {
-            attention.QUERY: qkv, attention.NEW_KEY: qkv + heads * width, attention.NEW_VALUE: qkv + (heads + key_heads) * width,
-            attention.OUT: attended, attention.KEYS: "keys", attention.VALUES: "values", attention.LENGTH: "length",
+            attention.QUERY: at["qkv"], attention.NEW_KEY: at["qkv"] + heads * width,
+            attention.NEW_VALUE: at["qkv"] + (heads + key_heads) * width, attention.OUT: at["attended"],
+            attention.KEYS: "keys", attention.VALUES: "values", attention.LENGTH: "length",
             attention.KEYS_HEAD: "keys_head", attention.VALUES_HEAD: "values_head", attention.COS: "cos", attention.SIN: "sin",
         })  # fmt: skip
-        middle = self._results(self.hidden)
-        self._product(block, parts.output, attended, middle, loops.ADD, "x")
-        self._norm(block, parts.norms[1], middle, normed)
-        inner = self._results(_width(block, parts.up))
-        self._product(block, parts.up, normed, inner, _activation(block.get_submodule(parts.activation)))
+        self._linear(block, parts.output, at["attended"], at["middle"], loops.ADD, "x")
+        self._norm(block, parts.norms[1], at["middle"], at["normed"])
+        self._linear(block, parts.up, at["normed"], at["inner"], _activation(block.get_submodule(parts.activation)))
         if parts.multiplier:
-            gated = self._results(_width(block, parts.multiplier))
-            self._product(block, parts.multiplier, normed, gated, loops.MULTIPLY, inner)
-            inner = gated
-        self._product(block, parts.down, inner, "y", loops.ADD, middle)
-        self._template = team.program_of(self._jobs)
+            self._linear(block, parts.multiplier, at["normed"], at["gated"], loops.MULTIPLY, at["inner"])
+        self._linear(block, parts.down, at["gated" if parts.multiplier else "inner"], "y", loops.ADD, at["middle"])
+        self._template = threads.program_of(self._jobs)
         self._kind = ctypes.c_int64 * (len(self._template) // 8)
 
     def is_current(self) -> bool:
-        """Whether weights are still those it was made of, and nobody wants to see what happens inside the block."""
-        return all(weight._product is product for weight, product in self._used) and not any(self._hooks)
+        """Whether the weights are still those it was made of, and no module inside the block has a hook, which it would skip."""
+        return all(weight.version == version for weight, version in self._versions) and not any(self._hooks)
 
-    def __call__(self, x: torch.Tensor, layer: GrowingLayer, turn: tuple[torch.Tensor, torch.Tensor] | None) -> torch.Tensor:
-        """x float32 [1, 1, hidden]; the cache's layer, which gets one token longer; cos and sin of its position, or None."""
+    def __call__(
+        self, x: torch.Tensor, layer: GrowingLayer, cos_sin: tuple[torch.Tensor, torch.Tensor] | None
+    ) -> torch.Tensor:
+        """Run the block on one token: float32 [1, 1, hidden] -> [1, 1, hidden].
+
+        layer: of the cache, which gets one token longer. cos_sin: of the token's position, [1, 1, width] each; None without RoPE.
+        """
         layer.extend(layer.keys, layer.values, 1)
         keys, values = layer.keys, layer.values
-        y, results = torch.empty_like(x), torch.empty(self._room)
+        y, buffers = torch.empty_like(x), torch.empty(self._layout.size)
         program = self._kind.from_buffer_copy(self._template)
-        base = results.data_ptr()
+        base = buffers.data_ptr()
         for place, offset in self._offsets:
             program[place] = base + 4 * offset
         numbers = {
             "x": x.data_ptr(), "y": y.data_ptr(), "keys": keys.data_ptr(), "values": values.data_ptr(), "length": keys.shape[2],
             "keys_head": keys.stride(1), "values_head": values.stride(1),
-            "cos": turn[0].data_ptr() if turn else 0, "sin": turn[1].data_ptr() if turn else 0,
+            "cos": cos_sin[0].data_ptr() if cos_sin else 0, "sin": cos_sin[1].data_ptr() if cos_sin else 0,
         }  # fmt: skip
         for name, places in self._places.items():
             for place in places:
                 program[place] = numbers[name]
-        self._team.perform(program)
+        self._threads.perform(program)
         return y
 
-    def _results(self, count: int) -> int:
-        """Room for so many floats of a result; where it begins."""
-        start, self._room = self._room, self._room + -(-count // 16) * 16  # whole lines of the cache
-        return start
-
     def _number(self, value: float) -> int:
+        """The address of a float32 with this value."""
         self._held.append(torch.tensor([value], dtype=torch.float32))
         return self._held[-1].data_ptr()
 
     def _address(self, tensor: torch.Tensor | None) -> int:
-        """Of float32 numbers that lie one after another; 0 of None. Raises Unfit for others."""
+        """The address of a contiguous float32 tensor on the CPU; 0 for None. Raises Unfit for other tensors."""
         if tensor is None:
             return 0
         if tensor.dtype != torch.float32 or tensor.device.type != "cpu" or not tensor.is_contiguous():
@@ -134,17 +160,18 @@ class BlockProgram:
         return tensor.data_ptr()
 
     def _add(self, job: ctypes.Array, filled: dict[int, str | int]) -> None:
-        """Append a job. filled: its numbers that are known when the program runs: by name, or where a result begins."""
+        """Append a job. filled: place in the job -> the name of a number known at run time, or where a buffer starts."""
         self._jobs.append(job)
-        start = self._team.SIZE * len(self._jobs)  # the program's own job comes first
+        start = self._threads.SIZE * len(self._jobs)  # the program's head comes first
         for place, source in filled.items():
             if isinstance(source, str):
                 self._places.setdefault(source, []).append(start + place)
             else:
                 self._offsets.append((start + place, source))
 
-    def _product(self, block: nn.Module, name: str, source: int, target, then: int = 0, other=None) -> int:
-        """A linear's products, of all its parts; how many numbers they are."""
+    def _linear(self, block: nn.Module, name: str, source: int, target: int | str, then: int = 0,
+                other: int | str | None = None) -> int:
+        """Append the products of a linear, one for each of its parts; returns its output width."""
         from quant.kernels import cpu, loops
 
         linear = block.get_submodule(name)
@@ -152,29 +179,29 @@ class BlockProgram:
             pieces = [getattr(linear, role) for role in linear.roles]
         else:
             pieces = [linear]
-        bias, done = linear.bias, 0
+        bias, start = linear.bias, 0
         for piece in pieces:
-            if not isinstance(piece, QLinear) or not isinstance(product := piece.weight.kernel(), cpu.Product):
+            if not isinstance(piece, QLinear) or not isinstance(matmul := piece.weight.matmul(), cpu.Matmul):
                 raise Unfit
-            self._used.append((piece.weight, product))
+            self._versions.append((piece.weight, piece.weight.version))
             rows = piece.out_features
-            job = product.step(self._address(None if bias is None else bias[done : done + rows]), then)
-            filled = {loops.X: source, loops.Y: target if isinstance(target, str) else target + done}
+            job = matmul.job(self._address(None if bias is None else bias[start : start + rows]), then)
+            filled = {loops.X: source, loops.Y: target if isinstance(target, str) else target + start}
             if other is not None:
                 filled[loops.OTHER] = other
             self._add(job, filled)
-            done += rows
-        return done
+            start += rows
+        return start
 
-    def _norm(self, block: nn.Module, name: str, source: str | int, target: int) -> None:
+    def _norm(self, block: nn.Module, name: str, source: int | str, target: int) -> None:
         from quant.kernels import norm
 
         module = block.get_submodule(name)
         kind = module.norm if isinstance(module, QNorm) else module
         if isinstance(module, QNorm):
-            self._used.append((module.weight, module.weight._product))
-        job = self._team.Job()
-        job[self._team.PARTS], job[self._team.WORK], job[norm.WIDTH] = 1, norm.NORMALIZED, self.hidden
+            self._versions.append((module.weight, module.weight.version))
+        job = self._threads.Job()
+        job[self._threads.PARTS], job[self._threads.WORK], job[norm.WIDTH] = 1, norm.NORMALIZE, self.hidden
         job[norm.CENTERED] = int(isinstance(kind, nn.LayerNorm))
         job[norm.EPSILON] = self._number(kind.eps if isinstance(kind, nn.LayerNorm) else kind.variance_epsilon)
         job[norm.WEIGHT], job[norm.BIAS] = self._address(_norm_weight(module)), self._address(getattr(module, "bias", None))
@@ -182,11 +209,11 @@ class BlockProgram:
 
 
 class Unfit(Exception):
-    """A block that has no program: something in it is not quantized, or not float32 on the CPU."""
+    """Raised for a block that can have no program: something in it is not quantized, or not float32 on the CPU."""
 
 
 def _width(block: nn.Module, name: str) -> int:
-    """Of what a linear gives. Raises Unfit where it is not quantized."""
+    """Output width of a quantized linear. Raises Unfit for others."""
     linear = block.get_submodule(name)
     if not isinstance(linear, QLinear):
         raise Unfit
@@ -194,7 +221,7 @@ def _width(block: nn.Module, name: str) -> int:
 
 
 def _activation(module: nn.Module) -> int:
-    """Its number in quant.kernels.loops. Raises Unfit where that has none."""
+    """The activation's number in quant.kernels.loops. Raises Unfit if it has none there."""
     from quant.kernels import loops
 
     if isinstance(module, nn.GELU) and module.approximate == "tanh":
@@ -209,17 +236,21 @@ def _norm_weight(module: nn.Module) -> torch.Tensor:
 
 
 class DecodingBlock:
-    """Comes before a block's own class: a token alone goes through its program, everything else to its own forward."""
+    """Mixin placed before the block's class: a single token runs the compiled program, all else the block's own forward."""
 
     parts: Parts
-    _program: BlockProgram | bool | None = None  # None: not made yet; False: there is none
+    _program: BlockProgram | bool | None = None  # None: not made yet; False: it can have none
 
     def shape(self) -> tuple[int, int, int, float]:
-        """Heads, heads of keys, width of a head, and what scores are multiplied with."""
+        """Heads, heads of keys, width of a head, and the factor of the scores."""
         raise NotImplementedError
 
-    def decoded(self, x, cache, mask, turn) -> torch.Tensor | None:
-        """What the block's forward returns, if this is a token alone that may see all before it; else None."""
+    def __getstate__(self) -> dict:
+        # Without the program: a copy's must not have addresses of this block's weights.
+        return {name: value for name, value in self.__dict__.items() if name != "_program"}
+
+    def decoded(self, x, cache, mask, cos_sin) -> torch.Tensor | None:
+        """What the block's forward returns, if this is a single token that attends to all before it; else None."""
         if x.shape[:2] != (1, 1) or mask is not None or type(cache) is not DynamicCache or x.requires_grad:
             return None
         index = self.get_submodule(self.parts.attention).layer_idx
@@ -228,10 +259,10 @@ class DecodingBlock:
             return None
         if x.dtype != torch.float32 or not x.is_contiguous() or x.device.type != "cpu":
             return None
-        if any(t.dtype != torch.float32 or not t.is_contiguous() or t.numel() != layer.keys.shape[-1] for t in turn or ()):
+        width = layer.keys.shape[-1]
+        if any(t.dtype != torch.float32 or not t.is_contiguous() or t.numel() != width for t in cos_sin or ()):
             return None
-        keys = layer.keys
-        if keys.dtype != torch.float32 or keys.shape[0] != 1 or keys.requires_grad:
+        if layer.keys.dtype != torch.float32 or layer.keys.shape[0] != 1 or layer.keys.requires_grad:
             return None
         if self._program is None or not self._program.is_current():
             try:
@@ -239,14 +270,14 @@ class DecodingBlock:
             except Unfit:
                 self._program = False
                 return None
-            if not self._program.is_current():
+            if not self._program.is_current():  # there is a hook
                 self._program = None
                 return None
-        return self._program(x, layer, turn)
+        return self._program(x, layer, cos_sin)
 
 
 class GPT2DecodingBlock(DecodingBlock):
-    parts = GPT2
+    parts = parts_of("gpt2", activation="mlp.act")
 
     def shape(self):
         attention = self.attn
@@ -261,7 +292,7 @@ class GPT2DecodingBlock(DecodingBlock):
 
 
 class LlamaDecodingBlock(DecodingBlock):
-    parts = LLAMA
+    parts = parts_of("llama", activation="mlp.act_fn")
 
     def shape(self):
         attention = self.self_attn
@@ -282,8 +313,8 @@ class LlamaDecodingBlock(DecodingBlock):
 KINDS = {"GPT2Block": GPT2DecodingBlock, "LlamaDecoderLayer": LlamaDecodingBlock}
 
 
-def take_over(block: nn.Module) -> None:
-    """Give a block of a known kind its program, in place; others stay as they are."""
+def use_program(block: nn.Module) -> None:
+    """Give a block of a known kind its program, in place; other modules stay as they are."""
     kind = KINDS.get(type(block).__name__)
     if kind is not None:
         block.__class__ = type(type(block).__name__, (kind, type(block)), {})

@@ -1,4 +1,4 @@
-"""A cache of keys and values that grows where it is, instead of being copied for every token."""
+"""A key-value cache that grows in place, instead of being copied for every token."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import torch
 from torch import nn
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-ROOM = 256  # tokens that a cache has room for at first; it doubles when full
+CAPACITY = 256  # tokens of a new cache's buffers; they double when full
 
 
 class GrowingLayer(DynamicLayer):
-    """Keys and values [batch, heads, length, width] of a layer, as views of tensors with room for more tokens."""
+    """Keys and values [batch, heads, length, width] of a layer, as views of buffers with capacity for more tokens."""
 
     def __init__(self):
         super().__init__()
-        self._rooms: tuple[torch.Tensor, ...] = ()
+        self._buffers: tuple[torch.Tensor, ...] = ()
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_, **__) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append the keys and values of new tokens; all so far."""
+        """Append the keys and values of new tokens; returns those of all tokens so far."""
         if key_states.requires_grad:
-            return super().update(key_states, value_states)  # backward would miss what is written over
+            return super().update(key_states, value_states)  # in-place writes would spoil the backward pass
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         before = self.get_seq_length()
@@ -29,36 +29,36 @@ class GrowingLayer(DynamicLayer):
         return self.keys, self.values
 
     def extend(self, like_keys: torch.Tensor, like_values: torch.Tensor, count: int) -> None:
-        """Lengthen keys and values by `count` tokens, for the caller to fill in; the shapes are those of `like_...`."""
+        """Lengthen keys and values by `count` tokens, which the caller fills in; `like_...` have the shape of one."""
         after = self.get_seq_length() + count
-        if not self._holds(after):
-            self._rooms = _roomier(self.keys, like_keys, after), _roomier(self.values, like_values, after)
-        keys, values = self._rooms
+        if not self._fits(after):
+            self._buffers = _enlarged(self.keys, like_keys, after), _enlarged(self.values, like_values, after)
+        keys, values = self._buffers
         self.keys, self.values = keys[:, :, :after], values[:, :, :after]
 
-    def _holds(self, length: int) -> bool:
-        """Whether there is room, and keys and values are still what was put there: reordering replaces them.
+    def _fits(self, length: int) -> bool:
+        """Whether the buffers have capacity for `length` tokens, and keys and values still lie in them: reordering replaces them.
 
-        A room made in inference mode can't be written to outside of it.
+        A buffer made in inference mode can't be written to outside of it.
         """
-        return bool(self._rooms) and length <= self._rooms[0].shape[2] and all(
-            held.data_ptr() == room.data_ptr() and held.shape[:2] == room.shape[:2] and held.stride() == room.stride()
-            and (torch.is_inference_mode_enabled() or not room.is_inference())
-            for held, room in zip((self.keys, self.values), self._rooms, strict=True)
+        return bool(self._buffers) and length <= self._buffers[0].shape[2] and all(
+            held.data_ptr() == buffer.data_ptr() and held.shape[:2] == buffer.shape[:2] and held.stride() == buffer.stride()
+            and (torch.is_inference_mode_enabled() or not buffer.is_inference())
+            for held, buffer in zip((self.keys, self.values), self._buffers, strict=True)
         )
 
 
-def _roomier(held: torch.Tensor, new: torch.Tensor, length: int) -> torch.Tensor:
-    """What is held, in a tensor with room for `length` tokens of the shape of `new` and some more."""
-    size = max(ROOM, 2 ** (length - 1).bit_length())
-    room = new.new_empty((*new.shape[:2], size, new.shape[3]))
+def _enlarged(held: torch.Tensor, new: torch.Tensor, length: int) -> torch.Tensor:
+    """Copy `held` into a larger buffer, with capacity for at least `length` tokens of the shape of `new`."""
+    size = max(CAPACITY, 2 ** (length - 1).bit_length())
+    buffer = new.new_empty((*new.shape[:2], size, new.shape[3]))
     if held.numel():
-        room[:, :, : held.shape[2]] = held
-    return room
+        buffer[:, :, : held.shape[2]] = held
+    return buffer
 
 
 def grow_in_place(model: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-    """Before a forward pass: layers of an empty cache, which would grow by copying, become GrowingLayers."""
+    """A hook before a forward pass: replaces the layers of an empty cache, which grow by copying, by GrowingLayers."""
     cache = kwargs.get("past_key_values")
     if cache is None and kwargs.get("use_cache", model.config.use_cache) and not torch.is_grad_enabled():
         cache = kwargs["past_key_values"] = DynamicCache(config=model.config)

@@ -1,7 +1,7 @@
-"""What transformers spends on a token besides the products, made cheaper; `generate` and the results stay as they are.
+"""Cuts transformers' overhead per token outside the matrix products; `generate` and its results stay as they are.
 
 Profiled on GPT-2 at one token a call: the cache grows by copying all of it (quant.nn.cache), attention starts a team
-of threads for a few microseconds' work, GELU is a formula in Python, and what is left is Python itself (quant.nn.blocks).
+of threads for a few microseconds' work, GELU is a formula in Python, and the rest is Python itself (quant.nn.blocks).
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from transformers.activations import GELUTanh, NewGELUActivation
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from quant.nn.blocks import take_over
+from quant.nn.blocks import use_program
 from quant.nn.cache import grow_in_place
 
 ATTENTION = "decode"  # the name under which transformers knows `attention`
 
 
 def speed_up_decoding(model: nn.Module) -> None:
-    """Swap in, where the model has what they replace: programs for blocks, `attention`, a cache that grows in place, GELU in
-    one call."""
+    """Replace, in place, what the model has of these: blocks by compiled programs, sdpa by `attention`, a cache that is copied by
+    one that grows in place, and GELU in Python by one call."""
     for module in list(model.modules()):
         for name, child in module.named_children():
             if type(child) in (NewGELUActivation, GELUTanh):
@@ -30,12 +30,12 @@ def speed_up_decoding(model: nn.Module) -> None:
     if model.config._attn_implementation == "sdpa":
         model.set_attn_implementation(ATTENTION)
         for module in list(model.modules()):
-            take_over(module)
+            use_program(module)
     model.register_forward_pre_hook(grow_in_place, with_kwargs=True)
 
 
 def attention(module, query, key, value, attention_mask, dropout=0.0, scaling=None, position_bias=None, **rest):
-    """transformers' sdpa, but for a decoded token that may see all keys."""
+    """transformers' sdpa attention, with a faster path for a decoded token that attends to all keys."""
     if attention_mask is None and position_bias is None and rest.get("softcap") is None and not query.requires_grad:
         from quant.kernels.attention import attend, can_attend  # here, because it is compiled when imported
 

@@ -1,4 +1,4 @@
-"""Modules that hold codes and multiply with them. Activations keep their dtype."""
+"""Torch modules with quantized weights: linear, tied head, embedding and norm. Activations keep their dtype."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ from quant.tensor.scheme import Scheme
 class QWeight(nn.Module):
     """The stored tensors of a QTensor, named as in the artifact (see quant.tensor.qtensor.layout).
 
-    dtype: of the weight it stands for, as callers that ask a module for its weight's dtype expect.
+    dtype: what callers see as `weight.dtype`. version: counts how often the tensors or the kernel were replaced, so that who
+    keeps addresses of them can tell.
     """
 
     def __init__(self, shape: tuple[int, ...], scheme: Scheme, dtype: torch.dtype = torch.float32):
         super().__init__()
         self.shape, self.scheme, self.dtype = tuple(shape), scheme, dtype
-        self._product: kernels.Product | None = None
+        self.version = 0
+        self._matmul: kernels.Matmul | None = None
         self._dense: torch.Tensor | None = None
         # Parameters, not buffers: transformers asks a model's first parameter for its device.
         for name, (kind, size) in layout(self.shape, scheme).items():
@@ -29,41 +31,50 @@ class QWeight(nn.Module):
 
     @property
     def qtensor(self) -> QTensor:
+        """The weight as one value; its tensors are the module's own."""
         return QTensor.from_tensors(self._parameters, self.shape, self.scheme)
 
-    def product(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """x W^T + bias by the fastest kernel there is; what it prepares is prepared at the first call."""
+    def multiply(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """x [..., in] -> x W^T + bias, [..., out] in x's dtype, by the kernel in use; by plain torch if x needs a gradient."""
         if torch.is_grad_enabled() and x.requires_grad:
-            return reference.Product(self.qtensor)(x, bias)
-        return self.kernel()(x, bias)
+            return reference.Matmul(self.qtensor)(x, bias)
+        return self.matmul()(x, bias)
 
-    def picked(self, rows: torch.Tensor) -> torch.Tensor:
-        """Rows of the weight, int64 of any shape -> [..., in] in the dtype the weight stands for."""
-        return self.kernel().picked(rows.flatten()).to(self.dtype).view(*rows.shape, self.shape[1])
+    def gather(self, rows: torch.Tensor) -> torch.Tensor:
+        """Dequantize some rows of the weight: int64 of any shape -> [..., in] in `dtype`."""
+        return self.matmul().gather(rows.flatten()).to(self.dtype).view(*rows.shape, self.shape[1])
 
-    def kernel(self) -> kernels.Product:
-        """What multiplies with it, made when first asked for."""
-        if self._product is None:
-            self._product = kernels.product_of(self.qtensor)
-        return self._product
+    def matmul(self) -> kernels.Matmul:
+        """The kernel in use; the fastest one for the device is made at the first call."""
+        if self._matmul is None:
+            self._matmul = kernels.matmul_of(self.qtensor)
+        return self._matmul
 
-    def multiply_with(self, product: kernels.Product) -> None:
-        """Take another kernel than the fastest, to compare them."""
-        self._product = product
+    def multiply_with(self, matmul: kernels.Matmul) -> None:
+        """Use this kernel instead of the fastest, to compare them."""
+        self._changed()
+        self._matmul = matmul
 
     def dense(self) -> torch.Tensor:
-        """The weight dequantized, in the dtype it stands for, and kept: for the small weights of norms."""
+        """Dequantize the weight to `dtype` and keep the result: for the small weights of norms."""
         if self._dense is None:
             self._dense = dequantize(self.qtensor, self.dtype)
         return self._dense
 
     def _apply(self, fn, recurse=True):
-        self._product = self._dense = None  # the tensors move
+        self._changed()  # the tensors move
         return super()._apply(fn, recurse)
 
     def _load_from_state_dict(self, *arguments):
-        self._product = self._dense = None  # the tensors change
+        self._changed()
         super()._load_from_state_dict(*arguments)
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_matmul": None, "_dense": None}  # a copy's kernel must not have addresses of this one's tensors
+
+    def _changed(self) -> None:
+        self._matmul = self._dense = None
+        self.version += 1
 
     @property
     def device(self) -> torch.device:
@@ -90,13 +101,13 @@ class QLinear(nn.Module):
         return self.weight.shape[0]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.weight.product(x, self.bias)
+        return self.weight.multiply(x, self.bias)
 
 
 class QTiedHead(nn.Module):
-    """The head of a model whose head and embedding share one weight: multiplies with the embedding's codes.
+    """The head of a model that shares its weight with the embedding: multiplies with the embedding's codes.
 
-    It holds no tensor of its own, so there is one set of codes in memory, in the state dict and on disk.
+    It has no tensor of its own, so there is one set of codes in memory, in the state dict and on disk.
     """
 
     def __init__(self, embedding: QEmbedding):
@@ -108,13 +119,13 @@ class QTiedHead(nn.Module):
         return self._embedding[0].weight
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.weight.product(x, None)
+        return self.weight.multiply(x, None)
 
 
 class FusedLinear(nn.Module):
-    """A matrix that holds several roles, such as q, k and v, each quantized or not in its own way.
+    """A matrix of several roles, such as q, k and v, which are quantized by different schemes or not at all.
 
-    parts: role -> (the linear of its rows, without bias; its row ranges in the fused matrix).
+    parts: role -> (a linear of its rows, without bias; its row ranges in the fused matrix).
     """
 
     def __init__(self, parts: dict[str, tuple[nn.Module, list[Range]]], bias: torch.Tensor | None = None):
@@ -123,7 +134,7 @@ class FusedLinear(nn.Module):
         for role, (linear, _) in parts.items():
             self.add_module(role, linear)
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach(), requires_grad=False))
-        # Computed on the CPU whatever device the model is built on: plain numbers, not a tensor of the model.
+        # On the CPU whatever device the model is built on: these are plain numbers, not a tensor of the model.
         rows = [row for _, ranges in parts.values() for start, stop in ranges for row in range(start, stop)]
         self.is_ordered = rows == list(range(len(rows)))
         order = [] if self.is_ordered else sorted(range(len(rows)), key=rows.__getitem__)
@@ -137,14 +148,14 @@ class FusedLinear(nn.Module):
 
 
 class QEmbedding(nn.Embedding):
-    """Gathers the codes of the asked rows and dequantizes those rows only."""
+    """An embedding that gathers codes and dequantizes only the rows it is asked for."""
 
     @classmethod
-    def take_over(cls, embedding: nn.Embedding, weight: QWeight) -> None:
+    def convert(cls, embedding: nn.Embedding, weight: QWeight) -> None:
         """Turn an embedding into a quantized one in place.
 
         A model's own subclass (Gemma scales the rows, OPT shifts the positions) keeps its methods: this class
-        comes between it and nn.Embedding, so that its call of super().forward lands here.
+        is inserted between it and nn.Embedding, so that its call of super().forward lands here.
         """
         kind = type(embedding)
         embedding.__class__ = cls if kind is nn.Embedding else type(f"Q{kind.__name__}", (kind, cls), {})
@@ -152,7 +163,7 @@ class QEmbedding(nn.Embedding):
         embedding.weight = weight
 
     def forward(self, indices: torch.Tensor) -> torch.Tensor:
-        return self.weight.picked(indices)
+        return self.weight.gather(indices)
 
 
 class QNorm(nn.Module):
@@ -168,7 +179,7 @@ class QNorm(nn.Module):
 
     @property
     def norm(self) -> nn.Module:
-        """The module that knows how to normalize, emptied of its weights."""
+        """The model's own norm, emptied of its weights."""
         return self._norm[0]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -1,1 +1,1 @@
-"""Before any work: what a model is, from its config and headers alone, and what each variant of it will weigh."""
+"""Preflight: a model's facts from its config and headers, and a forecast of every variant's size, before any work."""

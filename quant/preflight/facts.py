@@ -1,4 +1,4 @@
-"""A model without its weights: from a folder, or from the Hub by range requests of the headers."""
+"""Reads a model's facts without its weights: from a folder, or from the Hub by range requests for the headers."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quant.errors import InputError, first_line
-from quant.hub import client
+from quant.hub.download import fetch
+from quant.hub.errors import translating_errors
 from quant.hub.fetch import CARD, needed_files, require_usable, weight_files_of
 from quant.hub.license import License
+from quant.hub.repository import Snapshot, resolve
+from quant.hub.retry import retrying
 from quant.hub.source import ModelSource
 from quant.model.checkpoint import Checkpoint, read_config
 from quant.model.folder import require_tokenizer, weight_paths
@@ -21,7 +24,7 @@ HEADERS_AT_ONCE = 8
 
 @dataclass(frozen=True)
 class Facts:
-    """folder: holds config and tokenizer; files: of weights; to_fetch: bytes a download would bring."""
+    """A model. folder: of its config and tokenizer; files: number of weight files; to_fetch: bytes to download."""
 
     name: str
     folder: Path
@@ -32,17 +35,17 @@ class Facts:
 
 
 def facts_of(source: ModelSource) -> Facts:
-    """Of a folder, or of a repository of the Hub at a commit. Raises InputError where the pipeline can't use it."""
+    """The facts of a folder, or of a Hub repository at a commit. Raises InputError if the pipeline can't use the model."""
     if source.is_local:
         folder = Path(source.source)
         checkpoint = Checkpoint(folder)
         require_usable(checkpoint.config, source.source)
         require_tokenizer(folder)
         return Facts(source.source, folder, checkpoint.inventory, len(weight_paths(folder)), 0, License.from_card(folder / CARD))
-    snapshot = client.resolve(source.source, source.revision)
+    snapshot = resolve(source.source, source.revision)
     names = needed_files(snapshot)
     weights = weight_files_of(snapshot)
-    folder = client.fetch(snapshot, [name for name in names if name not in weights])["config.json"].parent
+    folder = fetch(snapshot, [name for name in names if name not in weights])["config.json"].parent
     config = read_config(folder)
     require_usable(config, source.source)
     inventory = take_inventory(config, _remote_tensors(snapshot, weights))
@@ -50,27 +53,27 @@ def facts_of(source: ModelSource) -> Facts:
                  sum(snapshot.files[name].size for name in names), License.from_card(folder / CARD))
 
 
-def _remote_tensors(snapshot: client.Snapshot, names: list[str]) -> dict[str, TensorInfo]:
-    """The headers of safetensors files on the Hub, some at a time; none may describe more than the Hub lists."""
+def _remote_tensors(snapshot: Snapshot, names: list[str]) -> dict[str, TensorInfo]:
+    """The tensors of safetensors files on the Hub. Raises InputError for a header that does not fit its file's listed size."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import SafetensorsParsingError
 
     def header(name: str):
-        return client.patiently(lambda: HfApi().parse_safetensors_file_metadata(snapshot.repo, name, revision=snapshot.commit))
+        return retrying(lambda: HfApi().parse_safetensors_file_metadata(snapshot.repo, name, revision=snapshot.commit))
 
     tensors: dict[str, TensorInfo] = {}
     if snapshot.cached:
-        return Checkpoint(client.fetch(snapshot, names)[names[0]].parent).tensors
-    with client.in_one_line(snapshot.repo, snapshot.commit), ThreadPoolExecutor(HEADERS_AT_ONCE) as pool:
+        return Checkpoint(fetch(snapshot, names)[names[0]].parent).tensors
+    with translating_errors(snapshot.repo, snapshot.commit), ThreadPoolExecutor(HEADERS_AT_ONCE) as pool:
         try:
             for file, found in zip(names, pool.map(header, names), strict=True):
-                strange = {one.dtype for one in found.tensors.values()} - set(DTYPES)
-                if strange:
-                    raise InputError(f"{snapshot.repo}: {file} holds tensors of dtype {', '.join(sorted(strange))}; expected one "
-                                     f"of {', '.join(DTYPES)}, so give a copy of the model in 16 or 32 bits")
+                unknown = {one.dtype for one in found.tensors.values()} - set(DTYPES)
+                if unknown:
+                    raise InputError(f"{snapshot.repo}: {file} holds tensors of dtype {', '.join(sorted(unknown))}; expected one "
+                                     f"of {', '.join(DTYPES)}: give a copy of the model in 16 or 32 bits")
                 end, listed = max((one.data_offsets[1] for one in found.tensors.values()), default=0), snapshot.files[file].size
                 if end > listed:
-                    raise InputError(f"{snapshot.repo}: {file} has {listed:,} bytes, its header says more than {end:,}: cut off")
+                    raise InputError(f"{snapshot.repo}: {file} has {listed:,} bytes, but its header {end:,}: truncated")
                 tensors |= {name: TensorInfo(DTYPES[one.dtype], tuple(one.shape)) for name, one in found.tensors.items()}
         except SafetensorsParsingError as error:
             raise InputError(f"{snapshot.repo} has a safetensors header that can't be read: {first_line(error)}") from None

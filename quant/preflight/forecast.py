@@ -1,4 +1,4 @@
-"""Predicts what each variant will weigh, and whether it can be made: from the inventory of the model's weights alone."""
+"""Predicts the size of each variant, and whether it can be made, from the inventory of the model's weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from quant.variants import BASE, load, variant, variants
 
 @dataclass(frozen=True)
 class Forecast:
-    """A variant with its sizes, or with the obstacle: why it can't be made."""
+    """A variant with its predicted sizes, or with the reason why it can't be made (obstacle)."""
 
     name: str
     method: Method | None
@@ -23,9 +23,9 @@ class Forecast:
 
 
 def forecasts(inventory: Inventory, folder: Path, params: Mapping) -> list[Forecast]:
-    """Every variant of params.yaml, in the order of the table. folder: holds the model's config and tokenizer.
+    """The base and every variant of params.yaml, in order. folder: holds the model's config and tokenizer.
 
-    A row that is wrong is an obstacle of that row alone.
+    A wrong row is that row's obstacle; the others are still predicted.
     """
     base = variants({})[0]
     found = [Forecast(BASE, base.method, base.method.sizes(inventory, folder, base.values))]

@@ -1,1 +1,1 @@
-"""A variant out to the Hub: its files, and a card made from the run's measurements."""
+"""Publishing: the files and the card of a quantized variant, sent to the Hub in one commit."""

@@ -1,8 +1,8 @@
-"""A variant out to the Hub: its files and a card made from this run's metrics, in one commit.
+"""Publishes a variant on the Hub: its files, and a card made from this run's metrics, in one commit.
 
-Nothing is sent before `push`; `publication` only reads. What exists on the Hub is not overwritten unless a branch is named or the
-user confirms. An upload that was cut is repeated by the same call: the Hub keeps the large files it has received, and a
-repository that holds the very same already is left as it is.
+`publication` only reads; `push` sends. Files on the Hub are not overwritten unless a branch is named or the user confirms.
+Repeating an interrupted push completes it: the Hub keeps large files that it has received, and a repository that already holds
+the same files is left unchanged.
 """
 
 from __future__ import annotations
@@ -13,24 +13,27 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jinja2
-import yaml
 
 from quant.errors import InputError
 from quant.files import read_json, sha256_of
-from quant.hub import client
+from quant.hub.download import git_hash
+from quant.hub.errors import redacted, translating_errors
 from quant.hub.license import License
+from quant.hub.repository import RemoteFile, files_of, is_repo_id
+from quant.hub.retry import TIMEOUT, retrying
 from quant.methods import UNQUANTIZED, Method
 from quant.progress import size
-from quant.report.metrics import CARD_METRICS
+from quant.report.metrics import CARD, shown_in
 from quant.variants import Variant
 
 HERE = Path(__file__).parent
-LEFT_OUT = {"manifest.json", "README.md"}  # of this pipeline, and made anew
-KEPT_ON_HUB = {".gitattributes"}  # what an empty repository holds
+LEFT_OUT = {"manifest.json", "README.md"}  # not sent: this pipeline's own, and replaced by the card
+KEPT_ON_HUB = {".gitattributes"}  # the content of an empty repository
+
 
 @dataclass(frozen=True)
 class Publication:
-    """What would be pushed. files: name on the Hub -> local file; card: the text of README.md; warning: of the licence."""
+    """A variant ready to push. files: name on the Hub -> local file; card: text of README.md; warning: about the licence."""
 
     variant: str
     repo: str
@@ -39,7 +42,7 @@ class Publication:
     warning: str | None
 
     def listing(self) -> str:
-        """Files and sizes, a line each."""
+        """The files and their sizes, one a line, and the warning."""
         sizes = {**{name: path.stat().st_size for name, path in self.files.items()}, "README.md": len(self.card.encode())}
         lines = [f"{self.variant} -> {self.repo}: {len(sizes)} files, {size(sum(sizes.values()))}"]
         lines += [f"  {name:40} {count:>14,} bytes" for name, count in sorted(sizes.items())]
@@ -48,17 +51,17 @@ class Publication:
 
 def publication(variant: Variant, folder: Path, base: Path, text: Path, repo: str, reports: Path,
                 code: str | None = None) -> Publication:
-    """The files of a variant in `folder`, and its card. base, text: folders of the base and of the text it was measured on;
-    code: where a reader of the card finds this pipeline.
+    """The files of the variant in `folder`, and its card.
 
-    Raises InputError if the variant is no quantized one, has not been made, or has not been measured.
+    base, text: folders of the base and of the text that it was measured on; reports: folder of the measurements; code: address
+    of this pipeline's code, for the card. Raises InputError for a variant that is not quantized, built or measured.
     """
-    if not client.is_repo_id(repo):
+    if not is_repo_id(repo):
         raise InputError(f"--repo is {repo!r}; expected owner/name, such as me/gpt2-{variant.name}")
     if not is_shareable(variant):
         raise InputError(f"{variant.name} is the base model as it was given; push a quantized variant")
     if not (folder / "manifest.json").is_file():
-        raise InputError(f"{folder} is not there, or not whole; run dvc repro, which makes it")
+        raise InputError(f"{folder} does not exist or is incomplete; run dvc repro to build it")
     about = read_json(base / "manifest.json")
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*"))
              if path.is_file() and path.name not in LEFT_OUT}
@@ -70,20 +73,20 @@ def publication(variant: Variant, folder: Path, base: Path, text: Path, repo: st
 
 
 def is_shareable(variant: Variant) -> bool:
-    """Whether it has weights of its own: the base and what points to it have none."""
+    """Whether a variant has weights of its own; the base, and a variant that opens the base's files, have not."""
     return variant.method.name != UNQUANTIZED
 
 
 def render_card(variant: Variant, folder: Path, repo: str, base: Mapping, names: list[str], text: Path, reports: Path,
                 code: str | None) -> str:
-    """README.md: front matter that the Hub reads, what this is, the table, how to load it, and the licence."""
+    """The text of README.md: front matter for the Hub, description, table of metrics, how to load it, licence."""
     manifest = read_json(folder / "manifest.json")
     quality = _measured(reports / "quality" / f"{variant.name}.json")
     metrics, base_metrics = (_measured(reports / "metrics" / f"{name}.json") for name in (variant.name, "base"))
     rows = [(metric.sentence, metric.format(base_metrics[metric.key]), metric.format(metrics[metric.key]))
-            for metric in CARD_METRICS if metric.key in metrics]
+            for metric in shown_in(CARD) if metric.key in metrics]
     license = License(**base["license"])
-    if base["revision"] is None:  # a folder's path tells about this machine, and nothing to a reader
+    if base["revision"] is None:  # a local path means nothing to a reader, and says something about this machine
         base = {**base, "source": Path(base["source"]).name}
     elif license.link and "://" not in license.link:  # a file beside the base model's card
         license = replace(license, link=f"https://huggingface.co/{base['source']}/blob/{base['revision']}/{license.link}")
@@ -108,10 +111,10 @@ def render_card(variant: Variant, folder: Path, repo: str, base: Mapping, names:
 
 
 def push(what: Publication, revision: str | None, public: bool, confirm: Callable[[str], bool]) -> str:
-    """Send a publication in one commit, unless it is there already; what was done, and the address on the Hub.
+    """Send a publication in one commit, unless the repository already holds it; a line with its address on the Hub.
 
-    revision: a branch to push to, made where it is missing; None: main, and only where the repository is new or empty, or where
-    confirm(question) says yes. public: whether a new repository can be seen by all.
+    revision: the branch, created if missing; None: main. Files on main are replaced only if confirm(question) is true.
+    public: the visibility of a new repository. Raises InputError where the Hub refuses or the user does not confirm.
     """
     from huggingface_hub import CommitOperationAdd, HfApi, constants
     from huggingface_hub.errors import RepositoryNotFoundError
@@ -120,24 +123,23 @@ def push(what: Publication, revision: str | None, public: bool, confirm: Callabl
     if constants.is_offline_mode():
         raise InputError("HF_HUB_OFFLINE is set, and a push needs the Hub; unset it")
 
-    if not sys.stderr.isatty():  # in a file a bar is noise
+    if not sys.stderr.isatty():  # a log file wants no bars
         disable_progress_bars()
     api = HfApi()
-    with client.in_one_line(what.repo, revision):
+    with translating_errors(what.repo, revision):
         def listed(branch: str | None):
-            return client.patiently(
-                lambda: api.model_info(what.repo, revision=branch, files_metadata=True, timeout=client.TIMEOUT))
+            return retrying(lambda: api.model_info(what.repo, revision=branch, files_metadata=True, timeout=TIMEOUT))
 
         try:
             info = listed(None)
         except RepositoryNotFoundError:
-            client.patiently(lambda: api.create_repo(what.repo, private=not public, exist_ok=True))
+            retrying(lambda: api.create_repo(what.repo, private=not public, exist_ok=True))
             info = listed(None)
         if revision is not None:
-            client.patiently(lambda: api.create_branch(what.repo, branch=revision, exist_ok=True))
+            retrying(lambda: api.create_branch(what.repo, branch=revision, exist_ok=True))
             info = listed(revision)
-        files = client.files_of(info)
-        if _is_there(what, files):
+        files = files_of(info)
+        if _holds(files, what):
             return f"already there: {_address(what, info.sha)}"
         held = set(files) - KEPT_ON_HUB
         if revision is None and held and not confirm(_question(what, held)):
@@ -145,55 +147,55 @@ def push(what: Publication, revision: str | None, public: bool, confirm: Callabl
                              "--revision BRANCH, confirm when asked, or choose another name")
         operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in what.files.items()]
         operations.append(CommitOperationAdd(path_in_repo="README.md", path_or_fileobj=what.card.encode()))
-        done = client.patiently(lambda: api.create_commit(
+        done = retrying(lambda: api.create_commit(
             what.repo, operations, commit_message=f"{what.variant}: quantized weights and card", revision=revision,
             parent_commit=info.sha))
     return f"pushed: {_address(what, done.oid)}"
 
 
-def _is_there(what: Publication, files: Mapping[str, client.RemoteFile]) -> bool:
-    """Whether a repository with these files holds what would be sent, byte for byte."""
+def _holds(files: Mapping[str, RemoteFile], what: Publication) -> bool:
+    """Whether a repository with these files already holds the publication, byte for byte."""
     def same(name: str, path: Path) -> bool:
-        there = files[name]
-        return there.size == path.stat().st_size and (
-            sha256_of(path) == there.sha256 if there.sha256 else client.git_hash(path.read_bytes()) == there.git_sha1)
+        remote = files[name]
+        return remote.size == path.stat().st_size and (
+            sha256_of(path) == remote.sha256 if remote.sha256 else git_hash(path.read_bytes()) == remote.git_sha1)
 
     if not {*what.files, "README.md"} <= set(files):
         return False
-    return client.git_hash(what.card.encode()) == files["README.md"].git_sha1 and all(map(same, what.files, what.files.values()))
+    return git_hash(what.card.encode()) == files["README.md"].git_sha1 and all(map(same, what.files, what.files.values()))
 
 
 def _address(what: Publication, commit: str) -> str:
     from huggingface_hub import constants
 
-    return client.without_secrets(f"{constants.ENDPOINT}/{what.repo}/tree/{commit}")
+    return redacted(f"{constants.ENDPOINT}/{what.repo}/tree/{commit}")
 
 
 def _question(what: Publication, held: set[str]) -> str:
     over = sorted(held & {*what.files, "README.md"})
     return (f"{what.repo} exists and holds {len(held)} files; {', '.join(over[:4]) or 'none'}{', ...' if len(over) > 4 else ''} "
-            f"would be replaced. Type {what.repo} to go on: ")
+            f"would be replaced. Type {what.repo} to confirm: ")
 
 
 def _front_matter(base: Mapping, license: License, method: Method) -> str:
-    values: dict = {}
-    if base["revision"]:  # a folder on this machine has no page to link to
-        values |= {"base_model": base["source"], "base_model_relation": "quantized"}
-    if license.id and "," not in license.id:
-        values |= {"license": license.id}
-        values |= {key: value for key, value in (("license_name", license.name), ("license_link", license.link)) if value}
+    from huggingface_hub import ModelCardData
+
     tag = method.hub_library if method.hub_library != "transformers" else method.name
-    values |= {"pipeline_tag": "text-generation", "library_name": method.hub_library, "tags": ["quantized", tag]}
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True).strip()
+    values: dict = {"pipeline_tag": "text-generation", "library_name": method.hub_library, "tags": ["quantized", tag]}
+    if base["revision"]:  # a local folder has no page to link to
+        values |= {"base_model": base["source"], "base_model_relation": "quantized"}
+    if license.id and "," not in license.id:  # the Hub takes one licence
+        values |= {"license": license.id, "license_name": license.name, "license_link": license.link}
+    return ModelCardData(**values).to_yaml()  # leaves out None
 
 
 def _scheme(manifest: Mapping) -> str:
-    """As the artifact's manifest has it: its scheme or type, and the options that are on."""
+    """The scheme or type that the artifact's manifest names, and the options that are on."""
     options = [key.replace("_", " ") for key, value in manifest.items() if value is True]
     return ", ".join([manifest.get("scheme") or manifest["type"], *options])
 
 
 def _measured(path: Path) -> dict:
     if not path.is_file():
-        raise InputError(f"{path} is missing, and a card is made from measurements; run dvc repro, which makes it")
+        raise InputError(f"{path} is missing, and the card shows its numbers; run dvc repro to measure the variant")
     return read_json(path)

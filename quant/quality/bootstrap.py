@@ -1,8 +1,8 @@
-"""Which differences are real: paired block bootstrap over the text, 95 % intervals, without any model.
+"""Paired block bootstrap over the text: 95 % intervals, and which differences are significant. Needs no model.
 
-Neighbouring tokens are not independent, so blocks of consecutive tokens are drawn, not tokens (Künsch 1989); both
-variants are scored on the same blocks, so what makes a block hard cancels. Every pair is drawn with the same seed.
-An interval holds for its pair; of a hundred pairs that do not differ, about five are called real.
+Neighbouring tokens are not independent, so blocks of consecutive tokens are drawn, not tokens (Künsch 1989). Both variants
+are scored on the same blocks, so the difficulty of a block cancels. Every pair is drawn with the same seed. Intervals are not
+corrected for many pairs: of a hundred pairs that do not differ, about five come out as significant.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ LEVEL = 0.95
 RESAMPLES = 4000
 SEED = 0
 BLOCK_TOKENS = 128
-FEWEST_BLOCKS = 50  # shorter texts are cut finer
+MIN_BLOCKS = 50  # a short text is cut into smaller blocks
 MEASURES = ("ppl", "kld")
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """Sums over consecutive scored tokens, [blocks]: tokens, nll and kld in nats, top1 a count."""
+    """Sums over blocks of consecutive scored tokens, float64 [blocks]: tokens and top1 are counts, nll and kld are in nats."""
 
     tokens_per_block: int
     tokens: numpy.ndarray
@@ -36,15 +36,15 @@ class Blocks:
 
     @classmethod
     def cut(cls, nll: numpy.ndarray, kld: numpy.ndarray, top1: numpy.ndarray) -> Blocks:
-        """From values per token in text order; the last block may be shorter."""
-        size = max(1, min(BLOCK_TOKENS, len(nll) // FEWEST_BLOCKS))
+        """Sum values per token, in text order, over blocks; the last block may be shorter."""
+        size = max(1, min(BLOCK_TOKENS, len(nll) // MIN_BLOCKS))
         starts = numpy.arange(0, len(nll), size)
         sums = (numpy.add.reduceat(values.astype(numpy.float64), starts) for values in (numpy.ones(len(nll)), nll, kld, top1))
         return cls(size, *sums)
 
     @classmethod
     def from_dict(cls, values: Mapping) -> Blocks:
-        """What `to_dict` gave, as it stands in reports/quality."""
+        """Read the form of `to_dict`. Raises InputError where a key is missing."""
         missing = {"tokens_per_block", "tokens", "nll", "kld", "top1"} - set(values)
         if missing:
             raise InputError(f"blocks lack {', '.join(sorted(missing))}; run dvc repro to measure again")
@@ -52,7 +52,7 @@ class Blocks:
         return cls(values["tokens_per_block"], *columns)
 
     def to_dict(self) -> dict:
-        """For JSON; a millionth of a nat of a block's sum is far below what a resample moves."""
+        """Plain values for JSON, rounded far below the spread of the resamples."""
         return {
             "tokens_per_block": self.tokens_per_block,
             "tokens": self.tokens.astype(int).tolist(),
@@ -64,22 +64,22 @@ class Blocks:
 
 @dataclass(frozen=True)
 class Difference:
-    """value, and its interval from low to high: in per cent for ppl, in thousandths of a nat for kld."""
+    """A difference and its interval [low, high]: in per cent for ppl, in thousandths of a nat (mnat) for kld."""
 
     value: float
     low: float
     high: float
 
     @property
-    def is_real(self) -> bool:
+    def is_significant(self) -> bool:
         """Whether the interval excludes zero."""
         return self.low > 0 or self.high < 0
 
 
 def difference(a: Blocks, b: Blocks, measure: str = "ppl") -> Difference:
-    """How a differs from b: the change of perplexity in per cent of b's ("ppl"), or of mean KLD in mnat ("kld").
+    """Difference of a from b: of perplexity in per cent of b's ("ppl"), or of mean KLD in mnat ("kld").
 
-    Raises InputError where the two were not measured on the same blocks.
+    Raises InputError where the two were measured on different blocks.
     """
     if measure not in MEASURES:
         raise InputError(f"measure is {measure!r}; expected {' or '.join(MEASURES)}")
@@ -90,38 +90,35 @@ def difference(a: Blocks, b: Blocks, measure: str = "ppl") -> Difference:
 
 
 def mean_kld(blocks: Blocks) -> Difference:
-    """The mean KLD itself, in mnat, with its interval."""
+    """Mean KLD in mnat, with its interval."""
     return _interval(blocks.kld, blocks.tokens, "kld")
 
 
 def in_order(measured: Mapping[str, Blocks], measure: str = "ppl") -> list[str]:
-    """The variants' names by what was measured, the lowest first, whether or not their differences are real."""
+    """Names of the variants, lowest value first, whether or not their differences are significant."""
     totals = {name: float((blocks.nll if measure == "ppl" else blocks.kld).sum()) for name, blocks in measured.items()}
     return sorted(measured, key=lambda name: (totals[name], name))
 
 
-def real_pairs(measured: Mapping[str, Blocks], measure: str = "ppl") -> list[tuple[str, str]]:
-    """(better, worse) for every two variants whose difference is real."""
+def significant_pairs(measured: Mapping[str, Blocks], measure: str = "ppl") -> list[tuple[str, str]]:
+    """(better, worse) for every pair of variants with a significant difference."""
     return [(better, worse) for better, worse in combinations(in_order(measured, measure), 2)
-            if difference(measured[worse], measured[better], measure).is_real]
+            if difference(measured[worse], measured[better], measure).is_significant]
 
 
 def tiers(measured: Mapping[str, Blocks], measure: str = "ppl") -> list[list[str]]:
-    """The variants' names from best to worst in groups, within which nothing is ranked.
+    """Names of the variants in tiers, from best to worst; within a tier nothing is ranked.
 
-    A group ends only where each of its members and of those before differs for real from all that follow, so no variant
-    stands above another that it can't be told from.
+    Every variant of a tier differs significantly from every variant of the tiers after it.
     """
-    order, real = in_order(measured, measure), set(real_pairs(measured, measure))
-    reach, found = 0, [order[:1]] if order else []  # reach: the last that one of those so far can't be told from
+    order, separated = in_order(measured, measure), set(significant_pairs(measured, measure))
+    found: list[list[str]] = []
+    last_tie = -1  # position of the last variant that ties with one of those seen so far
     for i, name in enumerate(order):
-        if i > reach:
-            found.append([name])
-            reach = i
-        elif i:
-            found[-1].append(name)
-        ties = [j for j in range(i + 1, len(order)) if (name, order[j]) not in real]
-        reach = max([reach, *ties])
+        if i > last_tie:
+            found.append([])
+        found[-1].append(name)
+        last_tie = max([i, last_tie, *(j for j in range(i + 1, len(order)) if (name, order[j]) not in separated)])
     return found
 
 
@@ -137,5 +134,5 @@ def _interval(sums: numpy.ndarray, tokens: numpy.ndarray, measure: str) -> Diffe
 
 @cache
 def _draws(count: int) -> numpy.ndarray:
-    """How often each resample draws each block, [RESAMPLES, count]."""
+    """Number of times that each resample draws each block, float64 [RESAMPLES, count]."""
     return numpy.random.default_rng(SEED).multinomial(count, numpy.full(count, 1 / count), size=RESAMPLES).astype(numpy.float64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from quant.device import resolve_device
 from quant.files import atomic_folder, significant
 from quant.model.checkpoint import Checkpoint
 from quant.progress import MIB
@@ -14,13 +15,12 @@ from quant.quality.reference import Recorder, Reference
 from quant.quality.score import ModelPredictions, Predictions, Scores, divergence, score, summarize
 from quant.quality.windows import Tokens, tokenize
 from quant.runners import Runner, open_runner, opening_of
-from quant.runners.device import resolve_device
 from quant.runners.sizes import disk_bytes, held_bytes, size_breakdown
 from quant.text.corpus import Corpus
 
 
 def evaluate_base(base: Path, corpus: Corpus, protocol: ScoringProtocol, device: str, reference: Path) -> dict:
-    """Quality and size of the base; leaves its predictions in the folder `reference`, for the variants to be compared with."""
+    """Quality and size of the base, for JSON. Writes its predictions to the folder `reference`, for `evaluate`."""
     tokens, model = tokenize(corpus, base, protocol), _open(base, protocol, device)
     with atomic_folder(reference) as folder:
         recorder = Recorder(model, base, tokens, protocol, folder)
@@ -30,9 +30,9 @@ def evaluate_base(base: Path, corpus: Corpus, protocol: ScoringProtocol, device:
 
 
 def evaluate(folder: Path, base: Path, corpus: Corpus, protocol: ScoringProtocol, device: str, reference: Path) -> dict:
-    """Quality of the variant in `folder` against the base, the bytes of its weights, and the protocol the numbers hold for.
+    """Quality of the variant in `folder` compared with the base, bytes of its weights, and the scoring protocol, for JSON.
 
-    reference: what `evaluate_base` left.
+    reference: the folder that `evaluate_base` wrote.
     """
     tokens, model = tokenize(corpus, base, protocol), _open(folder, protocol, device)
     scores = score(ModelPredictions(model), _reference(base, tokens, protocol, device, reference), tokens, protocol)
@@ -44,7 +44,7 @@ def _open(folder: Path, protocol: ScoringProtocol, device: str) -> Runner:
 
 
 def _reference(base: Path, tokens: Tokens, protocol: ScoringProtocol, device: str, reference: Path) -> Predictions:
-    if Reference.is_in(reference):
+    if Reference.exists_in(reference):
         return Reference(reference, base, tokens, protocol, resolve_device(device))
     return ModelPredictions(_open(base, protocol, device))
 
@@ -74,18 +74,18 @@ def _size(folder: Path, base: Path, model: Runner, quality: dict[str, float]) ->
         "parameters": parameters,
         "held_bytes": held,
         "size_breakdown": size_breakdown(model.tensors()),
-        "module_counts": model.census(),
+        "module_counts": model.module_counts(),
     }
 
 
 def _distance(scores: Scores) -> dict:
-    """Divergence from the base, its intervals, and the sums by block that any two variants are compared by."""
+    """Divergence from the base, its intervals, and the sums by block, with which any two variants are compared."""
     blocks = Blocks.cut(scores.nll, scores.kld, scores.top1)
     base = Blocks.cut(scores.base_nll, 0 * scores.kld, 0 * scores.top1)
     change, kld = difference(blocks, base, "ppl"), bootstrap.mean_kld(blocks)
     intervals = {
         "level": bootstrap.LEVEL, "resamples": bootstrap.RESAMPLES, "seed": bootstrap.SEED,
-        "ppl_change_pct": [change.low, change.high], "kld_mnats": [kld.low, kld.high], "is_real": change.is_real,
+        "ppl_change_pct": [change.low, change.high], "kld_mnats": [kld.low, kld.high], "is_significant": change.is_significant,
     }  # fmt: skip
     return {
         "divergence": significant(divergence(scores)),

@@ -2,13 +2,13 @@
 
 joined/1     The lines as one text, after the beginning-of-text token where the tokenizer has one, in windows of `context`
              tokens that advance by `stride`; a token is scored in the first window that reaches it. Every token is scored.
-sentence/1   Each line alone after the beginning-of-text token; every token of it is scored. A line that is longer than the
-             context goes on in windows that advance by `stride`.
+sentence/1   Each line alone after the beginning-of-text token; every token of it is scored. A line longer than the context
+             is continued in windows that advance by `stride`.
 llama.cpp/1  What llama-perplexity does: the text in chunks of `context` tokens without overlap, of which the second half
-             is scored; the first token of a chunk gives way to the beginning-of-text token where the tokenizer adds
-             one by itself; what is left over at the end is dropped.
+             is scored. Where the tokenizer adds a beginning-of-text token by itself, that token replaces the first of each
+             chunk. An incomplete chunk at the end is dropped.
 
-A protocol whose numbers would change gets a new version.
+A change that would change a protocol's numbers gives it a new version.
 """
 
 from __future__ import annotations
@@ -19,13 +19,16 @@ from quant.config import is_whole, known_keys
 from quant.errors import InputError
 
 PROTOCOLS = ("joined/1", "sentence/1", "llama.cpp/1")
-UNK = ("text", "token")
+UNK_MODES = ("text", "token")
 
 
 @dataclass(frozen=True)
 class ScoringProtocol:
-    """protocol: one of PROTOCOLS; context, stride: tokens; line: the form a line takes in the text, {} its words.
-    unk: "text" spells out special tokens that stand in the text (`<unk>`), "token" leaves them to the tokenizer."""
+    """The section `evaluate` of params.yaml.
+
+    protocol: one of PROTOCOLS. context, stride: in tokens. line: template of a line, {} for its words. unk: "text" encodes
+    `<unk>` in the text as its letters, "token" lets the tokenizer make it its special token.
+    """
 
     protocol: str = "joined/1"
     context: int = 256
@@ -36,8 +39,8 @@ class ScoringProtocol:
     def __post_init__(self) -> None:
         if self.protocol not in PROTOCOLS:
             raise InputError(f"evaluate.protocol is {self.protocol!r}; expected {', '.join(PROTOCOLS)}")
-        if self.unk not in UNK:
-            raise InputError(f"evaluate.unk is {self.unk!r}; expected {' or '.join(UNK)}")
+        if self.unk not in UNK_MODES:
+            raise InputError(f"evaluate.unk is {self.unk!r}; expected {' or '.join(UNK_MODES)}")
         for key in ("context", "stride"):
             value = getattr(self, key)
             if not is_whole(value):
@@ -62,7 +65,7 @@ class ScoringProtocol:
         return int(self.protocol.partition("/")[2])
 
     def describe(self, context: int) -> dict:
-        """What stands in a result; `context` is the most the model takes, and bounds the protocol's."""
+        """The protocol as part of a result, for JSON. context: most tokens of the model, which bound the protocol's."""
         return {
             "name": self.name,
             "version": self.version,

@@ -1,8 +1,8 @@
-"""What the base predicted, kept small: its last hidden states, from which its head makes the logits again.
+"""The base's predictions, stored as last hidden states; its head recomputes the logits.
 
-The base then runs once, and not again beside every variant: of a pass over a model only the last product is left. A
-state is as long as the model is wide, a row of logits as long as its vocabulary, many times that; logits are not kept.
-A model that does more to its logits than multiply with the head (Gemma 2 caps them) leaves no states, and runs again.
+So the base runs once, not again beside every variant. A hidden state is much smaller than a row of logits: the model's width
+against its vocabulary. A model whose logits are more than a product with its head (Gemma 2 caps them) stores no states; it
+runs again beside every variant.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from quant.quality.windows import Tokens
 from quant.runners import RunnerWithStates
 
 ABOUT, STATES = "about.json", "states.f32"
-TOLERANCE = 1e-3  # of the logits; float32 products in another order differ by about 1e-5
+TOLERANCE = 1e-3  # relative to the largest logit; float32 sums in another order differ by about 1e-5
 
 
 class Recorder:
-    """The base's predictions while it runs; leaves its states in `folder`, after one pass over the tokens."""
+    """Predictions of the running base. Writes its states to `folder` during one pass over the tokens, which `finish` ends."""
 
     def __init__(self, runner: RunnerWithStates, model: Path, tokens: Tokens, protocol: ScoringProtocol, folder: Path):
         self.vocabulary, self.context = runner.vocabulary, runner.context
@@ -33,50 +33,53 @@ class Recorder:
         self._about = _about(tokens, protocol, runner.context)
         self._count = len(tokens.ids)
         self._states: numpy.memmap | None = None
-        self._works = True
+        self._is_linear = True
 
     def rows(self, batch: Batch) -> torch.Tensor:
         logits, states = self._runner.logits_and_states(batch.inputs)
         logits, states = (values[:, -batch.scored :].flatten(0, 1) for values in (logits, states))
-        if self._works and self._states is None:
+        if self._is_linear and self._states is None:
             self._begin(logits, states)
-        if self._works:
+        if self._is_linear:
             for window, rows in zip(batch.windows, states.cpu().split(batch.scored), strict=True):
                 self._states[window.scored_tokens] = rows.numpy()
         return logits
 
     def finish(self) -> None:
         width = None
-        if self._works and self._states is not None:
+        if self._is_linear and self._states is not None:
             self._states.flush()
             width = self._states.shape[1]
         write_json(self._folder / ABOUT, {**self._about, "width": width, "vocabulary": self.vocabulary})
 
     def _begin(self, logits: torch.Tensor, states: torch.Tensor) -> None:
         again = torch.nn.functional.linear(states, self._head)
-        self._works = again.shape == logits.shape and bool((again - logits).abs().max() <= TOLERANCE * logits.abs().max())
-        if self._works:
+        self._is_linear = again.shape == logits.shape and bool((again - logits).abs().max() <= TOLERANCE * logits.abs().max())
+        if self._is_linear:
             shape = (self._count, states.shape[1])
             self._states = numpy.memmap(self._folder / STATES, dtype="<f4", mode="w+", shape=shape)
 
 
 class Reference:
-    """The base's predictions, from the states that a Recorder left."""
+    """Predictions of the base, from the states that a Recorder wrote.
+
+    Raises InputError for states of another text, protocol or context.
+    """
 
     def __init__(self, folder: Path, model: Path, tokens: Tokens, protocol: ScoringProtocol, device: str = "cpu"):
         about = read_json(folder / ABOUT)
         self.vocabulary, self.context = about["vocabulary"], about["model_context"]
         if {key: about[key] for key in about if key not in ("width", "vocabulary")} != _about(tokens, protocol, self.context):
-            raise InputError(f"{folder} holds what base predicted of another text or by another protocol; run dvc repro to "
-                             "make it again")
+            raise InputError(f"{folder} holds the base's predictions for another text or protocol; make it again with "
+                             "dvc repro")
         self._states = numpy.memmap(folder / STATES, dtype="<f4", mode="r", shape=(len(tokens.ids), about["width"]))
         self._head = _head(model).to(device)
 
     @staticmethod
-    def is_in(folder: Path) -> bool:
-        """Whether the base could leave states. Raises InputError where it has not run."""
+    def exists_in(folder: Path) -> bool:
+        """Whether the folder holds states. Raises InputError where the base has not been evaluated."""
         if not (folder / ABOUT).is_file():
-            raise InputError(f"{folder} does not exist; evaluate base first, or run dvc repro, which does")
+            raise InputError(f"{folder} does not exist; evaluate the base first, or run dvc repro")
         return read_json(folder / ABOUT)["width"] is not None
 
     def rows(self, batch: Batch) -> torch.Tensor:
@@ -89,6 +92,6 @@ def _about(tokens: Tokens, protocol: ScoringProtocol, context: int) -> dict:
 
 
 def _head(model: Path) -> torch.Tensor:
-    """The head's weight, float32 [vocabulary, width]; the embedding's where they are tied."""
+    """The weight of the head, float32 [vocabulary, width]; that of the embedding where they are tied."""
     checkpoint = Checkpoint(model)
     return checkpoint.read(checkpoint.inventory.head.tensor).float()

@@ -1,8 +1,8 @@
-"""Perplexity and divergence in one pass: a variant and the base side by side over the same windows.
+"""Perplexity and divergence of a variant and the base, in one pass over the same windows.
 
-No logits are kept: a batch of windows goes through both, leaves a few numbers per token, and is forgotten.
-Log-softmax in float32, sums in float64. Perplexity is exp(sum of nll / tokens). KLD is that of the base's
-distribution to the variant's, sum of p_base (ln p_base - ln p_variant), in nats, over the whole vocabulary.
+Logits are not kept: each batch of windows is reduced to a few numbers per token. Log-softmax in float32, sums in float64.
+Perplexity is exp(sum of nll / tokens). KLD is the divergence of the variant's distribution from the base's over the whole
+vocabulary, sum of p_base (ln p_base - ln p_variant), in nats.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from quant.quality.protocol import ScoringProtocol
 from quant.quality.windows import Tokens, Window, windows
 from quant.runners import Runner
 
-BATCH_LOGITS = 2**22  # most logits of one batch: 16 MB a model; larger ones spend their time on fresh memory
-CHUNK_LOGITS = 2**18  # logits reduced at a time: 1 MB, which stays in a processor's cache from one step to the next
+BATCH_LOGITS = 2**22  # most logits of a batch: 16 MB per model; larger batches spend their time on fresh memory
+CHUNK_LOGITS = 2**18  # logits reduced together: 1 MB, which stays in the processor's cache from one step to the next
 TOP = 5
 LEVELS = (0, 0.1, 1, 2.5, 5, 10, 20, 25, 30, 40, 50, 60, 70, 75, 80, 90, 95, 97.5, 99, 99.9, 100)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Windows of one length and as many scored tokens each, so that nothing is padded."""
+    """Windows of equal length and equal number of scored tokens, so that nothing is padded."""
 
     windows: tuple[Window, ...]
 
@@ -50,7 +50,7 @@ class Batch:
 
 
 class Predictions(Protocol):
-    """What is scored: a model, or what a model once predicted (quant.quality.reference)."""
+    """Source of the logits to score: a model, or stored predictions (quant.quality.reference)."""
 
     vocabulary: int
     context: int
@@ -60,7 +60,7 @@ class Predictions(Protocol):
 
 
 class ModelPredictions:
-    """A runner's predictions."""
+    """Predictions of a runner."""
 
     def __init__(self, runner: Runner):
         self.runner, self.vocabulary, self.context = runner, runner.vocabulary, runner.context
@@ -71,8 +71,11 @@ class ModelPredictions:
 
 @dataclass(frozen=True)
 class Scores:
-    """Per scored token in text order, [n]: nll, base_nll and kld in nats, float32; top1, whether the likeliest token is
-    base's; top5, how many of base's five likeliest tokens are among the variant's five. words, bytes: of the scored text."""
+    """Results per scored token in text order, float32 [n], and the words and bytes of the scored text.
+
+    nll, base_nll, kld: in nats. top1: 1 where the most likely token is the base's. top5: how many of the base's five most
+    likely tokens are among the variant's five.
+    """
 
     nll: numpy.ndarray
     base_nll: numpy.ndarray
@@ -87,9 +90,13 @@ class Scores:
 
 
 def score(variant: Predictions, base: Predictions | None, tokens: Tokens, protocol: ScoringProtocol) -> Scores:
-    """Score every token once. base None: the variant is the base, at no divergence from itself."""
+    """Score every token of the protocol once. base None: the variant is the base, with no divergence from itself.
+
+    Raises InputError where vocabularies or contexts of the two do not match.
+    """
     if base is not None and variant.vocabulary != base.vocabulary:
-        raise InputError(f"the variant has {variant.vocabulary} logits, the base {base.vocabulary}; they can't be compared")
+        raise InputError(f"the variant has {variant.vocabulary} logits, the base {base.vocabulary}; quantize the variant again "
+                         "from this base")
     context = min(variant.context, protocol.context)
     if base is not None and context != min(base.context, protocol.context):
         raise InputError(f"the variant takes {variant.context} tokens at once, the base {base.context}; they are compared in "
@@ -108,7 +115,7 @@ def score(variant: Predictions, base: Predictions | None, tokens: Tokens, protoc
 
 
 def batches(items: Iterable[Window], vocabulary: int) -> Iterator[Batch]:
-    """Windows that are alike together, as many as BATCH_LOGITS allows; the longest first, to fail early where memory is short."""
+    """Batches of equal windows, as large as BATCH_LOGITS allows; the longest first, so that too little memory shows early."""
     def shape(window: Window) -> tuple[int, int]:
         return window.length, window.scored
 
@@ -119,7 +126,7 @@ def batches(items: Iterable[Window], vocabulary: int) -> Iterator[Batch]:
 
 
 def summarize(scores: Scores) -> dict[str, float]:
-    """The quality metrics, keys as in the table."""
+    """The quality metrics, by the keys of quant.report.metrics."""
     total, count = _sum(scores.nll), len(scores)
     return {
         "ppl": math.exp(total / count),
@@ -132,8 +139,8 @@ def summarize(scores: Scores) -> dict[str, float]:
 
 
 def divergence(scores: Scores) -> dict:
-    """How far the predictions moved: the distribution of the KLD, agreement of the likeliest tokens, and the change of
-    the true token's probability in percentage points."""
+    """Distribution of the KLD in mnat, agreement of the most likely tokens in per cent, and the change of the true token's
+    probability in percentage points."""
     kld, count = 1000 * scores.kld.astype(numpy.float64), len(scores)
     change = 100 * (numpy.exp(-scores.nll.astype(numpy.float64)) - numpy.exp(-scores.base_nll.astype(numpy.float64)))
     named = {"median": 50, "p99": 99, "p999": 99.9, "max": 100}
@@ -184,7 +191,7 @@ def _compare(rows: torch.Tensor, base_rows: torch.Tensor, wanted: torch.Tensor) 
     return torch.stack([
         _nll(log_p, wanted),
         _nll(base_log_p, wanted),
-        kld.clamp_(min=0),  # below zero it is rounding
+        kld.clamp_(min=0),  # negative values are rounding errors
         (top[:, 0] == base_top[:, 0]).float(),
         shared.float(),
     ])

@@ -1,7 +1,7 @@
-"""What rounding does to a model's own weights, before any text is scored: the numbers behind three figures.
+"""Rounding errors of a model's own weights, without any text: the numbers behind three figures.
 
-Errors are relative: root mean square of (dequantized - weight) over that of the weight, in per cent. Large models
-are sampled, whole rows at even distances, so that the cost does not grow with the model.
+Errors are relative: root mean square of (dequantized - weight) over that of the weight, in per cent. Of large weights a sample
+of whole rows at even distances is taken, so the cost does not grow with the model.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from quant.tensor.codebooks import CODEBOOKS, LINEAR
 from quant.tensor.qtensor import dequantize, quantize
 from quant.tensor.scheme import Scheme
 
-MAP_SCHEME = Scheme(bits=4, group_size="row")  # fits every shape, and its single scale per row shows where outliers are
-MOST_OF_A_WEIGHT = 2**16  # numbers taken of one weight for the map
-MOST_OF_ALL = 2**17  # and of all weights together for the comparison of schemes
+MAP_SCHEME = Scheme(bits=4, group_size="row")  # fits every shape; one scale per row makes outliers visible
+MAP_SAMPLE = 2**16  # numbers sampled of each weight for the map
+SCHEMES_SAMPLE = 2**17  # numbers sampled of all weights together for the comparison of schemes
 GROUP_SIZES = ("row", 128, 64, 32)
 BINS = 80
 FOUR_BITS = (LINEAR, *(name for name, book in CODEBOOKS.items() if book.bits == 4))  # grids that are compared at one width
@@ -30,8 +30,10 @@ FOUR_BITS = (LINEAR, *(name for name, book in CODEBOOKS.items() if book.bits == 
 
 @dataclass(frozen=True)
 class Sample:
-    """Rows of one weight, or of one role's part of it. values: float32 [rows, columns]; block None: outside the blocks;
-    weights: how many the whole has."""
+    """Rows of one weight, or of one role's part of a fused weight.
+
+    values: float32 [rows, columns]. block: None outside the decoder blocks. weights: numbers in all rows.
+    """
 
     module: str
     role: str
@@ -41,21 +43,21 @@ class Sample:
 
 
 def compare_schemes(checkpoint: Checkpoint) -> dict:
-    """Everything the figures about weights show, as JSON."""
+    """The numbers of all figures about weights, for JSON."""
     inventory = checkpoint.inventory
     in_blocks = {role for group in GROUPS.values() for role in group}
     weights = [weight for weight in inventory.weights if not weight.is_bias]
     matrices = [weight for weight in weights if in_blocks.issuperset(weight.roles)]
-    most = max(1, MOST_OF_ALL // max(1, sum(len(weight.roles) for weight in matrices)))
+    most = max(1, SCHEMES_SAMPLE // max(1, sum(len(weight.roles) for weight in matrices)))
     return {
-        "map": error_map(samples(checkpoint, weights, MOST_OF_A_WEIGHT)),
+        "map": error_map(samples(checkpoint, weights, MAP_SAMPLE)),
         "schemes": error_of_schemes(list(samples(checkpoint, matrices, most))),
         "histogram": histogram(_middle(checkpoint, matrices)),
     }
 
 
 def samples(checkpoint: Checkpoint, weights: Iterable[Weight], most: int) -> Iterator[Sample]:
-    """Up to about `most` numbers of each weight, of each role's rows where a matrix is fused."""
+    """Sample about `most` numbers at most of each weight, or of each role's rows where a weight is fused."""
     for weight in weights:
         matrix = checkpoint.read(weight.tensor)
         matrix = (matrix.T if weight.transposed else matrix).reshape(weight.shape[0] if len(weight.shape) > 1 else 1, -1)
@@ -66,56 +68,57 @@ def samples(checkpoint: Checkpoint, weights: Iterable[Weight], most: int) -> Ite
 
 
 def error_map(chosen: Iterable[Sample]) -> dict:
-    """Error by block and role under one scheme; weights of the same block and role count together."""
-    wrong: defaultdict[tuple, float] = defaultdict(float)
-    whole: defaultdict[tuple, float] = defaultdict(float)
-    counted = total = 0
+    """Error by block and role under MAP_SCHEME; weights of the same block and role are added up."""
+    squared_error: defaultdict[tuple, float] = defaultdict(float)
+    squared: defaultdict[tuple, float] = defaultdict(float)
+    sampled = weights = 0
     for sample in chosen:
         key = (sample.block, sample.role)
-        wrong[key] += _squares(sample.values - dequantize(quantize(sample.values, MAP_SCHEME)))
-        whole[key] += _squares(sample.values)
-        counted += sample.values.numel()
-        total += sample.weights
-    ordered = sorted(wrong, key=lambda key: (key[0] is None, key[0] or 0, ROLES.index(key[1])))
-    cells = [{"block": block, "role": role, "error_pct": _percent(wrong[block, role], whole[block, role])}
+        squared_error[key] += _squares(sample.values - dequantize(quantize(sample.values, MAP_SCHEME)))
+        squared[key] += _squares(sample.values)
+        sampled += sample.values.numel()
+        weights += sample.weights
+    ordered = sorted(squared, key=lambda key: (key[0] is None, key[0] or 0, ROLES.index(key[1])))
+    cells = [{"block": block, "role": role, "error_pct": _percent(squared_error[block, role], squared[block, role])}
              for block, role in ordered]
     roles = [role for role in ROLES if any(role == cell["role"] for cell in cells)]
-    return {"scheme": MAP_SCHEME.label, "roles": roles, "cells": cells, "weights": total, "sampled": counted}
+    return {"scheme": MAP_SCHEME.label, "roles": roles, "cells": cells, "weights": weights, "sampled": sampled}
 
 
 def error_of_schemes(chosen: Sequence[Sample]) -> dict:
-    """Bits per weight, scales included, and error of every width, grid and group size on the same numbers.
+    """Bits per weight, scales included, and error, of every width, grid and group size on the same numbers.
 
-    A group size that does not divide every row is left out for all, so that the points compare. kind: plain, double
-    (quantized scales) or clipped (for the least squared error).
+    A group size that does not divide all rows is left out, so that all points are of the same numbers. kind: plain, double
+    (quantized scales) or clipped (least squared error).
     """
     widths = {sample.values.shape[1] for sample in chosen}
     rows = [torch.cat([s.values for s in chosen if s.values.shape[1] == width]) for width in sorted(widths)]  # scales are by row
     sizes = [size for size in GROUP_SIZES if size == "row" or all(width % size == 0 for width in widths)]
-    fine, count, whole = 64 if 64 in sizes else "row", sum(values.numel() for values in rows), sum(map(_squares, rows))
+    fine, count, squared = 64 if 64 in sizes else "row", sum(values.numel() for values in rows), sum(map(_squares, rows))
     schemes = [("plain", Scheme(bits=bits, group_size=size)) for size in sizes for bits in range(2, 9)]
     schemes += [("plain", Scheme(book.bits, size, codebook=name)) for size in sizes for name, book in CODEBOOKS.items()]
     schemes += [("double", Scheme(4, fine, codebook=name, double_quant=True)) for name in FOUR_BITS]
     schemes += [("clipped", Scheme(bits=bits, group_size=fine, fit="mse")) for bits in range(2, 6)]
     points = []
     for kind, scheme in schemes:
-        wrong = stored = 0.0
+        squared_error = stored = 0.0
         for values in rows:
             tensor = quantize(values, scheme)
             stored += sum(t.numel() * t.element_size() for t in tensor.tensors().values())
-            wrong += _squares(values - dequantize(tensor))
+            squared_error += _squares(values - dequantize(tensor))
         points.append({
             "label": scheme.label, "kind": kind, "codebook": scheme.codebook, "bits": scheme.bits,
-            "group_size": scheme.group_size, "bits_per_weight": round(8 * stored / count, 4), "error_pct": _percent(wrong, whole),
+            "group_size": scheme.group_size, "bits_per_weight": round(8 * stored / count, 4),
+            "error_pct": _percent(squared_error, squared),
         })
     return {"points": points, "left_out": [size for size in GROUP_SIZES if size not in sizes],
             "weights": sum(sample.weights for sample in chosen), "sampled": count}
 
 
 def histogram(sample: Sample) -> dict:
-    """One matrix, each group divided by its largest magnitude as a quantizer sees it, and where the 4-bit grids lie.
+    """Histogram of one matrix, each group divided by its largest magnitude, and the values of the 4-bit grids.
 
-    share_pct: how much of the matrix falls on each value; entropy_bits: of these shares, 4 at most.
+    share_pct: share of the matrix per bin, or per value of a grid. entropy_bits: entropy of the latter, 4 at most.
     """
     columns = sample.values.shape[1]
     size = 64 if columns % 64 == 0 else columns
@@ -141,9 +144,9 @@ def histogram(sample: Sample) -> dict:
 
 
 def _middle(checkpoint: Checkpoint, matrices: Sequence[Weight]) -> Sample:
-    """The first feed-forward matrix of the middle block, which every architecture has."""
+    """The first feed-forward matrix of the middle block; every architecture has one."""
     ups = [weight for weight in matrices if "up" in weight.roles]
-    chosen = samples(checkpoint, [ups[len(ups) // 2]], MOST_OF_ALL)
+    chosen = samples(checkpoint, [ups[len(ups) // 2]], SCHEMES_SAMPLE)
     return next(sample for sample in chosen if sample.role == "up")
 
 
@@ -151,5 +154,5 @@ def _squares(tensor: torch.Tensor) -> float:
     return float(tensor.double().square().sum())
 
 
-def _percent(wrong: float, whole: float) -> float:
-    return round(100 * math.sqrt(wrong / whole), 4) if whole else 0.0
+def _percent(squared_error: float, squared: float) -> float:
+    return round(100 * math.sqrt(squared_error / squared), 4) if squared else 0.0

@@ -1,4 +1,4 @@
-"""From lines to tokens, and from tokens to the windows of a scoring protocol (quant.quality.protocol)."""
+"""Tokenizes a corpus, and cuts its tokens into the windows of a scoring protocol (quant.quality.protocol)."""
 
 from __future__ import annotations
 
@@ -19,9 +19,12 @@ from quant.text.corpus import Corpus, as_text
 
 @dataclass(frozen=True)
 class Tokens:
-    """ids, bytes, words: int64 [n]; bytes of the text that a token brings, and words that end in it.
-    starts: where a text of its own begins; its first token is only context.
-    restart: token to put first in a chunk that begins inside the text, or None."""
+    """A tokenized corpus.
+
+    ids, bytes, words: int64 [n]; bytes of text that a token stands for, and words that end in it. starts: positions where a
+    separate text begins; its first token is only context. restart: token that replaces the first one of a llama.cpp/1 chunk,
+    or None.
+    """
 
     ids: torch.Tensor
     bytes: torch.Tensor
@@ -36,7 +39,8 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Window:
-    """inputs [length] predict targets [length], which are tokens first, first + 1, ... of the text; the last `scored` count."""
+    """One call of a model: inputs [length] predict targets [length], tokens first, first + 1, ... of the text, of which the last
+    `scored` are scored."""
 
     inputs: torch.Tensor
     targets: torch.Tensor
@@ -49,13 +53,16 @@ class Window:
 
     @property
     def scored_tokens(self) -> slice:
-        """Which tokens of the text it scores."""
+        """Positions of the scored tokens in the text."""
         stop = self.first + self.length
         return slice(stop - self.scored, stop)
 
 
 def windows(tokens: Tokens, protocol: ScoringProtocol, context: int) -> list[Window]:
-    """Windows over the tokens in text order; `context` is the most the model takes, and bounds the protocol's."""
+    """The windows of a protocol, in text order. context: most tokens of the model, which bound the protocol's.
+
+    Raises InputError where the text is shorter than a chunk of llama.cpp/1.
+    """
     length, stride = min(protocol.context, context), min(protocol.stride, context)
     if protocol.name == "llama.cpp":
         return _chunks(tokens, length)
@@ -65,7 +72,7 @@ def windows(tokens: Tokens, protocol: ScoringProtocol, context: int) -> list[Win
 
 
 def _sliding(ids: torch.Tensor, begin: int, end: int, length: int, stride: int) -> list[Window]:
-    """Windows over the inputs [begin, end): every position but a text's last predicts its successor."""
+    """Windows over the inputs [begin, end) of one text, each of which predicts the next token."""
     found, reached = [], begin
     for start in range(begin, end, stride):
         stop = min(start + length, end)
@@ -79,7 +86,7 @@ def _sliding(ids: torch.Tensor, begin: int, end: int, length: int, stride: int) 
 def _chunks(tokens: Tokens, length: int) -> list[Window]:
     if length < 4 or len(tokens.ids) < length:
         raise InputError(f"the corpus has {len(tokens.ids)} tokens; llama.cpp/1 needs a chunk of {max(4, length)}: "
-                         "take more text, or make evaluate.context smaller")
+                         "give it more text, or make evaluate.context smaller")
     found = []
     for start in range(0, len(tokens.ids) - length + 1, length):
         inputs = tokens.ids[start : start + length - 1]
@@ -90,14 +97,14 @@ def _chunks(tokens: Tokens, length: int) -> list[Window]:
 
 
 def tokenize(corpus: Corpus, tokenizer_folder: Path, protocol: ScoringProtocol) -> Tokens:
-    """The corpus as token ids, as the protocol takes it."""
+    """Tokenize the corpus as the protocol asks. Raises InputError where the tokenizer or the text does not fit the protocol."""
     folder = Path(tokenizer_folder)
     tokenizer = open_tokenizer(folder)
     tokenizer.encode_special_tokens = protocol.unk == "text"
     start = _beginning(folder, tokenizer)
     if protocol.name == "sentence" and start is None:
-        raise InputError("the tokenizer has no beginning-of-text token, after which sentence/1 puts each line; "
-                         "take evaluate.protocol joined/1")
+        raise InputError("the tokenizer has no beginning-of-text token, which sentence/1 puts before each line; "
+                         "set evaluate.protocol to joined/1")
     restart = start if protocol.name == "llama.cpp" and _adds_beginning(tokenizer, start) else None
     if protocol.name == "llama.cpp":
         start = restart
@@ -108,24 +115,24 @@ def tokenize(corpus: Corpus, tokenizer_folder: Path, protocol: ScoringProtocol) 
         starts.append(len(ids))
         given = [] if start is None else [start]
         ends = numpy.maximum.accumulate([0, *(end for _, end in encoding.offsets)])
-        ends[-1] = len(text)  # some tokenizers leave blanks out of the offsets
+        ends[-1] = len(text)  # offsets of some tokenizers leave out spaces
         ids += given + encoding.ids
         sizes += [0] * len(given) + numpy.diff(_bytes_before(text)[ends]).tolist()
         words += [0] * len(given) + numpy.diff(numpy.searchsorted(_word_ends(lines, protocol.line), ends, "right")).tolist()
     if len(ids) < len(starts) + 1:
-        raise InputError("the corpus has fewer than two tokens; nothing can be predicted")
+        raise InputError("the corpus has fewer than two tokens, so there is nothing to predict; give it more text")
     return Tokens(torch.tensor(ids), torch.tensor(sizes), torch.tensor(words), tuple(starts), restart)
 
 
 def _bytes_before(text: str) -> numpy.ndarray:
-    """How many UTF-8 bytes stand before each character, and in all."""
+    """Number of UTF-8 bytes before each character, and in all: int64 [characters + 1]."""
     points = numpy.frombuffer(text.encode("utf-32-le"), dtype=numpy.uint32)
     sizes = 1 + (points >= 0x80) + (points >= 0x800) + (points >= 0x10000).astype(numpy.int64)
     return numpy.concatenate([[0], numpy.cumsum(sizes)])
 
 
 def _word_ends(lines, template: str) -> list[int]:
-    """Where in the text each word ends; what follows a line's words, its end, counts as a word, as in the Penn Treebank."""
+    """Positions in the text where words end. The end of a line counts as a word, as in the Penn Treebank, unless it is empty."""
     before, after = template.split("{}")
     ends, at = [], 0
     for line in lines:
@@ -138,7 +145,7 @@ def _word_ends(lines, template: str) -> list[int]:
 
 
 def open_tokenizer(folder: Path):
-    """A tokenizers.Tokenizer, which tells the span of each token."""
+    """The folder's tokenizer as a tokenizers.Tokenizer, which gives the span of each token. Raises InputError for others."""
     from tokenizers import Tokenizer
 
     path = folder / "tokenizer.json"
@@ -154,7 +161,7 @@ def open_tokenizer(folder: Path):
 
 
 def _beginning(folder: Path, tokenizer) -> int | None:
-    """Id of the beginning-of-text token that tokenizer_config.json names, if it names one."""
+    """Id of the beginning-of-text token of tokenizer_config.json, or None."""
     path = folder / "tokenizer_config.json"
     if not path.is_file():
         return None
@@ -164,5 +171,5 @@ def _beginning(folder: Path, tokenizer) -> int | None:
 
 
 def _adds_beginning(tokenizer, start: int | None) -> bool:
-    """Whether the tokenizer puts the beginning-of-text token before a text by itself, as Llama's does and GPT-2's does not."""
+    """Whether the tokenizer adds the beginning-of-text token by itself, as Llama's does and GPT-2's does not."""
     return start is not None and tokenizer.encode("a").ids[:1] == [start]

@@ -1,4 +1,4 @@
-"""Kinds of drawings that several figures share: labelled points, bars by variant, ranges by variant."""
+"""Chart types that several figures share: labelled points, bars and stacked bars by variant, logarithmic axes."""
 
 from __future__ import annotations
 
@@ -13,22 +13,11 @@ from quant.report.style import HATCHES, INK, LINE, PARTS, legend_of, look_of, lo
 _OFFSETS = [(x, y) for y in (4, -11, 15, -22, 26, -33, 37, -44, 48, -55) for x in (7, None)]  # None: to the left
 
 
-def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices of the points that no other beats in both coordinates (less is better), by the first."""
-    front: list[int] = []
-    best = float("inf")
-    for index in sorted(range(len(points)), key=lambda i: points[i]):
-        if points[index][1] < best:
-            front.append(index)
-            best = points[index][1]
-    return front
-
-
 def scatter(axes, results: Sequence[Result], points: Sequence[tuple[float, float]], bold: Collection[str] = (),
             line: Sequence[tuple[float, float]] = ()) -> None:
-    """Points by method, labelled; a label moves up or down while it would lie on an earlier one or on a piece of `line`.
+    """Draw labelled points by method; a label moves until it covers neither an earlier one, a point, the legend nor `line`.
 
-    bold: names that stand out; line: the corners of what is drawn with steps, in the axes' units.
+    bold: names in bold; line: the corners of a line of steps, in the axes' units.
     """
     for result, (x, y) in zip(results, points, strict=True):
         look = look_of(result.method)
@@ -59,12 +48,12 @@ def scatter(axes, results: Sequence[Result], points: Sequence[tuple[float, float
 
 
 def wide_range(values: Sequence[float]) -> bool:
-    """Whether values are better drawn on a logarithmic axis."""
+    """Whether the values need a logarithmic axis."""
     return min(values) > 0 and max(values) > 4 * min(values)
 
 
 def log_axis(axis, axes, which: str) -> None:
-    """A logarithmic axis whose ticks are plain numbers."""
+    """Make an axis logarithmic, with plain numbers at its ticks. which: "x" or "y"."""
     getattr(axes, f"set_{which}scale")("log", subs=(2, 3, 5))
     for formatter in (axis.set_major_formatter, axis.set_minor_formatter):
         formatter("{x:g}")
@@ -73,7 +62,7 @@ def log_axis(axis, axes, which: str) -> None:
 
 
 def by_variant(axes, results: Sequence[Result], label: str, names: bool = True) -> None:
-    """A line per variant, the first on top."""
+    """Give the y axis a line per variant, the first on top. label: of the x axis."""
     axes.set_yticks(range(len(results)), [r.name for r in results] if names else [])
     axes.set_ylim(len(results) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
@@ -82,7 +71,7 @@ def by_variant(axes, results: Sequence[Result], label: str, names: bool = True) 
 
 def bars(axes, results: Sequence[Result], values: Sequence[float], spreads: Sequence[float], form: str,
          flagged: Collection[str] = ()) -> None:
-    """A bar per variant with its spread and its number; flagged ones get a mark."""
+    """Draw a bar per variant with its spread and its number. flagged: names whose number gets a mark."""
     for i, (result, value, spread) in enumerate(zip(results, values, spreads, strict=True)):
         look = look_of(result.method)
         axes.barh(i, value, height=0.7, color=look.colour, hatch=look.hatch, edgecolor="white", linewidth=0, xerr=spread,
@@ -94,7 +83,7 @@ def bars(axes, results: Sequence[Result], values: Sequence[float], spreads: Sequ
 
 
 def stacks(axes, results: Sequence[Result], parts: Sequence[Mapping[str, float]], order: Sequence[str], title: str) -> None:
-    """A bar per variant, made of parts."""
+    """Draw a bar per variant, stacked from parts. parts: a size by part for each result; order: of the parts."""
     start = [0.0] * len(results)
     for i, part in enumerate(order):
         sizes = [sizes.get(part, 0.0) for sizes in parts]
@@ -104,9 +93,6 @@ def stacks(axes, results: Sequence[Result], parts: Sequence[Mapping[str, float]]
     axes.legend(title=title, loc="lower right")
 
 
-def height_for(results: Sequence[Result], extra: float = 1.2) -> float:
-    return 0.28 * len(results) + extra
-
-
 def axes_by_variant(results: Sequence[Result], width: float = 8, **grid):
-    return new_axes(width, height_for(results), **grid)
+    """A figure and its axes with room for a line per result; width in inches, `grid` as of pyplot.subplots."""
+    return new_axes(width, 0.28 * len(results) + 1.2, **grid)

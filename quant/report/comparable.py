@@ -1,4 +1,4 @@
-"""Which variants may be compared with which: by what their recipes say they store, so that a renamed or new row takes part."""
+"""Groups of variants that can be compared, found from their recipes, so that renamed and new rows take part."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from dataclasses import replace
 
 from quant.model.recipe import Recipe
 from quant.report.results import Result, Run
+from quant.tensor.codebooks import LINEAR
 
 
 def equal_but_for_the_grid(run: Run) -> list[list[Result]]:
-    """Variants of one method that quantize the same weights at the same width and group size, and differ in their grid alone."""
-    return _groups(run, lambda recipe: (_selection(recipe), replace(recipe.scheme, codebook="linear")))
+    """Variants of one method that quantize the same weights at the same width and group size, with different grids."""
+    return _groups(run, lambda recipe: (_selection(recipe), replace(recipe.scheme, codebook=LINEAR)))
 
 
 def equal_but_for_the_selection(run: Run) -> list[list[Result]]:
-    """Variants of one method and one scheme that differ in what they quantize."""
+    """Variants of one method and one scheme that quantize different weights."""
     return _groups(run, lambda recipe: (recipe.scheme, str(recipe.schemes)))
 
 
 def same_format(run: Run) -> list[tuple[Result, Result]]:
-    """Pairs of variants of different methods that store the same: the same weights, under the same scheme."""
+    """Pairs of variants of different methods that store the same weights under the same scheme."""
     with_recipe = [result for result in run.results if result.recipe]
     return [(one, other) for i, one in enumerate(with_recipe) for other in with_recipe[i + 1 :]
             if one.method.name != other.method.name and one.recipe.scheme == other.recipe.scheme

@@ -1,4 +1,4 @@
-"""The report: one Markdown text from a template and the data, then HTML (pandoc) and PDF (typst) from it."""
+"""Writes the report: Markdown from a template and the data, then HTML (pandoc) and PDF (typst) from the Markdown."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-import jinja2
 import yaml
 
 from quant.files import atomic_file, write_text
@@ -17,16 +16,15 @@ from quant.report.figures import figures_of
 from quant.report.findings import findings, order_by
 from quant.report.results import Run
 from quant.report.subsets import equal_grids
-from quant.report.wording import signed
+from quant.report.templates import HERE, environment
 
-HERE = Path(__file__).parent
 FORMAT = "markdown-tex_math_dollars-raw_html-raw_tex"
 
 
 def write_report(run: Run, reports: Path, corpus: Mapping, model: Mapping) -> None:
-    """report.md, report.html (self-contained) and report.pdf in `reports`, whose figures are drawn already.
+    """Write report.md, report.html (self-contained) and report.pdf in the folder `reports`, which holds the figures already.
 
-    corpus: data/eval/corpus.json; model: the manifest of models/base.
+    corpus: the contents of corpus.json of the evaluation text; model: the manifest of the base model.
     """
     text = render_markdown(run, corpus, model)
     write_text(reports / "report.md", text)
@@ -35,14 +33,10 @@ def write_report(run: Run, reports: Path, corpus: Mapping, model: Mapping) -> No
 
 
 def render_markdown(run: Run, corpus: Mapping, model: Mapping) -> str:
+    """The report's Markdown text; its figures are links into figures/. Arguments as of `write_report`."""
     floor = corpus["floor_nats"]
     tiers = {kind: order_by(run, kind) for kind in ("kld", "ppl")}
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-        keep_trailing_newline=True, autoescape=False,
-    )
-    environment.filters |= {"plain": plain, "signed": signed, "ending": ending}
-    return environment.get_template("report.md.jinja").render(
+    return environment().get_template("report.md.jinja").render(
         run=run,
         base=run.base,
         protocol=run.base.quality["protocol"],
@@ -54,20 +48,16 @@ def render_markdown(run: Run, corpus: Mapping, model: Mapping) -> str:
         tiers=tiers,
         rankings={kind: tables.ranking(run, tiers[kind], key) for kind, key in (("kld", "kld_mnats"), ("ppl", "ppl_change_pct"))},
         divergence_table=tables.table(run.results, tables.DIVERGENCE),
-        other_runtime_table=tables.of_another_runtime(run),
-        quality_table=tables.table(run.results, tables.QUALITY),
+        quality_table=tables.quality(run.results),
         speed_table=tables.table(run.results, tables.SPEED),
         memory_table=tables.memory(run),
         grids=equal_grids(run),
-        grids_table=tables.table(equal_grids(run), tables.QUALITY),
+        grids_table=tables.quality(equal_grids(run)),
         left_in_float=tables.left_in_float(run),
         generations=tables.generations(run),
         prompt=run.base.speed["generation"],
         figures={f.name: f"![{f.title}. {f.caption(run)}](figures/{f.name}.svg)" for f in figures_of(run)},
         notes=notes,
-        about=notes.about(run),
-        skipped=notes.skipped(run),
-        few_lines=notes.few_lines(corpus),
         corpus=corpus,
         floor=floor and math.exp(floor / corpus["words"]),
         model=model,
@@ -76,22 +66,12 @@ def render_markdown(run: Run, corpus: Mapping, model: Mapping) -> str:
     )
 
 
-def plain(text: str) -> str:
-    """Text that Markdown shows as it is, on one line; what a model wrote is never markup."""
-    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", " ".join(text.split()))
-
-
-def ending(text: str, most: int = 300) -> str:
-    """The last words of a text."""
-    return text if len(text) <= most else "… " + text[-most:].partition(" ")[2]
-
-
 def _write_html(text: str, reports: Path) -> None:
     def embedded(match: re.Match) -> str:
         data = base64.b64encode((reports / "figures" / match[1]).read_bytes()).decode()
         return f"(data:image/svg+xml;base64,{data})"
 
-    text = re.sub(r"\(figures/([\w-]+\.svg)\)", embedded, text)  # into the file itself, so that it opens anywhere
+    text = re.sub(r"\(figures/([\w-]+\.svg)\)", embedded, text)  # the file opens anywhere
     arguments = ["--standalone", f"--template={HERE / 'report.template.html'}", "--toc", "--toc-depth=2", "--metadata=lang:en",
                  "--metadata=pagetitle:Quantization report"]
     write_text(reports / "report.html", _convert(text, "html5", arguments))
@@ -100,7 +80,7 @@ def _write_html(text: str, reports: Path) -> None:
 def _write_pdf(text: str, reports: Path) -> None:
     import typst
 
-    source = reports / ".report.typ"  # beside the figures, which it names by relative paths
+    source = reports / ".report.typ"  # beside the figures, to which it has relative paths
     try:
         write_text(source, (HERE / "report.template.typ").read_text(encoding="utf-8") + _convert(text, "typst", []))
         with atomic_file(reports / "report.pdf") as partial:

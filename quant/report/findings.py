@@ -1,200 +1,59 @@
-"""What the numbers say, as sentences: each is chosen by the data it states, never assumed.
+"""The findings of a run: statements chosen by the data, as names and numbers; findings.md.jinja has their sentences.
 
-Quality is compared in pairs on the same tokens, and two variants are ranked only where the 95 % interval of their
-difference leaves out zero. Speed is ranked only where every round of one was faster than every round of the other.
+Quality is compared in pairs on the same tokens: two variants are ranked only where the 95 % interval of their difference
+excludes zero. Speed is ranked only where every round of one was faster than every round of the other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from quant.quality.bootstrap import difference, real_pairs, tiers
+from quant.quality.bootstrap import Difference, difference, tiers
 from quant.report.comparable import equal_but_for_the_selection, same_format
+from quant.report.metrics import METRICS
 from quant.report.results import Result, Run
-from quant.report.subsets import NEAR, at_four_bits, compared, equal_grids, grid_of, near_base
-from quant.report.wording import joined, named, signed, span
+from quant.report.subsets import (
+    NEAR_PCT,
+    SIMILAR_SIZE,
+    compared,
+    equal_grids,
+    faster_than_base,
+    four_bits,
+    grid_of,
+    near_base,
+    pairs_of_variants,
+    slower_than_base,
+    smallest_of,
+)
+from quant.report.templates import environment
+from quant.tensor.codebooks import LINEAR
 
-AGREE = 0.1  # per cent of perplexity within which two runtimes of one model agree
-
-
-def findings(run: Run) -> list[str]:
-    """Sentences for the top of the report, most useful first."""
-    found = [_smallest_near(run), _fastest(run), _best_at_four_bits(run), _grids(run), _size_and_speed(run), _selections(run),
-             _same_formats(run), _runtimes(run), _not_told_apart(run)]
-    return [sentence for sentence in found if sentence]
-
-
-def _smallest_near(run: Run) -> str:
-    def highest(result: Result) -> float:
-        return result.quality["intervals"]["ppl_change_pct"][1]
-
-    near = near_base(run)
-    if not near:
-        least = min(run.others, key=highest)
-        return (f"**No variant is within {NEAR:g} % of base's perplexity for certain.** The interval that reaches least high is "
-                f"that of `{least.name}`, {_interval(least)}.")
-    size = min(r.metrics["weights_mib"] for r in near)
-    smallest = [r for r in near if r.metrics["weights_mib"] <= 1.0005 * size]
-    ratio = run.base.metrics["weights_mib"] / size
-    costs = joined([f"{signed(r.metrics['ppl_change_pct'])} % ({_name_where_several(r, smallest)}{_interval(r)})"
-                    for r in smallest])
-    return (f"**Smallest within {NEAR:g} % of base's perplexity: {named(smallest)}**, {size:.2f} MiB of weights, "
-            f"{ratio:.1f} times smaller than base in 32 bits; perplexity {costs}.")
+AGREE_PCT = 0.1  # per cent of perplexity within which two runtimes of one model agree
+MEMORY_BOUND = 0.5  # share of memory's speed at which base has to read its weights for size to decide speed
 
 
-def _name_where_several(result: Result, several: Sequence[Result]) -> str:
-    return f"`{result.name}` " if len(several) > 1 else ""
+@dataclass(frozen=True)
+class Finding:
+    """A statement about a run. kind: the macro of findings.md.jinja that words it; names: the variants it names first, in its
+    order; numbers: all else that the sentence shows."""
+
+    kind: str
+    names: tuple[str, ...]
+    numbers: Mapping[str, Any]
+
+    @property
+    def text(self) -> str:
+        """The sentence, in Markdown."""
+        sentences = environment().get_template("findings.md.jinja").module
+        return str(getattr(sentences, self.kind)(self.names, self.numbers)).strip()
 
 
-def _interval(result: Result) -> str:
-    low, high = result.quality["intervals"]["ppl_change_pct"]
-    return f"95 % interval {signed(low)} to {signed(high)}"
-
-
-def _fastest(run: Run) -> str:
-    fastest = max(run.others, key=_decode_speedup)
-    speedup = _decode_speedup(fastest)
-    raw = fastest.decode["speedup"]["raw"]
-    rivals = sorted((r for r in run.others if r is not fastest and max(r.decode["speedup"]["raw"]) >= min(raw)),
-                    key=_decode_speedup, reverse=True)
-    noisy = [r for r in (fastest, *rivals) if r.decode["is_noisy"]]
-    doubt = f" The timings of {named(noisy)} scattered widely, even when measured again." if noisy else ""
-    if min(raw) <= 1:
-        return (f"**No variant decodes faster than base for certain.** The highest median is that of `{fastest.name}`, "
-                f"{speedup:.2f} times base's speed, with rounds from {min(raw):.2f} to {max(raw):.2f}.{doubt}")
-    if rivals:
-        speeds = joined([f"{_decode_speedup(r):.2f}" for r in (fastest, *rivals)])
-        return (f"**Fastest: {named([fastest, *rivals])}**, which decode at {speeds} times base's speed; rounds of the first "
-                f"overlap with those of the {'other' if len(rivals) == 1 else 'others'}, so it is not ranked before "
-                f"{'it' if len(rivals) == 1 else 'them'}.{doubt}")
-    return (f"**Fastest: `{fastest.name}`**, which decodes at {speedup:.2f} times base's speed "
-            f"({fastest.metrics['decode_ms_per_token']:.2f} ms per token).{doubt}")
-
-
-def _best_at_four_bits(run: Run) -> str:
-    four = {r.name: r.blocks for r in at_four_bits(run)}
-    if not four:
-        return ""
-    first, *later = tiers(four, "kld")
-    rest = [name for tier in later for name in tier]
-    best = sorted(run.named(first), key=lambda r: r.metrics["weights_mib"])
-    smallest = [r for r in best if r.metrics["weights_mib"] <= 1.0005 * best[0].metrics["weights_mib"]]
-    size = (f"{best[0].metrics['weights_mib']:.2f} MiB or {best[0].metrics['bits_per_weight']:.2f} bits per weight, all tensors "
-            "counted")
-    if len(best) == 1:
-        after = f" It is closer to base than {_code(rest)}." if rest else ""
-        return f"**Best at 4 bits: `{best[0].name}`**, divergence {_divergence(best[0])}, {size}.{after}"
-    after = f" All of them are closer to base than {_code(rest)}." if rest else ""
-    divergence = span((r.metrics["kld_mnats"] for r in best), "{:.3f}")
-    return (f"**Best at 4 bits: {named(best)}**, which this text does not put in order (divergence {divergence} mnat); the "
-            f"smallest of them: {named(smallest)}, {size}.{after}")
-
-
-def _grids(run: Run) -> str:
-    chosen = equal_grids(run)
-    if not chosen:
-        return ""
-    listed = joined([f"`{r.name}` {_divergence(r)}" for r in chosen])
-    linear = [r for r in chosen if grid_of(r) == "linear"]
-    verdicts = []
-    for result in chosen:
-        if linear and result is not linear[0]:
-            by = {kind: difference(result.blocks, linear[0].blocks, kind) for kind in ("kld", "ppl")}
-            verdicts.append(f"`{result.name}` is {_better_or_worse(by['kld'])} by divergence and "
-                            f"{_better_or_worse(by['ppl'])} by perplexity ({_by_how_much(by['ppl'])})")
-    said = f" Compared with `{linear[0].name}`, {'; '.join(verdicts)}." if verdicts else ""
-    size = chosen[0].metrics["weights_mib"]
-    return f"**Nonlinear against linear at equal size** ({size:.2f} MiB each): divergence {listed}.{said}"
-
-
-def _better_or_worse(change) -> str:
-    if not change.is_real:
-        return "not different for certain"
-    return "better" if change.value < 0 else "worse"
-
-
-def _by_how_much(change) -> str:
-    return f"{signed(change.value)} %, interval {signed(change.low)} to {signed(change.high)}"
-
-
-def _size_and_speed(run: Run) -> str:
-    smaller = [r for r in run.others if r.metrics["weights_mib"] < run.base.metrics["weights_mib"]]
-    slower = [r for r in smaller if max(r.decode["speedup"]["raw"]) < 1]
-    faster = [r for r in smaller if min(r.decode["speedup"]["raw"]) > 1]
-    if not smaller:
-        return ""
-    if not slower:
-        return f"**Smaller is not slower here**: of {len(smaller)} smaller variants none decodes slower than base for certain."
-    rest = len(smaller) - len(slower) - len(faster)
-    return (f"**Smaller is not faster by itself**: of {len(smaller)} variants smaller than base, {len(slower)} decode slower "
-            f"({named(slower)}) and {len(faster)} faster{f' ({named(faster)})' if faster else ''}"
-            f"{f'; {rest} cannot be told from it' if rest else ''}.{_unbound(run)}")
-
-
-def _unbound(run: Run) -> str:
-    """That size can't matter much, where base itself reads its weights at less than half of memory's speed."""
-    share = run.base.decode["gb_per_s"] / run.base.speed["environment"]["memory_read_gb_per_s"]
-    if share >= 0.5:
-        return ""
-    return (f" Reading base's weights at the speed of memory would take {100 * share:.0f} % of the time that it needs for a "
-            "token: most of that time is for something else, and with a larger model the order may be another.")
-
-
-def _selections(run: Run) -> str:
-    sets = equal_but_for_the_selection(run)
-    if not sets:
-        return ""
-    chosen = sorted(max(sets, key=len), key=lambda r: r.metrics["weights_mib"])
-    parts = [f"`{r.name}` {r.metrics['weights_mib']:.2f} MiB, divergence {_divergence(r)}, perplexity {_change(r)}"
-             for r in chosen]
-    return f"**How much to quantize**, with one scheme, smallest first: {'; '.join(parts)}."
-
-
-def _change(result: Result) -> str:
-    if not result.quality["intervals"]["is_real"]:
-        return "not changed for certain"
-    return f"{signed(result.metrics['ppl_change_pct'])} %"
-
-
-def _same_formats(run: Run) -> str:
-    parts = []
-    for ours, theirs in same_format(run):
-        change = difference(ours.blocks, theirs.blocks, "ppl")
-        real = "a real difference" if change.is_real else "no real difference"
-        parts.append(f"`{ours.name}` {ours.metrics['ppl']:.4f} and `{theirs.name}` {theirs.metrics['ppl']:.4f} ({real})")
-    return f"**One format, two implementations**: perplexity of {joined(parts)}." if parts else ""
-
-
-def _runtimes(run: Run) -> str:
-    kept = [r for r in run.others if r.method.runtime != run.base.method.runtime and r.variant.nominal_bits is None]
-    if not kept:
-        return ""
-    parts = []
-    for result in kept:
-        change = abs(result.metrics["ppl_change_pct"])
-        agrees = "agrees" if change <= AGREE else "**does not agree**"
-        parts.append(f"`{result.name}` {agrees} with base, {change:.4f} % apart in perplexity")
-    return f"**One scorer, two runtimes**: {joined(parts)}."
-
-
-def _not_told_apart(run: Run) -> str:
-    alike = [r for r in run.others if not r.quality["intervals"]["is_real"]]
-    if not alike:
-        return "**Every change of perplexity is real**: no variant's interval contains zero."
-    return (f"**What perplexity can't tell**: whether {named(alike)} {'raises' if len(alike) == 1 else 'raise'} it or "
-            f"{'lowers' if len(alike) == 1 else 'lower'} it, for the interval contains zero. {_finer(run)}")
-
-
-def _finer(run: Run) -> str:
-    measured = {r.name: r.blocks for r in run.others}
-    pairs = len(measured) * (len(measured) - 1) // 2
-    if not pairs:
-        return ""
-    kld, ppl = (len(real_pairs(measured, kind)) for kind in ("kld", "ppl"))
-    if kld > ppl:
-        return (f"Divergence, which compares whole distributions, is the finer measure: of {pairs} pairs of variants it tells "
-                f"{kld} apart, perplexity {ppl}.")
-    return f"Of {pairs} pairs of variants perplexity tells {ppl} apart, divergence {kld}."
+def findings(run: Run) -> list[Finding]:
+    """The findings for the top of the report, most useful first."""
+    found = [rule(run) for rule in _RULES]
+    return [finding for finding in found if finding]
 
 
 def order_by(run: Run, kind: str) -> list[list[str]]:
@@ -202,13 +61,142 @@ def order_by(run: Run, kind: str) -> list[list[str]]:
     return tiers(compared(run, kind), kind)
 
 
-def _decode_speedup(result: Result) -> float:
-    return result.decode["speedup"]["median"]
+def _finding(kind: str, results: Sequence[Result], **numbers: Any) -> Finding:
+    return Finding(kind, tuple(result.name for result in results), numbers)
 
 
-def _divergence(result: Result) -> str:
-    return f"{result.metrics['kld_mnats']:.3f} mnat"
+def _by_name(results: Sequence[Result], key: str) -> dict[str, float]:
+    return {result.name: result.metrics[key] for result in results}
 
 
-def _code(names: Sequence[str]) -> str:
-    return joined([f"`{name}`" for name in names])
+def _names(results: Sequence[Result]) -> list[str]:
+    return [result.name for result in results]
+
+
+def _change_of_perplexity(results: Sequence[Result]) -> dict:
+    return {"within_pct": NEAR_PCT, "ppl_change_pct": _by_name(results, "ppl_change_pct"),
+            "intervals": {r.name: tuple(r.quality["intervals"]["ppl_change_pct"]) for r in results}}
+
+
+def _smallest(run: Run) -> Finding:
+    """The smallest variant that hardly loses perplexity."""
+    near = near_base(run)
+    if not near:
+        nearest = [min(run.others, key=lambda r: r.quality["intervals"]["ppl_change_pct"][1])]
+        return _finding("none_near", nearest, **_change_of_perplexity(nearest))
+    smallest = smallest_of(near)
+    size = min(r.metrics["weights_mib"] for r in smallest)
+    return _finding("smallest", smallest, weights_mib=size, times_smaller=run.base.metrics["weights_mib"] / size,
+                    times_smaller_than_file=run.base.metrics["disk_mib"] / size, near=len(near), variants=len(run.others),
+                    **_change_of_perplexity(smallest))
+
+
+def _fastest(run: Run) -> Finding:
+    """The fastest of those that beat base in every round, with those whose rounds overlap with its own."""
+    speed = METRICS["decode_speedup"]
+
+    def median(result: Result) -> float:
+        return result.metrics[speed.key]
+
+    sure = faster_than_base(run)
+    best = speed.best(map(median, sure or run.others))
+    first = next(r for r in sure or run.others if median(r) == best)
+    raw = first.decode["speedup"]["raw"]
+    overlapping = sorted((r for r in run.others if r is not first and max(r.decode["speedup"]["raw"]) >= min(raw)),
+                         key=median, reverse=True)
+    if not sure:
+        return _finding("none_faster", [first], decode_speedup=_by_name([first], speed.key), rounds=(min(raw), max(raw)),
+                        noisy=_names([first] if first.decode["is_noisy"] else []))
+    named = [first, *(r for r in overlapping if r in sure)]
+    unsure = [r for r in overlapping if r not in sure]
+    return _finding("fastest", named, decode_speedup=_by_name(named, speed.key), unsure=_names(unsure),
+                    decode_ms_per_token=first.metrics["decode_ms_per_token"],
+                    noisy=_names([r for r in (*named, *unsure) if r.decode["is_noisy"]]))
+
+
+def _best_at_four_bits(run: Run) -> Finding | None:
+    """The closest to base among 4-bit variants of similar size."""
+    four, larger = four_bits(run)
+    if not four:
+        return None
+    first, *later = tiers({r.name: r.blocks for r in four}, "kld")
+    best = sorted(run.named(first), key=lambda r: r.metrics["weights_mib"])
+    return _finding("best_at_four_bits", best, kld_mnats=_by_name(best, "kld_mnats"), smallest=_names(smallest_of(best)),
+                    weights_mib=best[0].metrics["weights_mib"], bits_per_weight=best[0].metrics["bits_per_weight"],
+                    further=[name for tier in later for name in tier], larger=_names(larger), similar_size=SIMILAR_SIZE)
+
+
+def _grids(run: Run) -> Finding | None:
+    """Nonlinear grids against the linear one at equal size."""
+    chosen = equal_grids(run)
+    if not chosen:
+        return None
+    linear = next((r for r in chosen if grid_of(r) == LINEAR), None)
+    against = {}
+    for result in chosen:
+        if linear and result is not linear:
+            kld, ppl = (difference(result.blocks, linear.blocks, kind) for kind in ("kld", "ppl"))
+            against[result.name] = {"kld": _verdict(kld, "kld_mnats"), "ppl": _verdict(ppl, "ppl"), "ppl_change_pct": ppl.value,
+                                    "interval": (ppl.low, ppl.high)}
+    return _finding("grids", chosen, weights_mib=chosen[0].metrics["weights_mib"], kld_mnats=_by_name(chosen, "kld_mnats"),
+                    linear=linear and linear.name, against=against)
+
+
+def _verdict(change: Difference, key: str) -> str:
+    """Whether a significant difference in a metric is "better" or "worse", else "alike"."""
+    if not change.is_significant:
+        return "alike"
+    return "better" if (change.value < 0) == (METRICS[key].better == "lower") else "worse"
+
+
+def _size_and_speed(run: Run) -> Finding | None:
+    """Whether smaller variants are faster."""
+    smaller = [r for r in run.others if r.metrics["weights_mib"] < run.base.metrics["weights_mib"]]
+    slower, faster = ([r for r in found if r in smaller] for found in (slower_than_base(run), faster_than_base(run)))
+    if not smaller:
+        return None
+    if not slower:
+        return _finding("smaller_not_slower", [], smaller=len(smaller))
+    share = run.base.decode["gb_per_s"] / run.base.speed["environment"]["memory_read_gb_per_s"]
+    return _finding("smaller_not_faster", slower, smaller=len(smaller), slower=_names(slower), faster=_names(faster),
+                    undecided=len(smaller) - len(slower) - len(faster),
+                    memory_share_pct=100 * share if share < MEMORY_BOUND else None)
+
+
+def _selections(run: Run) -> Finding | None:
+    """What it costs to quantize more of the weights, under one scheme."""
+    sets = equal_but_for_the_selection(run)
+    if not sets:
+        return None
+    chosen = sorted(max(sets, key=len), key=lambda r: r.metrics["weights_mib"])
+    changed = [r for r in chosen if r.quality["intervals"]["is_significant"]]
+    return _finding("selections", chosen, weights_mib=_by_name(chosen, "weights_mib"), kld_mnats=_by_name(chosen, "kld_mnats"),
+                    ppl_change_pct=_by_name(changed, "ppl_change_pct"))
+
+
+def _same_format(run: Run) -> Finding | None:
+    """Whether two implementations of one format agree; by divergence, the finer measure, as everywhere in the report."""
+    pairs = [{"names": (one.name, other.name), "kld_mnats": (one.metrics["kld_mnats"], other.metrics["kld_mnats"]),
+              "is_significant": difference(one.blocks, other.blocks, "kld").is_significant,
+              "only_second": sorted(set(other.quality["held_bytes"]) - set(one.quality["held_bytes"]))}
+             for one, other in same_format(run)]
+    return Finding("same_format", tuple(name for pair in pairs for name in pair["names"]), {"pairs": pairs}) if pairs else None
+
+
+def _runtimes(run: Run) -> Finding | None:
+    """Whether an unquantized variant of another runtime agrees with base."""
+    kept = [r for r in run.others if r.method.runtime != run.base.method.runtime and r.variant.nominal_bits is None]
+    return _finding("runtimes", kept, ppl_change_pct={r.name: abs(r.metrics["ppl_change_pct"]) for r in kept},
+                    agree_pct=AGREE_PCT) if kept else None
+
+
+def _unchanged(run: Run) -> Finding:
+    """Variants whose perplexity is not significantly different from base's."""
+    alike = [r for r in run.others if not r.quality["intervals"]["is_significant"]]
+    pairs, counts = pairs_of_variants(run)
+    return _finding("unchanged" if alike else "all_changed", alike, pairs=pairs, **counts)
+
+
+_RULES: tuple[Callable[[Run], Finding | None], ...] = (
+    _smallest, _fastest, _best_at_four_bits, _grids, _size_and_speed, _selections, _same_format, _runtimes, _unchanged,
+)  # fmt: skip

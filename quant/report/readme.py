@@ -1,4 +1,7 @@
-"""Bring the README's tables and figure up to date with reports/: python -m quant.report.readme"""
+"""Updates the README's tables and figure from reports/ and quant.report.metrics: python -m quant.report.readme
+
+A table stands between two marks of its name, such as <!-- results --> and <!-- /results -->.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,15 @@ from pathlib import Path
 
 import yaml
 
+from quant.command import Parser, run
+from quant.errors import InputError
 from quant.files import read_json, write_text
+from quant.report.metrics import METRICS, README, shown_in
 from quant.report.results import Result
-from quant.report.tables import metric_column, table
+from quant.report.tables import grid, metric_column, table
 from quant.variants import variants
 
-COLUMNS = ("ppl", "ppl_change_pct", "kld_mnats", "top1_agree_pct", "bits_per_weight", "weights_mib", "decode_ms_per_token",
-           "decode_speedup")  # fmt: skip
-SPEED = {  # variants of reports/bench.json, as the README calls them
+SPEED = {  # variants of reports/bench.json, and their titles in the README
     "fp32": "transformers, float32", "bf16": "transformers, bfloat16", "fp32_our_decoding": "float32, our decoding",
     "int8_dequantized_each_call": "int8, dequantized at every call", "int8": "**int8**, whole model",
     "int4": "**int4**, groups of 64", "nf4": "**NF4**, groups of 64", "bnb_int8": "bitsandbytes int8",
@@ -24,25 +28,30 @@ SPEED = {  # variants of reports/bench.json, as the README calls them
 
 
 def section(name: str) -> re.Pattern:
-    """What stands between the README's marks of that name."""
+    """The pattern of the text between the README's marks of that name."""
     return re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)", re.DOTALL)
 
 
 def results_table(root: Path) -> str:
-    """The table of reports/metrics, as committed."""
+    """The results of the variants of params.yaml, from reports/metrics."""
     params = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))
     found = [Result(v, read_json(root / "reports" / "metrics" / f"{v.name}.json"), {}, {}) for v in variants(params)]
-    return table(found, [metric_column(key) for key in COLUMNS]) + "\n"
+    return table(found, [metric_column(metric) for metric in shown_in(README)]) + "\n"
+
+
+def metrics_table() -> str:
+    """The meaning of every metric."""
+    return grid(["metric", "meaning"], [[f"`{metric.key}`", metric.meaning] for metric in METRICS.values()], left=2) + "\n"
 
 
 def speed_tables(root: Path) -> str:
-    """The tables of reports/bench.json, as committed: a model each."""
+    """The speeds of reports/bench.json, a table per model."""
     lines = []
     for name, found in sorted(read_json(root / "reports" / "bench.json")["models"].items()):
         about, prompts, memory = found["environment"], found["prompts"], found["memory_read_gb_per_s"]
         lines += [
             f"`{name}`, {found['threads']} threads of {about['cpu']} ({', '.join(about['cpu_flags'])}), memory reads "
-            f"{memory:.0f} GB/s; medians ± MAD of {found['rounds']} rounds in turn, speeds against float32:",
+            f"{memory:.0f} GB/s; medians ± MAD of {found['rounds']} alternating rounds, speeds relative to float32:",
             "",
             "| | MB / token | decode ms | × | GB/s | " + " | ".join(f"prompt of {n}, ms | ×" for n in prompts.values()) + " |",
             "|:--|--:|--:|--:|--:|" + "--:|--:|" * len(prompts),
@@ -62,13 +71,27 @@ def _pair(phase: dict) -> list[str]:
     return [f"{ms['median']:.{digits}f} ± {ms['mad']:.{digits}f}", f"{speed['median']:.2f}"]
 
 
-def main(root: Path = Path()) -> None:
+def update(root: Path) -> None:
+    """Write the tables into README.md in the folder `root`, and copy the figure it shows. Raises InputError without its marks."""
     readme = root / "README.md"
-    text = section("results").sub(lambda _: results_table(root), readme.read_text(encoding="utf-8"))
-    write_text(readme, section("speed").sub(lambda _: speed_tables(root), text))
+    text = readme.read_text(encoding="utf-8")
+    for name, table_of in (("results", results_table(root)), ("speed", speed_tables(root)), ("metrics", metrics_table())):
+        text, count = section(name).subn(lambda _, new=table_of: new, text)
+        if count != 1:
+            raise InputError(f"README.md has {count} sections <!-- {name} --> ... <!-- /{name} -->; expected one, for a table")
+    write_text(readme, text)
     (root / ".github").mkdir(exist_ok=True)
     shutil.copyfile(root / "reports" / "figures" / "size-quality.svg", root / ".github" / "size-quality.svg")
 
 
+def main(words: list[str]) -> None:
+    parser = Parser(prog="python -m quant.report.readme", description="Update the README's tables and figure from reports/.")
+    parser.parse_args(words)
+    if not Path("README.md").is_file():
+        raise InputError(f"there is no README.md in {Path.cwd()}; run this in the project's folder")
+    update(Path())
+    print("README.md, .github/size-quality.svg")
+
+
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,4 +1,4 @@
-"""The results of a run: for every variant of params.yaml its metrics, read from the stages' files."""
+"""The results of a run, read from the files of the stages: the metrics and measurements of every variant of params.yaml."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from quant.variants import Variant, variants
 
 @dataclass(frozen=True)
 class Result:
-    """metrics: the keys of METRICS; quality, speed: all that the stages wrote."""
+    """One variant's results. metrics: by the keys of METRICS; quality, speed: the whole contents of the stages' files."""
 
     variant: Variant
     metrics: Mapping[str, float]
@@ -35,16 +35,16 @@ class Result:
 
     @property
     def recipe(self) -> Recipe | None:
-        """Which weights are quantized and how they are stored, where a recipe says that."""
+        """The weights it quantizes and how it stores them; None for a variant that no recipe describes."""
         return self.method.recipe(self.variant.values)
 
     @cached_property
     def blocks(self) -> Blocks:
-        """What a paired comparison with another variant needs."""
+        """The sums by block of text, for paired comparisons with other variants."""
         return Blocks.from_dict(self.quality["blocks"])
 
     def bytes_by(self, key: str) -> dict[str, int]:
-        """Bytes of the weights, summed up by a key of the size breakdown: group, role, part or dtype."""
+        """Bytes of the weights by a key of the size breakdown: group, role, part or dtype."""
         sums: dict[str, int] = {}
         for row in self.quality["size_breakdown"]:
             sums[row[key]] = sums.get(row[key], 0) + row["bytes"]
@@ -52,12 +52,13 @@ class Result:
 
     @property
     def decode(self) -> Mapping:
+        """The timing of decoding: ms and speedup over base with their raw rounds, bandwidth, noise."""
         return self.speed["timing"]["decode"]
 
 
 @dataclass(frozen=True)
 class Run:
-    """All that the figures and the report are made from. weights: see quality/weight_error.py."""
+    """The data of the figures and the report. results: base first; weights: see quant.quality.weight_error."""
 
     results: Sequence[Result]
     weights: Mapping
@@ -76,7 +77,7 @@ class Run:
 
     @property
     def methods(self) -> list[Method]:
-        """Those of the variants, each once, in the order of the table."""
+        """The methods of the variants, each once, in the order of params.yaml."""
         return list({result.method.name: result.method for result in self.results}.values())
 
     def of_method(self, method: Method) -> list[Result]:
@@ -87,11 +88,17 @@ class Run:
 
 
 def read_run(params: Mapping, reports: Path = Path("reports")) -> Run:
-    """In the order of the table. The list comes from params.yaml, so files of variants that are gone don't count."""
+    """The results in the order of params.yaml; files of variants that it no longer lists are ignored.
+
+    Raises InputError where a file is missing, or lacks a metric.
+    """
     results = []
     for variant in variants(params):
         quality, speed = (_read(reports / kind / f"{variant.name}.json") for kind in ("quality", "speed"))
         found = {**quality["metrics"], **speed["metrics"]}
+        missing = sorted(set(METRICS) - set(found))
+        if missing:
+            raise InputError(f"the results of {variant.name} lack {', '.join(missing)}; run dvc repro to measure again")
         results.append(Result(variant, {key: found[key] for key in METRICS}, quality, speed))
     return Run(tuple(results), _read(reports / "weights.json"), params)
 

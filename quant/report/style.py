@@ -1,4 +1,4 @@
-"""One style for every figure: a colour, a marker and a hatch per method, told apart in grey and by the colour-blind."""
+"""One style for every figure: a colour, a marker and a hatch per method, distinct in grey and for the colour-blind."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from quant.tensor.codebooks import CODEBOOKS, LINEAR
 
 @dataclass(frozen=True)
 class Look:
+    """A label and how it is drawn. colour: "#rrggbb"; marker, hatch: as matplotlib names them."""
+
     label: str
     colour: str
     marker: str
@@ -32,7 +34,7 @@ _GRIDS = {"linear": ("#0072B2", "o", ""), "nf4": ("#CC79A7", "*", ".."), "fp4": 
 
 @cache
 def look_of(method: Method) -> Look:
-    """The same in every figure of every run: the method's own look, or one that no other method without a look has."""
+    """The look of a method in every figure of every run: its own, or a spare one that no other method has."""
     if method.look:
         return Look(method.label, method.look.colour, method.look.marker, method.look.hatch)
     plain = [name for name in names() if load(name).look is None]
@@ -45,16 +47,16 @@ def _looks_of_grids() -> dict[str, Look]:
     return {name: Look(label, *(_GRIDS.get(name) or next(spare))) for name, label in labels.items()}
 
 
-GRIDS = _looks_of_grids()  # the kind of grid, by line, marker and lightness
+GRIDS = _looks_of_grids()  # by name of the grid
 OWN_TABLE = Look("own table", "#56B4E9", "P", "xx")  # a grid that a recipe spells out
 INK, QUIET, LINE = "#333333", "#777777", "#bbbbbb"
-PARTS = ("#333333", "#56B4E9", "#D55E00", "#CC79A7", "#F0E442", "#999999")  # of a whole, by lightness and hatch
+PARTS = ("#333333", "#56B4E9", "#D55E00", "#CC79A7", "#F0E442", "#999999")  # colours of the parts of a stacked bar
 HATCHES = ("", "//", "..", "xx", "", "\\\\")
 
 SETTINGS = {
     "figure.figsize": (8, 4.8),
     "figure.dpi": 120,
-    "figure.constrained_layout.w_pad": 0.08,  # inches; names at the edge don't touch it
+    "figure.constrained_layout.w_pad": 0.08,  # inches between the edge and the names
     "font.family": "DejaVu Sans",
     "font.size": 10,
     "text.color": INK,
@@ -83,24 +85,24 @@ def new_axes(width: float = 8, height: float = 4.8, **grid):
 
 
 def in_style():
-    """A context in which figures are made and saved."""
+    """A context manager with SETTINGS, within which figures are drawn and saved."""
     return plt.rc_context(SETTINGS)
 
 
 def save(figure, folder: Path, name: str) -> None:
-    """name.svg and name.png."""
+    """Write name.svg and name.png in `folder`, and close the figure."""
     figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
-    figure.set_layout_engine("none")  # all is in its place; the second file need not find it again
+    figure.set_layout_engine("none")  # the layout is done; the second file need not repeat it
     figure.savefig(folder / f"{name}.png", metadata={"Software": None})
     plt.close(figure)
 
 
 def legend_of(axes, looks: Iterable[Look], **options) -> None:
-    """What the markers mean."""
+    """Add a legend of markers."""
     handles = [plt.Line2D([], [], linestyle="", marker=look.marker, color=look.colour, label=look.label) for look in looks]
     axes.legend(handles=handles, **options)
 
 
 def looks_of(methods: Iterable[Method]) -> list[Look]:
-    """Each look once, in order."""
+    """The looks of methods, each once, in order."""
     return list(dict.fromkeys(look_of(method) for method in methods))

@@ -3,8 +3,8 @@
     dvc exp run --queue -S 'quant.bits=2,3,4,5,6,8' evaluate@whole && dvc queue start
     python -m quant.report.sweep quant.bits whole
 
-writes reports/sweep.svg, .png and .csv: what the variant's perplexity and size became at each value. An experiment
-counts only where its dvc.lock shows that the variant was really evaluated with that experiment's parameters.
+writes reports/sweep.svg, .png and .csv: the variant's perplexity and size at each value. An experiment counts only where
+its dvc.lock shows that the variant was evaluated with that experiment's parameters.
 """
 
 from __future__ import annotations
@@ -18,21 +18,20 @@ from pathlib import Path
 import dvc.api
 import yaml
 
-from quant.command import run
+from quant.command import Parser, run
 from quant.errors import InputError
 from quant.files import atomic_file
 from quant.report.charts import log_axis, wide_range
+from quant.report.metrics import METRICS, SWEEP, shown_in
 from quant.report.style import GRIDS, INK, in_style, new_axes, save
 from quant.tensor.codebooks import LINEAR
 
-COLUMNS = ("ppl", "ppl_change_pct", "kld_mnats", "bits_per_weight", "weights_mib")  # of quant.report.metrics
-
 
 def read_sweep(parameter: str, variant: str, project: Path = Path()) -> list[dict]:
-    """A row per value of the parameter, in its order: the value, and the metrics of COLUMNS.
+    """A row per value of the parameter, sorted: the value, and the metrics that a sweep shows.
 
-    Of the experiments of this commit, and the commit itself, those that differ in this parameter alone; where there are
-    several such sets, the one with the most values.
+    They come from the experiments of this commit, and the commit itself, that differ only in this parameter; of several such
+    sets, from the one with the most values. Raises InputError where there are fewer than two values.
     """
     if not (project / "dvc.yaml").is_file():
         raise InputError(f"there is no dvc.yaml in {project.resolve()}; run this in the project's folder")
@@ -54,7 +53,7 @@ def read_sweep(parameter: str, variant: str, project: Path = Path()) -> list[dic
         except FileNotFoundError:  # recorded in dvc.lock, as in every clone, and never computed here
             continue
         rows = sets.setdefault(_without(params, parameter), {})
-        rows.setdefault(str(value), {"value": value, **{key: metrics[key] for key in COLUMNS}})
+        rows.setdefault(str(value), {"value": value, **{metric.key: metrics[metric.key] for metric in shown_in(SWEEP)}})
     rows = max(sets.values(), key=len, default={})
     if len(rows) < 2:
         raise InputError(f"{len(rows)} evaluated value(s) of {parameter} for {variant} among the experiments of this commit; run "
@@ -64,15 +63,15 @@ def read_sweep(parameter: str, variant: str, project: Path = Path()) -> list[dic
 
 
 def evaluation_of(variant: str, lock: Mapping) -> str | None:
-    """The stage of dvc.lock that wrote the variant's quality."""
+    """The stage of dvc.lock that wrote the variant's quality; None where it has none."""
     path = f"reports/quality/{variant}.json"
     return next((name for name, stage in lock["stages"].items() if path in {out["path"] for out in stage.get("outs", [])}), None)
 
 
 def is_current(name: str, lock: Mapping, params: Mapping, md5_of: Callable[[str], str]) -> bool:
-    """Whether a stage of dvc.lock, and all that it stands on, ran with these parameters.
+    """Whether a stage of dvc.lock, and every stage it depends on, ran with these parameters.
 
-    md5_of: the hash of a file within an output folder, as it is in this revision; raises FileNotFoundError.
+    md5_of: gives the hash of a file within an output folder in this revision; raises FileNotFoundError.
     """
     stage = lock["stages"][name]
     recorded = stage.get("params", {}).get("params.yaml", {})
@@ -87,7 +86,7 @@ def is_current(name: str, lock: Mapping, params: Mapping, md5_of: Callable[[str]
         maker, out = makers[folder]
         if path == folder:
             is_same = dependency["md5"] == out["md5"]
-        else:  # a file of an output folder has a hash of its own; for a folder in it, its maker has to do
+        else:  # a file in an output folder has its own hash; a folder in it is as current as its maker
             is_same = dependency["md5"].endswith(".dir") or dependency["md5"] == md5_of(path)
         if not is_same or not is_current(maker, lock, params, md5_of):
             return False
@@ -95,7 +94,7 @@ def is_current(name: str, lock: Mapping, params: Mapping, md5_of: Callable[[str]
 
 
 def draw_sweep(rows: list[dict], parameter: str, variant: str):
-    """Perplexity against the parameter, each point with its change from base, and below each value its bits per weight."""
+    """Draw perplexity against the parameter, its change from base at each point, and the bits per weight below each value."""
     look = GRIDS[LINEAR]
     figure, axes = new_axes(7, 4.2)
     numbers = all(isinstance(row["value"], int | float) for row in rows)
@@ -109,17 +108,18 @@ def draw_sweep(rows: list[dict], parameter: str, variant: str):
         log_axis(axes.yaxis, axes, "y")
     axes.set_xticks(x, [f"{row['value']}\n{row['bits_per_weight']:.2f}" for row in rows])
     axes.margins(x=0.1, y=0.15)
-    axes.set(xlabel=f"{parameter}, and below it bits per weight with scales", ylabel="perplexity per token",
+    axes.set(xlabel=f"{parameter}, and below it bits per weight with scales", ylabel=METRICS["ppl"].label,
              title=f"{variant}: perplexity, and its change from base, against {parameter}")
     return figure
 
 
 def write_sweep(parameter: str, variant: str, reports: Path = Path("reports")) -> list[dict]:
-    rows = read_sweep(parameter, variant)
+    """Write sweep.csv, sweep.svg and sweep.png in `reports`, and return the rows of `read_sweep`."""
+    rows, keys = read_sweep(parameter, variant), [metric.key for metric in shown_in(SWEEP)]
     with atomic_file(reports / "sweep.csv") as path, open(path, "w", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
-        table.writerow([parameter, *COLUMNS])
-        table.writerows([row["value"], *(row[key] for key in COLUMNS)] for row in rows)
+        table.writerow([parameter, *keys])
+        table.writerows([row["value"], *(row[key] for key in keys)] for row in rows)
     with in_style():
         save(draw_sweep(rows, parameter, variant), reports, "sweep")
     return rows
@@ -145,12 +145,15 @@ def _lookup(params: Mapping, key: str):
 
 
 def main(words: list[str]) -> None:
-    if len(words) != 2:
-        raise InputError("expected PARAMETER VARIANT, such as quant.bits whole")
-    rows = write_sweep(*words)
-    print(f"{words[0]:>12}  " + "  ".join(f"{key:>15}" for key in COLUMNS))
+    parser = Parser(prog="python -m quant.report.sweep", description="A figure and a table of one parameter's experiments.")
+    parser.add_argument("parameter", metavar="PARAMETER", help="a parameter of params.yaml, such as quant.bits")
+    parser.add_argument("variant", metavar="VARIANT", help="the variant that the experiments evaluated, such as whole")
+    given = parser.parse_args(words)
+    rows = write_sweep(given.parameter, given.variant)
+    keys = [metric.key for metric in shown_in(SWEEP)]
+    print(f"{given.parameter:>12}  " + "  ".join(f"{key:>15}" for key in keys))
     for row in rows:
-        print(f"{row['value']!s:>12}  " + "  ".join(f"{row[key]:>15g}" for key in COLUMNS))
+        print(f"{row['value']!s:>12}  " + "  ".join(f"{row[key]:>15g}" for key in keys))
     print("reports/sweep.svg, reports/sweep.png, reports/sweep.csv")
 
 

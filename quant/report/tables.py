@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from quant.methods import Method
 from quant.progress import MIB
-from quant.report.metrics import METRICS
+from quant.report.metrics import METRICS, REPORT, Metric, shown_in
 from quant.report.results import Result, Run
-from quant.report.wording import named, signed
+from quant.report.wording import named, number
 
-SMALL = 0.005  # MiB that round to nothing: biases, norms
+LEAST_MIB = 0.005  # biases and norms of less round to nothing, and are not listed
 
 
 @dataclass(frozen=True)
@@ -19,25 +20,27 @@ class Column:
     cell: Callable[[Result], str]
 
 
-def metric_column(key: str) -> Column:
+def metric_column(metric: Metric) -> Column:
     """The column of one metric."""
-    metric = METRICS[key]
-    return Column(metric.heading, lambda result: metric.format(result.metrics[key]))
+    return Column(metric.heading, lambda result: metric.format(result.metrics[metric.key]))
 
 
-def _interval(key: str, form: Callable[[float], str]) -> Callable[[Result], str]:
+def _interval(key: str, form: Callable[[float], str]) -> Column:
     def cell(result: Result) -> str:
         return "" if result.name == "base" else " to ".join(form(end) for end in result.quality["intervals"][key])
+
+    return Column("95 % interval", cell)
+
+
+def _on_gpu(key: str) -> Callable[[Result], str]:
+    def cell(result: Result) -> str:
+        found = result.speed["memory"]["cuda"]
+        return "" if found is None else number(found[key], "{:.0f}")
 
     return cell
 
 
-def _on_gpu(result: Result, key: str) -> str:
-    found = result.speed["memory"]["cuda"]
-    return "" if found is None else number(found[key], "{:.0f}")
-
-
-def _quality_number(heading: str, form: str, *path: str) -> Column:
+def _divergence(heading: str, form: str, *path: str) -> Column:
     def cell(result: Result) -> str:
         value = result.quality["divergence"]
         for key in path:
@@ -51,18 +54,14 @@ def _noise(result: Result) -> str:
     return ", ".join(name for name, phase in result.speed["timing"].items() if phase and phase["is_noisy"]).replace("_", " ")
 
 
-_M = {key: metric_column(key) for key in METRICS}
-QUALITY = (
-    _M["ppl"], _M["ppl_change_pct"], Column("95 % interval", _interval("ppl_change_pct", signed)), _M["kld_mnats"],
-    _M["top1_agree_pct"], _M["bits_per_weight"], _M["weights_mib"], _M["disk_mib"], _M["decode_speedup"],
-)  # fmt: skip
+_M = {key: metric_column(metric) for key, metric in METRICS.items()}
 DIVERGENCE = (
-    _quality_number("KLD mean", "{:.4f}", "kld_mnats", "mean"), Column("95 % interval", _interval("kld_mnats", "{:.4f}".format)),
-    _quality_number("median", "{:.4f}", "kld_mnats", "median"), _quality_number("99 %", "{:.2f}", "kld_mnats", "p99"),
-    _quality_number("99.9 %", "{:.2f}", "kld_mnats", "p999"), _M["top1_agree_pct"],
-    _quality_number("top-5 %", "{:.1f}", "top5_agree_pct"),
-    _quality_number("Δp mean", "{:+.4f}", "true_token_change_pct", "mean"),
-    _quality_number("Δp rms", "{:.3f}", "true_token_change_pct", "rms"),
+    _divergence("KLD mean", "{:.4f}", "kld_mnats", "mean"), _interval("kld_mnats", "{:.4f}".format),
+    _divergence("median", "{:.4f}", "kld_mnats", "median"), _divergence("99 %", "{:.2f}", "kld_mnats", "p99"),
+    _divergence("99.9 %", "{:.2f}", "kld_mnats", "p999"), _M["top1_agree_pct"],
+    _divergence("top-5 %", "{:.1f}", "top5_agree_pct"),
+    _divergence("Δp mean", "{:+.4f}", "true_token_change_pct", "mean"),
+    _divergence("Δp rms", "{:.3f}", "true_token_change_pct", "rms"),
 )  # fmt: skip
 SPEED = (
     _M["prefill_ms"], _M["prefill_speedup"], _M["decode_ms_per_token"],
@@ -70,12 +69,12 @@ SPEED = (
     Column("p90", lambda r: number(r.decode["ms"]["p90"], "{:.2f}")), _M["decode_speedup"],
     Column("tokens/s", lambda r: number(r.decode["tokens_per_s"], "{:.0f}")),
     Column("GB/s", lambda r: number(r.decode["gb_per_s"], "{:.2f}")),
-    Column("generate ms", lambda r: number(r.speed["timing"]["generate"]["ms"]["median"], "{:.0f}")), Column("scattered", _noise),
+    Column("generate ms", lambda r: number(r.speed["timing"]["generate"]["ms"]["median"], "{:.0f}")), Column("noisy", _noise),
 )  # fmt: skip
 ON_GPU = (
-    Column("GPU loading MiB", lambda r: _on_gpu(r, "load_peak_mib")),
-    Column("GPU generating MiB", lambda r: _on_gpu(r, "generate_peak_mib")),
-    Column("GPU allocated MiB", lambda r: _on_gpu(r, "allocated_mib")),
+    Column("GPU loading MiB", _on_gpu("load_peak_mib")),
+    Column("GPU generating MiB", _on_gpu("generate_peak_mib")),
+    Column("GPU allocated MiB", _on_gpu("allocated_mib")),
 )
 MEMORY = (
     Column("first call ms", lambda r: number(r.speed["load"]["first_call_ms"], "{:.1f}")), _M["load_s"],
@@ -92,41 +91,55 @@ def table(results: Sequence[Result], columns: Sequence[Column]) -> str:
     return grid(["variant", *(column.heading for column in columns)], rows)
 
 
+def quality(results: Sequence[Result]) -> str:
+    """The metrics that the report shows first, each with its interval where it has one of its own."""
+    columns = []
+    for metric in shown_in(REPORT):
+        columns.append(metric_column(metric))
+        if metric.key == "ppl_change_pct":
+            columns.append(_interval(metric.key, metric.format))
+    return table(results, columns)
+
+
 def memory(run: Run) -> str:
-    """Memory of every variant; of the GPU where there is one."""
+    """Memory of every variant, on the GPU as well where there is one."""
     columns = MEMORY if all(result.speed["memory"]["cuda"] is None for result in run.results) else (*MEMORY, *ON_GPU)
     return table(run.results, columns)
 
 
 def ranking(run: Run, tiers: Sequence[Sequence[str]], key: str) -> str:
     """A row per tier: its variants, and the range of a metric and of the size among them."""
-    column, size = metric_column(key), metric_column("weights_mib")
-    rows = []
-    for number_of_tier, names in enumerate(tiers, 1):
-        members = run.named(names)
-        ranges = (list(dict.fromkeys(cell.cell(r) for r in sorted(members, key=lambda r: r.metrics[metric])))
-                  for cell, metric in ((column, key), (size, "weights_mib")))
-        rows.append([str(number_of_tier), named(members), *(" to ".join([found[0], *found[1:][-1:]]) for found in ranges)])
-    return grid(["tier", "variants", column.heading, size.heading], rows, left=2)
+    def span(members: Sequence[Result], metric: Metric) -> str:
+        cells = list(dict.fromkeys(metric.format(value) for value in sorted(r.metrics[metric.key] for r in members)))
+        return " to ".join([cells[0], *cells[1:][-1:]])
+
+    shown = (METRICS[key], METRICS["weights_mib"])
+    rows = [[str(place), named(run.named(names)), *(span(run.named(names), metric) for metric in shown)]
+            for place, names in enumerate(tiers, 1)]
+    return grid(["tier", "variants", *(metric.heading for metric in shown)], rows, left=2)
 
 
-def of_another_runtime(run: Run) -> str:
-    """Variants that another runtime runs than base's: what their files hold and what they gave; empty where there are none."""
-    files = [r for r in run.results if r.method.runtime != run.base.method.runtime]
+def of_another_runtime(run: Run, method: Method) -> str:
+    """Base, and a method's variants where another runtime than base's runs them: tensors by type, and what they gave.
+
+    Empty where base's runtime runs them.
+    """
+    if method.runtime == run.base.method.runtime:
+        return ""
     columns = [_M[key] for key in ("bits_per_weight", "load_s", "peak_rss_mib", "decode_speedup", "ppl_change_pct", "kld_mnats")]
-    rows = [[r.name, _census(r).replace("GGUF ", "") if r in files else "", *(column.cell(r) for column in columns)]
-            for r in (run.base, *files)]
-    return grid(["variant", "tensors", *(column.heading for column in columns)], rows, left=2) if files else ""
+    rows = [[r.name, "" if r is run.base else _module_counts(r), *(column.cell(r) for column in columns)]
+            for r in (run.base, *run.of_method(method))]
+    return grid(["variant", "tensors", *(column.heading for column in columns)], rows, left=2)
 
 
 def grid(headings: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """A Markdown table; all but the first `left` columns are set to the right."""
+    """A Markdown table; all but the first `left` columns are aligned to the right."""
     lines = ["| " + " | ".join(headings) + " |", "|" + ":--|" * left + "--:|" * (len(headings) - left)]
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
 def left_in_float(run: Run) -> str:
-    """What each quantized variant keeps in floating point, by group, in MiB, and its layers by type."""
+    """The groups of weights that each quantized variant keeps in floating point, in MiB, and its modules by type."""
     rows = []
     for result in run.others:
         if result.method.name == run.base.method.name:  # nothing quantized
@@ -135,17 +148,17 @@ def left_in_float(run: Run) -> str:
         for row in result.quality["size_breakdown"]:
             if row["part"] == "floats":
                 kept[row["group"]] = kept.get(row["group"], 0) + row["bytes"]
-        listed = ", ".join(f"{group} {size / MIB:.2f}" for group, size in kept.items() if size >= SMALL * MIB)
-        rows.append([result.name, listed or f"less than {SMALL} each", _census(result)])
+        listed = ", ".join(f"{group} {size / MIB:.2f}" for group, size in kept.items() if size >= LEAST_MIB * MIB)
+        rows.append([result.name, listed or f"less than {LEAST_MIB} each", _module_counts(result)])
     return grid(["variant", "left in floating point (MiB)", "layers"], rows, left=3)
 
 
-def _census(result: Result) -> str:
+def _module_counts(result: Result) -> str:
     return ", ".join(f"{count} {kind}" for kind, count in result.quality["module_counts"].items())
 
 
 def generations(run: Run) -> list[Mapping[str, str]]:
-    """Name, the text up to where it leaves base's, and the rest; variants with base's own text have no rest."""
+    """Per variant: its name, the text it shares with base, and the rest from where it diverges, empty if it never does."""
     found = []
     for result in run.others:
         said = result.speed["generation"]
@@ -154,9 +167,3 @@ def generations(run: Run) -> list[Mapping[str, str]]:
         shared = text.rfind(" ", 0, shared) + 1 if text != base else len(text)
         found.append({"name": result.name, "same": text[:shared].strip(), "rest": text[shared:].strip()})
     return found
-
-
-def number(value: float, form: str) -> str:
-    """Formatted, and a value that rounds to zero without a sign."""
-    text = form.format(value)
-    return text.lstrip("+-") if float(text) == 0 else text

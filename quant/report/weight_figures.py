@@ -1,4 +1,4 @@
-"""Figures of what rounding does to the model's own weights, from reports/weights.json (see weights.py)."""
+"""Figures of the rounding error of the model's own weights, from the results of quant.quality.weight_error."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from collections.abc import Mapping
 import matplotlib.pyplot as plt
 
 from quant.report.style import GRIDS, INK, new_axes
-from quant.tensor.codebooks import CODEBOOKS, label_of
+from quant.report.wording import scale
+from quant.tensor.codebooks import CODEBOOKS, LINEAR, label_of
 
-KINDS = {"double": ("scales quantized too", "white"), "clipped": ("clipped for least error", "#F0E442")}
+KINDS = {"double": ("scales quantized too", "white"), "clipped": ("clipped for least error", "#F0E442")}  # label, fill
 MOST_ROWS = 40  # of the heat map; deeper models show every n-th block
 
 
 def draw_error_map(weights: Mapping):
-    """Error by block and role, a number in each cell."""
+    """Draw the error by block and role, a number in each cell."""
     cells = {(cell["block"], cell["role"]): cell["error_pct"] for cell in weights["map"]["cells"]}
     roles = weights["map"]["roles"]
     blocks = sorted({block for block, _ in cells if block is not None})
@@ -40,11 +41,11 @@ def draw_error_map(weights: Mapping):
 
 
 def draw_histogram(weights: Mapping):
-    """A matrix as a quantizer sees it, and over it the values each 4-bit grid offers, each as high as the share it gets."""
+    """Draw a matrix's normalized weights, and over them each 4-bit grid's values, as high as their share of the weights."""
     data = weights["histogram"]
     count = len(data["share_pct"])
     edges = [-1 + 2 * i / count for i in range(count + 1)]
-    heights = [share * count / 16 for share in data["share_pct"]]  # of a sixteenth of the range: what a 4-bit code has
+    heights = [share * count / 16 for share in data["share_pct"]]  # share of a sixteenth of the range, as a code of 4 bits covers
     figure, panels = new_axes(8, 1.8 * len(data["grids"]), nrows=len(data["grids"]), sharex=True, sharey=True)
     for axes, (name, grid) in zip(panels, data["grids"].items(), strict=True):
         look = GRIDS[name]
@@ -60,16 +61,16 @@ def draw_histogram(weights: Mapping):
 
 
 def draw_error_against_bits(weights: Mapping):
-    """Every scheme as a point: what it stores and what it loses."""
+    """Draw every scheme as a point: bits per weight against error."""
     everything = weights["schemes"]["points"]
     points = [p for p in everything if p["kind"] == "plain"]
     sizes = list(dict.fromkeys(point["group_size"] for point in points))
     styles = dict(zip(sizes, ("-", "--", "-.", ":"), strict=False))
     figure, axes = new_axes(8, 5)
     for size in sizes:
-        line = [p for p in points if p["group_size"] == size and p["codebook"] == "linear"]
-        axes.plot([p["bits_per_weight"] for p in line], [p["error_pct"] for p in line], color=GRIDS["linear"].colour,
-                  marker=GRIDS["linear"].marker, markersize=4, linewidth=1, linestyle=styles[size])
+        line = [p for p in points if p["group_size"] == size and p["codebook"] == LINEAR]
+        axes.plot([p["bits_per_weight"] for p in line], [p["error_pct"] for p in line], color=GRIDS[LINEAR].colour,
+                  marker=GRIDS[LINEAR].marker, markersize=4, linewidth=1, linestyle=styles[size])
     for name in CODEBOOKS:
         line = [p for p in points if p["codebook"] == name]
         axes.plot([p["bits_per_weight"] for p in line], [p["error_pct"] for p in line], linestyle="", marker=GRIDS[name].marker,
@@ -80,9 +81,9 @@ def draw_error_against_bits(weights: Mapping):
             axes.plot(p["bits_per_weight"], p["error_pct"], linestyle="", marker=look.marker, markersize=6, zorder=4,
                       markeredgecolor=look.colour, markerfacecolor=fill)
     for bits in sorted({p["bits"] for p in points}):
-        first = next(p for p in points if p["bits"] == bits and p["codebook"] == "linear")
-        axes.annotate(f"INT{bits}", (first["bits_per_weight"], first["error_pct"]), xytext=(-6, -5), textcoords="offset points",
-                      ha="right", va="top", fontsize=8, color=INK)
+        first = next(p for p in points if p["bits"] == bits and p["codebook"] == LINEAR)
+        axes.annotate(label_of(LINEAR, bits), (first["bits_per_weight"], first["error_pct"]), xytext=(-6, -5),
+                      textcoords="offset points", ha="right", va="top", fontsize=8, color=INK)
     axes.set_yscale("log")
     axes.set_yticks([t for t in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if _inside(t, points)])
     axes.yaxis.set_major_formatter(plt.FormatStrFormatter("%g"))
@@ -90,12 +91,12 @@ def draw_error_against_bits(weights: Mapping):
     axes.margins(x=0.08)
     axes.set(xlabel="bits per weight, scales included", ylabel="relative error of the weights (%)")
     meanings = [(look.marker, look.colour, look.colour, look.label) for look in GRIDS.values()]
-    meanings += [("o", GRIDS["linear"].colour, fill, label) for label, fill in KINDS.values()]
+    meanings += [("o", GRIDS[LINEAR].colour, fill, label) for label, fill in KINDS.values()]
     axes.legend(handles=[plt.Line2D([], [], linestyle="", marker=marker, markeredgecolor=edge, markerfacecolor=fill, label=label)
                          for marker, edge, fill, label in meanings], loc="upper right")
     axes.add_artist(axes.get_legend())
-    lines = [plt.Line2D([], [], color=GRIDS["linear"].colour, linewidth=1, linestyle=styles[s]) for s in sizes]
-    axes.legend(lines, ["a scale per row" if s == "row" else f"a scale per {s} weights" for s in sizes], loc="lower left")
+    lines = [plt.Line2D([], [], color=GRIDS[LINEAR].colour, linewidth=1, linestyle=styles[s]) for s in sizes]
+    axes.legend(lines, [scale(size) for size in sizes], loc="lower left")
     return figure
 
 

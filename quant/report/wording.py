@@ -1,7 +1,8 @@
-"""Lists and numbers as a reader expects them in a sentence."""
+"""Lists and numbers as a sentence or a table shows them."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 
@@ -10,18 +11,43 @@ def joined(parts: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
 
 
+def code(names: Iterable[str]) -> str:
+    """`a`, `b` and `c`"""
+    return joined([f"`{name}`" for name in names])
+
+
 def named(things: Iterable) -> str:
     """The names of results or variants, as code."""
-    return joined([f"`{thing.name}`" for thing in things])
+    return code(thing.name for thing in things)
+
+
+def number(value: float, form: str) -> str:
+    """The number in a format such as "{:.2f}"; one that rounds to zero has no sign."""
+    text = form.format(value)
+    return text.lstrip("+-") if float(text) == 0 else text
+
+
+def signed(value: float) -> str:
+    """+0.012, -0.500, 0.000"""
+    return number(value, "{:+.3f}")
 
 
 def span(values: Iterable[float], form: str) -> str:
-    """The least and the largest, or the one number where both read alike: 0.401 to 0.416."""
-    low, high = form.format(min(found := list(values))), form.format(max(found))
+    """The least and the largest, such as "0.401 to 0.416"; one number where both read alike."""
+    low, high = number(min(found := list(values)), form), number(max(found), form)
     return low if low == high else f"{low} to {high}"
 
 
-def signed(value: float, digits: int = 3) -> str:
-    """+0.012, -0.500, 0.000"""
-    text = f"{value:+.{digits}f}"
-    return text.lstrip("+-") if float(text) == 0 else text
+def scale(size: int | str) -> str:
+    """A group size in words."""
+    return "one scale per row" if size == "row" else f"one scale per {size} weights"
+
+
+def plain(text: str) -> str:
+    """Text that Markdown shows unchanged, on one line, so that the output of a model is never markup."""
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", " ".join(text.split()))
+
+
+def ending(text: str, most: int = 300) -> str:
+    """The last words of a text, `most` characters at most."""
+    return text if len(text) <= most else "… " + text[-most:].partition(" ")[2]

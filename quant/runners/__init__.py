@@ -1,4 +1,4 @@
-"""Runners: one interface over the runtimes, so that one scorer and one clock serve every variant."""
+"""Runners: one interface over the runtimes (transformers, llama.cpp), so that quality and speed are measured by the same code."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ RUNTIMES = ("transformers", "llama_cpp")  # each a module here, with a class `Ru
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor of weights in memory, or a part of one: what it is for, what it holds, and its bytes.
+    """A tensor of weights in memory, or a part of one.
 
-    roles: as in quant.model.architectures, several for a fused or tied weight. part: codes, scales (the scales of scales
-    too), zeros, codebook, floats (weights that are not quantized), or blocks (codes and scales of a GGUF type whose
-    layout this project does not know).
+    roles: of quant.model.architectures, several for a fused or tied weight. part: codes, scales (including scales of scales),
+    zeros, codebook, floats (weights that are not quantized), or blocks (a GGUF type of unknown layout, codes and scales
+    together). dtype: of torch, or a type of GGUF.
     """
 
     name: str
@@ -33,41 +33,44 @@ class StoredTensor:
 
 
 class Runner(Protocol):
-    """A loaded model. vocabulary: number of logits; context: most tokens it takes at once."""
+    """A loaded model. vocabulary: number of logits. context: most tokens of one call."""
 
     vocabulary: int
     context: int
 
     def logits(self, tokens: torch.Tensor) -> torch.Tensor:
-        """tokens: int64 [batch, length], each row from an empty context -> float32 [batch, length, vocabulary]."""
+        """Logits of every token, each row a text of its own: int64 [batch, length] -> float32 [batch, length, vocabulary]."""
 
     def prefill(self, tokens: torch.Tensor) -> int:
-        """Start anew with a prompt, int64 [length]; the most likely next token."""
+        """Empty the cache and read a prompt, int64 [length]; returns the most likely next token."""
 
     def decode(self, token: int) -> int:
-        """Append a token to the context; the most likely next one."""
+        """Append a token to the cached text; returns the most likely next token."""
 
     def tensors(self) -> list[StoredTensor]:
-        """Every tensor of weights that is held, shared storage once."""
+        """Every tensor of weights in memory; shared storage is counted once."""
 
-    def census(self) -> dict[str, int]:
-        """How many modules with a weight there are of each type."""
+    def module_counts(self) -> dict[str, int]:
+        """Number of modules with a weight, by type."""
 
 
 class RunnerWithStates(Runner, Protocol):
-    """A runner that also shows what its head multiplies with. device: where it runs."""
+    """A runner that also returns the input of its head. device: of the model and the logits."""
 
     device: torch.device
 
     def logits_and_states(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits, and the last hidden states they were made from, float32 [batch, length, width]."""
+        """Logits as `logits` returns them, and the head's input, float32 [batch, length, width]."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """dtype: of activations, and of the weights that are not quantized; a runtime may have its own. device: cpu or cuda.
-    threads: None leaves the runtime's default. max_tokens: most tokens the model will be asked to take at once, None for all it
-    can; a runtime may set memory aside for them."""
+    """How a runtime opens a model.
+
+    dtype: of activations and of weights that are not quantized, where the runtime lets one choose. device: cpu or cuda.
+    threads: None keeps the runtime's default. max_tokens: most tokens of a text, for which the runtime may reserve memory;
+    None means the model's context.
+    """
 
     dtype: str = "float32"
     device: str = "cpu"
@@ -77,8 +80,8 @@ class Options:
 
 @dataclass(frozen=True)
 class Opening:
-    """How a model's folder is opened, as its manifest says. weights: the folder of its files, its own or the one it points to;
-    dtype: of activations, and of the weights that are not quantized."""
+    """The entries of a manifest that say how to open the folder. weights: the folder with the weights, itself or another one.
+    dtype: of activations and of weights that are not quantized."""
 
     runtime: str
     weights: Path
@@ -86,30 +89,32 @@ class Opening:
 
 
 def opening_of(folder: Path) -> Opening:
-    """From the folder's manifest; a folder without one is a plain model of transformers. Raises InputError if it is missing."""
+    """Read a folder's manifest; without one it is a plain model of transformers. Raises InputError for a missing folder."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise InputError(f"{folder} does not exist; run dvc repro to make it")
+        raise InputError(f"{folder} does not exist; make it with dvc repro")
     manifest = read_json(folder / "manifest.json") if (folder / "manifest.json").is_file() else {}
     runtime = manifest.get("runtime", RUNTIMES[0])
     if runtime not in RUNTIMES:
-        raise InputError(f"{folder}/manifest.json names the runtime {runtime!r}; expected one of {', '.join(RUNTIMES)}")
+        raise InputError(f"{folder}/manifest.json names the runtime {runtime!r}; expected one of "
+                         f"{', '.join(RUNTIMES)}; make the folder again with dvc repro")
     weights = manifest.get("weights")
     if weights is not None and Path(weights).name != weights:
-        raise InputError(f"{folder}/manifest.json points to {weights!r}; expected the name of a folder beside it")
+        raise InputError(f"{folder}/manifest.json points to {weights!r}; expected the name of a folder beside it; make it "
+                         "again with dvc repro")
     return Opening(runtime, folder.parent / weights if weights else folder, manifest.get("opened_as", "float32"))
 
 
 def open_runner(folder: Path, dtype: str | None = None, device: str = "cpu", threads: int | None = None,
                 max_tokens: int | None = None) -> Runner:
-    """Load the model in `folder` with the runtime that its manifest names. dtype: None as the manifest says; see Options."""
+    """Load the model in `folder` with the runtime of its manifest. dtype: None means the manifest's; the rest is in Options."""
     opening = opening_of(folder)
     runtime = import_module(f"quant.runners.{opening.runtime}")
     return runtime.Runner(opening.weights, Options(dtype or opening.dtype, device, threads, max_tokens))
 
 
 def import_runtime(folder: Path, modules: tuple[str, ...] = ()) -> None:
-    """Import what the model in `folder` needs, and `modules`, so that a measurement of loading it holds no import."""
+    """Import the runtime's libraries and `modules`, so that a later measurement of loading does not include imports."""
     opening = opening_of(folder)
     import_module(f"quant.runners.{opening.runtime}").import_libraries(opening.weights)
     for module in modules:

@@ -1,7 +1,7 @@
-"""bfloat16 models on processors without bfloat16 arithmetic, where torch multiplies many rows several times slower.
+"""Faster bfloat16 models on processors without bfloat16 arithmetic, where torch multiplies many rows slowly.
 
-There the operands of such a product are widened to float32, exactly, and its result is rounded to bfloat16: what hardware
-with float32 accumulators does. Weights and activations are bfloat16 all the same, and so are the numbers.
+The operands of a matrix product are widened to float32, exactly, and the result is rounded to bfloat16, as hardware with
+float32 accumulators does. Weights and activations stay bfloat16.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-FEW_ROWS = 4  # torch multiplies so few rows fast, without widening
+MAX_DIRECT_ROWS = 4  # torch is fast enough for this many rows of activations
 
 
 def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 in hardware."""
     if device.type != "cpu":
         return True
     cpuinfo = Path("/proc/cpuinfo")
@@ -22,15 +23,15 @@ def has_bfloat16(device: torch.device) -> bool:
 
 
 def compute_in_float32(model: nn.Module) -> None:
-    """Replace the products of a bfloat16 model's linear layers."""
+    """Make the linear layers of a bfloat16 model multiply in float32."""
     for module in model.modules():
         if isinstance(module, nn.Linear):
-            module.forward = _Product(module, transposed=False)
+            module.forward = _WideMatmul(module, transposed=False)
         elif type(module).__name__ == "Conv1D":  # GPT-2 stores [in, out]
-            module.forward = _Product(module, transposed=True)
+            module.forward = _WideMatmul(module, transposed=True)
 
 
-class _Product:
+class _WideMatmul:
     def __init__(self, module: nn.Module, transposed: bool):
         self._module, self._transposed = module, transposed
 
@@ -38,7 +39,7 @@ class _Product:
         weight, bias = self._module.weight, self._module.bias
         if self._transposed:
             weight = weight.T
-        if x.numel() // x.shape[-1] <= FEW_ROWS:
+        if x.numel() // x.shape[-1] <= MAX_DIRECT_ROWS:
             return nn.functional.linear(x, weight, bias)
         wide = nn.functional.linear(x.float(), weight.float(), None if bias is None else bias.float())
         return wide.to(x.dtype)

@@ -1,4 +1,4 @@
-"""GGUF models, run by llama.cpp through its low-level functions, on token ids given from outside."""
+"""GGUF models, run by llama.cpp through its low-level functions. Token ids come from the caller, not from its tokenizer."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ ROLES = {
     "position_embd": ("embedding",), "output": ("head",),
 }  # fmt: skip
 FLOATS = {"f64": "float64", "f32": "float32", "f16": "float16", "bf16": "bfloat16"}
-# Bytes of a block's scales and of its lowest values, out of ggml-common.h; the rest of a block are codes. Where K-quants
-# pack a block's inner scales and lowest values together, each is half.
-LAYOUTS = {
+# Bytes of a block's scales and of its lowest values, from ggml-common.h; the other bytes of a block are codes. K-quants pack
+# inner scales and lowest values together: half of these bytes are counted for each.
+BLOCK_LAYOUTS = {
     "q4_0": (2, 0), "q4_1": (2, 2), "q5_0": (2, 0), "q5_1": (2, 2), "q8_0": (2, 0), "q2_k": (10, 10), "q3_k": (14, 0),
     "q4_k": (8, 8), "q5_k": (8, 8), "q6_k": (18, 0), "iq4_nl": (2, 0), "iq4_xs": (8, 0), "tq1_0": (2, 0), "tq2_0": (2, 0),
 }  # fmt: skip
 
 
 class Runner:
-    """The model.gguf of a folder. llama.cpp has its own dtype of activations, and here runs on the processor."""
+    """The model.gguf of a folder, on the CPU. llama.cpp chooses the dtype of activations itself."""
 
     def __init__(self, folder: Path, options: Options):
         path = Path(folder) / "model.gguf"
         if not path.is_file():
-            raise InputError(f"{folder} has no model.gguf; run dvc repro to make it")
+            raise InputError(f"{folder} has no model.gguf; make it with dvc repro")
         check_gguf(path)
         self._api = api = bindings()
         self._path = path
@@ -52,7 +52,8 @@ class Runner:
         settings.n_threads = settings.n_threads_batch = options.threads or os.cpu_count() or 1
         self._context = api.llama_init_from_model(self._model, settings)
         if not self._context:
-            raise InputError(f"llama.cpp can't make a context of {self.context} tokens for {path}")
+            raise InputError(f"llama.cpp can't make a context of {self.context} tokens for {path}; make "
+                             "evaluate.context or benchmark.prompts smaller")
         self._batch = api.llama_batch_init(self.context, 0, 1)
         self._length = 0
         weakref.finalize(self, _free, api, self._batch, self._context, self._model)
@@ -79,7 +80,7 @@ class Runner:
         names = {tensor.name for tensor in reader.tensors}
         return [part for tensor in reader.tensors for part in _parts(tensor, is_tied="output.weight" not in names)]
 
-    def census(self) -> dict[str, int]:
+    def module_counts(self) -> dict[str, int]:
         kinds = Counter(f"GGUF {tensor.tensor_type.name.lower()}" for tensor in self._read_file().tensors)
         return dict(sorted(kinds.items()))
 
@@ -107,7 +108,7 @@ class Runner:
         self._length += len(tokens)
 
     def _read_logits(self, count: int) -> numpy.ndarray:
-        """The last call's logits, float32 [count, vocabulary], copied out of llama.cpp's memory."""
+        """Logits of the last call, float32 [count, vocabulary], copied from llama.cpp's memory."""
         pointer = self._api.llama_get_logits(self._context)
         array = numpy.ctypeslib.as_array(ctypes.cast(pointer, ctypes.POINTER(ctypes.c_float)), (count, self.vocabulary))
         return array.copy()
@@ -118,15 +119,15 @@ def import_libraries(_: Path) -> None:
 
 
 def _parts(tensor, is_tied: bool) -> Iterator[StoredTensor]:
-    """What a tensor of a GGUF file holds; a block's codes and scales apart."""
+    """The parts of a tensor of a GGUF file: codes, scales and lowest values of its blocks, or floats."""
     from gguf import GGML_QUANT_SIZES
 
     kind, size = tensor.tensor_type.name.lower(), int(tensor.n_bytes)
     roles = _roles(tensor.name, is_tied)
-    if kind in FLOATS or kind not in LAYOUTS:
+    if kind in FLOATS or kind not in BLOCK_LAYOUTS:
         yield StoredTensor(tensor.name, roles, "floats" if kind in FLOATS else "blocks", FLOATS.get(kind, kind), size)
         return
-    scales, zeros = LAYOUTS[kind]
+    scales, zeros = BLOCK_LAYOUTS[kind]
     block = GGML_QUANT_SIZES[tensor.tensor_type][1]
     for part, share in (("codes", block - scales - zeros), ("scales", scales), ("zeros", zeros)):
         if share:
@@ -134,7 +135,7 @@ def _parts(tensor, is_tied: bool) -> Iterator[StoredTensor]:
 
 
 def _roles(name: str, is_tied: bool) -> tuple[str, ...]:
-    """blk.0.attn_q.weight is q; a name that ends in norm is one; without a head of its own the embedding is the head."""
+    """Roles by the tensor's name: blk.0.attn_q.weight is q. is_tied: the embedding is the head too."""
     kind = name.split(".")[2 if name.startswith("blk.") else 0]
     if kind.endswith("norm"):
         return ("norm",)

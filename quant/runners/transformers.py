@@ -1,4 +1,4 @@
-"""Models that transformers opens: the base, our artifacts, bitsandbytes."""
+"""Models run by transformers: the base, this project's artifacts, and those of libraries that transformers integrates."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
-import quant.transformers_format  # noqa: F401  registers our artifacts' format
+import quant.transformers_format  # noqa: F401  registers the format of this project's artifacts
 from quant.model.architectures import architecture_of
 from quant.model.artifact_format import METHOD
 from quant.model.checkpoint import Checkpoint
@@ -19,11 +19,13 @@ from quant.runners.bfloat16 import compute_in_float32, has_bfloat16
 
 
 class Runner:
+    """A folder that transformers opens, on a CPU or a GPU."""
+
     def __init__(self, folder: Path, options: Options):
         if options.threads:
             torch.set_num_threads(options.threads)
         disable_progress_bar()
-        checkpoint = Checkpoint(folder)  # its headers are checked before anything trusts them
+        checkpoint = Checkpoint(folder)  # checks the headers before transformers reads them
         self._architecture = architecture_of(checkpoint.config)
         self.device = torch.device(options.device)
         self.model = AutoModelForCausalLM.from_pretrained(
@@ -42,7 +44,7 @@ class Runner:
 
     @torch.inference_mode()
     def logits_and_states(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits, and the last hidden states that the head made them from, float32 [batch, length, width]."""
+        """Logits, and the head's input, float32 [batch, length, width]."""
         seen: list[torch.Tensor] = []
         head = self.model.get_output_embeddings()
         hook = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].float()))
@@ -76,21 +78,25 @@ class Runner:
                 found.setdefault(storage.data_ptr(), stored)
         return list(found.values())
 
-    def census(self) -> dict[str, int]:
+    def module_counts(self) -> dict[str, int]:
         kinds = Counter(type(module).__name__ for module in self.model.modules() if hasattr(module, "weight"))
         return dict(sorted(kinds.items()))
 
 
 def import_libraries(folder: Path) -> None:
-    """Import the model's class, and on a GPU what multiplies with the codes of an artifact."""
+    """Import the model's class, and the kernels where the folder is an artifact of this project."""
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    if getattr(config, "quantization_config", {}).get("quant_method") == METHOD and torch.cuda.is_available():
-        import quant.kernels.cuda  # noqa: F401
+    if getattr(config, "quantization_config", {}).get("quant_method") == METHOD:
+        import quant.kernels.attention
+        import quant.kernels.cpu
+
+        if torch.cuda.is_available():
+            import quant.kernels.cuda  # noqa: F401
 
 
 def _part(name: str, parameter: torch.Tensor) -> str:
-    """Of our artifacts by name (quant.tensor.qtensor.layout); of others what is no float is a code."""
+    """Part of a stored tensor: by its name in this project's artifacts (quant.tensor.qtensor.layout), elsewhere by its dtype."""
     last = name.rpartition(".")[2]
     if last in ("codes", "zeros"):
         return last
@@ -100,7 +106,7 @@ def _part(name: str, parameter: torch.Tensor) -> str:
 
 
 def _weights(model: torch.nn.Module) -> Iterator[tuple[str, str, torch.Tensor]]:
-    """(name, part, tensor) of parameters and saved buffers, and of what quantization libraries keep beside their parameters."""
+    """(name, part, tensor) of parameters, of saved buffers, and of the state that bitsandbytes keeps beside its parameters."""
     for name, parameter in model.named_parameters():
         yield name, _part(name, parameter), parameter.data
         state = getattr(parameter, "quant_state", None)
@@ -110,7 +116,7 @@ def _weights(model: torch.nn.Module) -> Iterator[tuple[str, str, torch.Tensor]]:
             if getattr(state, "offset", None) is not None:
                 yield f"{name}.offset", "scales", state.offset
             name, state = f"{name}.nested", getattr(state, "state2", None)
-    for name, module in model.named_modules():  # int8: beside the weight before the first call, in the state after it
+    for name, module in model.named_modules():  # int8: attributes of the weight before the first call, of the state after it
         for holder in (getattr(module, "weight", None), getattr(module, "state", None)):
             for attribute, part in (("CB", "codes"), ("SCB", "scales")):
                 if isinstance(getattr(holder, attribute, None), torch.Tensor):

@@ -1,4 +1,4 @@
-"""How fast this machine reads memory: the bound of decoding, which reads every weight once a token."""
+"""Measures this machine's memory bandwidth, an upper bound on decoding, which reads every weight once per token."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import time
 
 import torch
 
-BYTES = {"cpu": 2**27, "cuda": 2**30}  # several times what the caches hold
+BYTES = {"cpu": 2**27, "cuda": 2**30}  # several times the size of the caches
 READS = 7
 
 
 def memory_read_gb_per_s(device: str) -> float:
-    """Gigabytes (1e9 bytes) a second of the fastest of several sums over a large tensor, with the threads torch has now."""
+    """Gigabytes (1e9 bytes) per second, from the fastest of several sums over a large tensor with torch's current threads."""
     tensor = torch.ones(BYTES[device] // 4, dtype=torch.float32, device=device)
     fastest = min(_seconds(tensor) for _ in range(READS))
     return tensor.numel() * tensor.element_size() / fastest / 1e9

@@ -10,16 +10,16 @@ from typing import TypeVar
 
 import torch
 
+from quant.device import resolve_device
 from quant.files import significant
 from quant.progress import MIB
 from quant.quality.protocol import ScoringProtocol
 from quant.quality.windows import open_tokenizer, tokenize
 from quant.runners import Runner, import_runtime, open_runner
-from quant.runners.device import resolve_device
 from quant.runners.sizes import bytes_per_token
 from quant.speed.bandwidth import memory_read_gb_per_s
 from quant.speed.environment import environment
-from quant.speed.latency import compare
+from quant.speed.latency import check_plan, compare
 from quant.speed.memory import PeakMemory
 from quant.speed.plan import TimingPlan
 from quant.text.corpus import Corpus
@@ -28,19 +28,20 @@ T = TypeVar("T")
 
 
 def benchmark(folder: Path, base: Path, corpus: Corpus, plan: TimingPlan, device: str, modules: tuple[str, ...] = ()) -> dict:
-    """Speed of the variant in `folder` against the base, and its peak memory.
+    """Speed of the variant in `folder` compared with the base, and its peak memory, for JSON.
 
-    modules: to import beforehand, see quant.methods.Method. For a fresh process: memory is that of the first model it loads.
+    Call it in a fresh process: memory is measured from the first model that it loads. modules: to import before loading is timed.
     """
     device = resolve_device(device)
     torch.set_num_threads(plan.threads)
-    beginning = replace(corpus, lines=corpus.lines[: plan.max_tokens])  # a line has a token at least
+    beginning = replace(corpus, lines=corpus.lines[: plan.max_tokens])  # every line has at least one token
     text = tokenize(beginning, base, ScoringProtocol()).ids
     prompt = text[: plan.prompts[0]]
     import_runtime(folder, modules)
     peak = PeakMemory(device)
     model, load_s = _timed(lambda: open_runner(folder, None, device, plan.threads, plan.max_tokens))
     loading = peak.phase()
+    check_plan(plan, model.context, len(text))
     token, first_call_s = _timed(lambda: model.prefill(prompt))
     for _ in range(plan.tokens):
         token = model.decode(token)
@@ -72,7 +73,7 @@ def benchmark(folder: Path, base: Path, corpus: Corpus, plan: TimingPlan, device
 
 
 def _timed(work: Callable[[], T]) -> tuple[T, float]:
-    """What `work` gives, and the seconds it took."""
+    """Result of `work`, and its seconds."""
     start = time.perf_counter()
     result = work()
     return result, time.perf_counter() - start
@@ -93,7 +94,7 @@ def _memory(peak: PeakMemory, loading: dict[str, int], generating: dict[str, int
 
 
 def _add_bandwidth(decode: dict, model: Runner, base: Runner) -> None:
-    """Weight bytes read per token, and per second: to be held against what the machine's memory gives."""
+    """Add the bytes of weights read per token and per second, to compare with the bandwidth of memory."""
     for prefix, runner in (("", model), ("base_", base)):
         size = bytes_per_token(runner.tensors())
         decode[f"{prefix}weight_bytes_per_token"] = size
@@ -101,9 +102,9 @@ def _add_bandwidth(decode: dict, model: Runner, base: Runner) -> None:
 
 
 def _generation(base: Path, corpus: Corpus, prompt: torch.Tensor, generated: dict[str, list[int]]) -> dict:
-    """What both wrote after the same prompt; the prompt itself only where its text may be passed on."""
+    """The text that both generated after the same prompt. The prompt itself only where the corpus may be published."""
     tokenizer = open_tokenizer(base)
-    texts = {who: tokenizer.decode(ids) for who, ids in generated.items()}
+    texts = {name: tokenizer.decode(ids) for name, ids in generated.items()}
     return {
         "prompt": None if corpus.private else tokenizer.decode(prompt.tolist()),
         "prompt_tokens": len(prompt),

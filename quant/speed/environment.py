@@ -1,21 +1,24 @@
-"""What a timing depends on and DVC does not see: processor, memory, versions, and the commit of the code."""
+"""Describes the machine and the software of a measurement: processor, memory, versions, and the commit of the code."""
 
 from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 import torch
 
-PACKAGES = ("torch", "transformers", "bitsandbytes", "llama_cpp_python", "safetensors", "numpy", "dvc")
+PROJECT = "quant"  # the distribution whose requirements are listed, as pyproject.toml names it
+LLAMA_CPP = "llama_cpp_python"  # installed by set-up, so it is not among the requirements
 FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16")
-CODE = ("quant", "stages")
+CODE = ("quant", "stages")  # folders whose changes can change a measurement
 
 
 def environment() -> dict:
+    """Processor, memory, GPU, versions of all required packages, and the code's commit, for JSON."""
     cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     fields = dict(
         (part.strip() for part in line.split(":", 1)) for line in cpuinfo.split("\n\n")[0].splitlines() if ":" in line
@@ -29,13 +32,13 @@ def environment() -> dict:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.release()}",
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: _version(name) for name in (*_requirements(), LLAMA_CPP)},
         "commit": commit(Path.cwd()),
     }
 
 
 def commit(folder: Path) -> str | None:
-    """The commit that a checkout is at, with "-dirty" behind it where its code differs; None where there is no git."""
+    """Commit of a checkout, followed by "-dirty" where its code was changed; None where git knows no commit."""
     head = _git(folder, "rev-parse", "HEAD")
     if not head:
         return None
@@ -43,12 +46,20 @@ def commit(folder: Path) -> str | None:
 
 
 def _git(folder: Path, *words: str) -> str:
-    """What git says, or nothing where it fails or is not there."""
+    """Output of git; empty where it fails or is not installed."""
     try:
         done = subprocess.run(["git", "--no-optional-locks", *words], cwd=folder, capture_output=True, text=True)
     except FileNotFoundError:
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _requirements() -> list[str]:
+    """Names of the packages that the project requires; none where it runs without having been installed."""
+    try:
+        return sorted(re.split(r"[^\w.-]", line)[0] for line in requires(PROJECT) or ())
+    except PackageNotFoundError:
+        return []
 
 
 def _version(name: str) -> str | None:

@@ -1,15 +1,16 @@
-"""Time of a variant and of the base, in turn, so that the drift of a shared machine hits both alike.
+"""Times a variant and the base in alternation, so that a shared machine's drift affects both equally.
 
-A round is, for both in turn: a long prompt (prefill_long), then the prompt (prefill: one call, until the next token is
-known), then tokens one a call with the cache (decode), a piece of SLICE tokens here and a piece there. The prompt and all
-tokens together are `generate`. The first round warms up and is thrown away; what was measured is kept raw. Where samples
-scatter too widely, all is measured once more, decoding only where it is what scatters; of each phase the calmer
-samples count, the others are set aside, and what scatters still is flagged.
+A round runs, for both in turn, a long prompt (prefill_long), the prompt (prefill: one call, until the next token is known),
+and then single tokens with the cache (decode), SLICE tokens of one model before the other's turn. Prompt and all tokens together
+are the phase `generate`. The first round only warms up; the samples of all others are kept. Where samples scatter too widely,
+everything is measured once more, decoding only if it is decoding that scatters. Of each phase the samples that scatter less
+count, the others are set aside, and a phase that still scatters is flagged as noisy.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 
@@ -21,14 +22,14 @@ from quant.runners import Runner
 from quant.speed.plan import TimingPlan
 from quant.speed.samples import ratios_of_pairs, spread
 
-SLICE = 16  # tokens decoded before the other model has its turn; one sample
-TOO_WIDE = 0.2  # median absolute deviation over median
-WHO = ("variant", "base")
+SLICE = 16  # tokens that one model decodes before the other's turn; one sample
+MAX_SCATTER = 0.2  # median absolute deviation over median
+Clock = Callable[[], float]  # seconds
 
 
 @dataclass
 class Samples:
-    """Raw milliseconds by phase and by model, the two pair by pair; and the tokens that each model generated."""
+    """Milliseconds by phase and model, where samples at the same place form a pair; and the tokens that each model generated."""
 
     ms: dict[str, dict[str, list[float]]]
     generated: dict[str, list[int]]
@@ -37,20 +38,19 @@ class Samples:
     def empty(cls) -> Samples:
         return cls({}, {})
 
-    def add(self, phase: str, who: str, ms: float) -> None:
-        self.ms.setdefault(phase, {}).setdefault(who, []).append(ms)
+    def add(self, phase: str, model: str, ms: float) -> None:
+        self.ms.setdefault(phase, {}).setdefault(model, []).append(ms)
 
     def scatter(self, phase: str) -> float:
-        """Median absolute deviation over median, the widest of the models."""
+        """Median absolute deviation over median, the largest of all models."""
         return max(found["mad"] / found["median"] for found in map(spread, self.ms[phase].values()))
 
     @property
-    def wide(self) -> set[str]:
-        """The phases whose samples scatter too widely."""
-        return {phase for phase in self.ms if self.scatter(phase) > TOO_WIDE}
+    def noisy_phases(self) -> set[str]:
+        return {phase for phase in self.ms if self.scatter(phase) > MAX_SCATTER}
 
     def calmer(self, other: Samples) -> tuple[Samples, dict]:
-        """Of each phase the samples that scatter less -> (all phases of this one; the samples not taken)."""
+        """For each phase the samples that scatter less, and the rest: (all phases of this one, those set aside as JSON)."""
         chosen, aside = dict(self.ms), {}
         for phase in other.ms:
             swap = other.scatter(phase) < self.scatter(phase)
@@ -59,77 +59,83 @@ class Samples:
         return Samples(chosen, self.generated), aside
 
 
-def compare(variant: Runner, base: Runner, text: torch.Tensor, plan: TimingPlan) -> tuple[dict, dict[str, list[int]]]:
-    """Time both on the first ids of `text` -> (timing, attempts and set_aside of the result; the tokens each generated).
+def compare(variant: Runner, base: Runner, text: torch.Tensor, plan: TimingPlan,
+            clock: Clock = time.perf_counter) -> tuple[dict, dict[str, list[int]]]:
+    """Time both on the first ids of `text`, int64 [n] -> (timing, attempts, set_aside and is_noisy for JSON; generated tokens).
 
-    Times in ms, of decode per token; speedups are base's time over the variant's.
+    Times are in ms, those of decode per token; speedups are the base's time over the variant's. Raises InputError where the plan
+    does not fit the text or the models' context.
     """
-    room = min(variant.context, base.context)
-    if plan.prompts[0] + plan.tokens > room or plan.prompts[0] > len(text):
-        raise InputError(f"the first of benchmark.prompts, {plan.prompts[0]}, and benchmark.tokens, {plan.tokens}, don't fit "
-                         f"the model's context of {room} and the corpus of {len(text)} tokens; make them smaller")
-    lengths = {"prefill_long": plan.long_prompt(min(room, len(text))), "prefill": plan.prompts[0]}
+    context = min(variant.context, base.context)
+    check_plan(plan, context, len(text))
+    lengths = {"prefill_long": plan.long_prompt(min(context, len(text))), "prefill": plan.prompts[0]}
     prompts = {phase: text[:length] for phase, length in lengths.items() if length}
     models = {"variant": variant, "base": base}
-    samples, aside = measure(models, prompts, plan.tokens, plan.rounds), None
-    if samples.wide:
-        tokens = plan.tokens if samples.wide & {"decode", "generate"} else 0
-        samples, aside = samples.calmer(measure(models, prompts, tokens, plan.rounds))
+    samples, aside = measure(models, prompts, plan.tokens, plan.rounds, clock), None
+    if samples.noisy_phases:
+        tokens = plan.tokens if samples.noisy_phases & {"decode", "generate"} else 0
+        samples, aside = samples.calmer(measure(models, prompts, tokens, plan.rounds, clock))
     result = {
         "timing": {"prefill_long": None} | {phase: _phase(samples, phase, prompts, plan) for phase in samples.ms},
         "attempts": 2 if aside else 1,
         "set_aside": aside,
-        "is_noisy": bool(samples.wide),
+        "is_noisy": bool(samples.noisy_phases),
     }
     return result, samples.generated
 
 
-def measure(models: dict[str, Runner], prompts: dict[str, torch.Tensor], tokens: int, rounds: int) -> Samples:
-    """All rounds of the models by name; prompts: phase -> ids, in the order they are run, `prefill` last.
-    tokens: to generate after it; 0 leaves decode and generate out."""
-    _round(models, prompts, min(SLICE, tokens), -1, Samples.empty())  # warms up
+def check_plan(plan: TimingPlan, context: int, text: int) -> None:
+    """Raise InputError where a plan does not fit a context or a text of so many tokens."""
+    if plan.prompts[0] + plan.tokens > context or plan.prompts[0] > text:
+        raise InputError(f"the first of benchmark.prompts, {plan.prompts[0]}, and benchmark.tokens, {plan.tokens}, don't fit "
+                         f"the model's context of {context} and the corpus of {text} tokens; make them smaller")
+
+
+def measure(models: dict[str, Runner], prompts: dict[str, torch.Tensor], tokens: int, rounds: int,
+            clock: Clock = time.perf_counter) -> Samples:
+    """Run all rounds. prompts: phase -> ids, int64 [n], in the order of the phases, `prefill` last. tokens: to generate after the
+    last prompt; with 0 there are no phases decode and generate."""
+    _round(models, prompts, min(SLICE, tokens), -1, Samples.empty(), clock)  # warms up
     samples = Samples.empty()
     for number in progress(range(rounds), "benchmark"):
-        _round(models, prompts, tokens, number, samples)
+        _round(models, prompts, tokens, number, samples, clock)
     return samples
 
 
-def _round(models: dict[str, Runner], prompts: dict[str, torch.Tensor], tokens: int, number: int, samples: Samples) -> None:
-    """All models through every phase, in turn; who begins changes from round to round, and from piece to piece."""
-    whole = dict.fromkeys(models, 0.0)
+def _round(models: dict[str, Runner], prompts: dict[str, torch.Tensor], tokens: int, number: int, samples: Samples,
+           clock: Clock) -> None:
+    """One round. The model that starts changes from round to round, and from slice to slice."""
+    total = dict.fromkeys(models, 0.0)
     for phase, prompt in prompts.items():
-        for who in _turn(models, number):
-            start = time.perf_counter()
-            token = models[who].prefill(prompt)
-            whole[who] = _ms_since(start)
-            samples.generated[who] = [token]
-            samples.add(phase, who, whole[who])
-    for piece, done in enumerate(range(0, tokens, SLICE)):
+        for name in _order(models, number):
+            start = clock()
+            token = models[name].prefill(prompt)
+            total[name] = 1000 * (clock() - start)
+            samples.generated[name] = [token]
+            samples.add(phase, name, total[name])
+    for slice_number, done in enumerate(range(0, tokens, SLICE)):
         count = min(SLICE, tokens - done)
-        for who in _turn(models, number + piece):
-            model, generated = models[who], samples.generated[who]
-            start = time.perf_counter()
+        for name in _order(models, number + slice_number):
+            model, generated = models[name], samples.generated[name]
+            start = clock()
             for _ in range(count):
                 generated.append(model.decode(generated[-1]))
-            elapsed = _ms_since(start)
-            whole[who] += elapsed
-            samples.add("decode", who, elapsed / count)
-    for who in models if tokens else ():
-        samples.add("generate", who, whole[who])
+            elapsed = 1000 * (clock() - start)
+            total[name] += elapsed
+            samples.add("decode", name, elapsed / count)
+    for name in models if tokens else ():
+        samples.add("generate", name, total[name])
 
 
-def _turn(models: dict[str, Runner], number: int) -> list[str]:
+def _order(models: dict[str, Runner], number: int) -> list[str]:
+    """Names of the models, rotated by `number`."""
     names = list(models)
     first = number % len(names)
     return names[first:] + names[:first]
 
 
-def _ms_since(start: float) -> float:
-    return 1000 * (time.perf_counter() - start)
-
-
 def _phase(samples: Samples, phase: str, prompts: dict[str, torch.Tensor], plan: TimingPlan) -> dict:
-    mine, theirs = (samples.ms[phase][who] for who in WHO)
+    ms, base_ms = samples.ms[phase]["variant"], samples.ms[phase]["base"]
     prompt = prompts.get(phase, prompts["prefill"])
     tokens = len(prompt) if phase in prompts else plan.tokens
     per_sample = 1 if phase == "decode" else tokens
@@ -137,10 +143,10 @@ def _phase(samples: Samples, phase: str, prompts: dict[str, torch.Tensor], plan:
         "prompt_tokens": len(prompt),
         "asked_tokens": plan.prompts[-1] if phase == "prefill_long" else plan.prompts[0],
         "tokens": tokens,
-        "ms": spread(mine),
-        "base_ms": spread(theirs),
-        "speedup": spread(ratios_of_pairs(theirs, mine)),
-        "tokens_per_s": 1000 * per_sample / median(mine),
-        "base_tokens_per_s": 1000 * per_sample / median(theirs),
-        "is_noisy": phase in samples.wide,
+        "ms": spread(ms),
+        "base_ms": spread(base_ms),
+        "speedup": spread(ratios_of_pairs(base_ms, ms)),
+        "tokens_per_s": 1000 * per_sample / median(ms),
+        "base_tokens_per_s": 1000 * per_sample / median(base_ms),
+        "is_noisy": phase in samples.noisy_phases,
     }

@@ -1,4 +1,4 @@
-"""Peak memory of a process and of its GPU, phase by phase."""
+"""Measures peak memory of a process and of its GPU, phase by phase."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ from pathlib import Path
 
 import torch
 
-MIB = 2**20
-
 
 class PeakMemory:
-    """Peak memory phase by phase, above what the process held at the start (Linux).
+    """Peak memory of each phase, above the process's memory at the start (Linux).
 
-    Resident memory counts the pages of mapped files. Where there is a GPU, its memory too; torch's, so not llama.cpp's.
+    Resident memory includes the pages of mapped files. device cuda: torch's memory on the GPU as well; llama.cpp's is not seen.
     """
 
     def __init__(self, device: str = "cpu") -> None:
@@ -26,7 +24,7 @@ class PeakMemory:
         self._reset()
 
     def phase(self) -> dict[str, int]:
-        """Bytes since the last call: resident and its peak, above the start's; allocated on the GPU and its peak."""
+        """Bytes of the phase since the last call: resident and peak, and with a GPU gpu and gpu_peak. Starts the next phase."""
         found = {"resident": max(0, _status("VmRSS") - self.interpreter), "peak": max(0, _status("VmHWM") - self.interpreter)}
         if self._on_gpu:
             found |= {"gpu": torch.cuda.memory_allocated(), "gpu_peak": torch.cuda.max_memory_allocated()}

@@ -1,4 +1,4 @@
-"""The section `benchmark` of params.yaml: what is timed, and how often."""
+"""The section `benchmark` of params.yaml: prompts, tokens, rounds and threads of a measurement."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from quant.errors import InputError
 
 @dataclass(frozen=True)
 class TimingPlan:
-    """prompts: lengths in tokens, the first for prefill and for what is generated after it, a second for prefill_long;
-    tokens: generated; rounds: counted repetitions; threads: of every runtime."""
+    """The plan of a measurement.
+
+    prompts: lengths in tokens; the first of the prompt before generation (prefill), the second of prefill_long. tokens: to
+    generate. rounds: repetitions that count. threads: of every runtime.
+    """
 
     prompts: tuple[int, ...] = (128, 512)
     tokens: int = 64
@@ -34,10 +37,10 @@ class TimingPlan:
 
     @property
     def max_tokens(self) -> int:
-        """Most tokens a model is asked to take."""
+        """Most tokens of a text that the plan needs."""
         return max(self.prompts[0] + self.tokens, *self.prompts)
 
-    def long_prompt(self, room: int) -> int | None:
-        """Length of the second prompt in a context of `room`; None where that leaves it no longer than the first."""
-        length = min(self.prompts[-1], room)
+    def long_prompt(self, context: int) -> int | None:
+        """Tokens of the second prompt, cut to `context`; None where it is then not longer than the first."""
+        length = min(self.prompts[-1], context)
         return length if length > self.prompts[0] else None

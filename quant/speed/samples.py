@@ -1,4 +1,4 @@
-"""Small numbers about samples of time."""
+"""Statistics of timing samples."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from statistics import median
 
 
 def spread(samples: list[float]) -> dict:
-    """Median, median absolute deviation and 90th percentile of raw samples, which are kept too.
+    """Median, median absolute deviation (mad), 90th percentile (p90) and the samples themselves (raw).
 
-    p90 is the smallest sample that nine in ten do not exceed.
+    p90 is the smallest sample that at least nine in ten samples do not exceed.
     """
     middle = median(samples)
     ordered = sorted(samples)
@@ -21,5 +21,5 @@ def spread(samples: list[float]) -> dict:
 
 
 def ratios_of_pairs(numerators: list[float], denominators: list[float]) -> list[float]:
-    """Pair by pair: what drifts between the pairs cancels."""
+    """Ratio of each pair; a drift of the machine between the pairs cancels."""
     return [a / b for a, b in zip(numerators, denominators, strict=True)]

@@ -12,42 +12,51 @@ from functools import cache
 
 import torch
 
-BLOCK = 256
-STEPS = 65535  # differences are first rounded to this many equal steps over [-1, 1], as bitsandbytes does on a CPU
+SCALES_PER_BLOCK = 256  # that share a scale of their own
+RASTER = 65535  # differences are first rounded to this many equal steps over [-1, 1], as bitsandbytes does on a CPU
 
 
 @dataclass(frozen=True)
 class DoubleQuantized:
-    """Scales [rows, groups] in 8 bits. scale_codes: uint8 [rows, groups]; scale_scales: float32, one for every BLOCK
-    codes in their order; scale_offset: float32 [1], the mean of the scales."""
+    """Scales [rows, groups] in 8 bits. scale_codes: uint8 [rows, groups]; scale_scales: float32, one for every
+    SCALES_PER_BLOCK codes in their order; scale_offset: float32 [1], the mean of the scales."""
 
     scale_codes: torch.Tensor
     scale_scales: torch.Tensor
     scale_offset: torch.Tensor
 
+    @classmethod
+    def of(cls, scales: torch.Tensor) -> DoubleQuantized:
+        """Quantize scales, float32 [rows, groups], finite; equal to bitsandbytes' bit for bit on the same processor.
+
+        The mean is torch's float32 mean, as bitsandbytes takes it: with another vector width or number of threads its last
+        bit may differ, which is the one place where an artifact's bytes depend on the machine.
+        """
+        offset = scales.flatten().mean()
+        centred = scales.flatten() - offset
+        blocks = torch.nn.functional.pad(centred, (0, -len(centred) % SCALES_PER_BLOCK)).view(-1, SCALES_PER_BLOCK)
+        absmax = blocks.abs().amax(-1)
+        parts = torch.where(absmax.unsqueeze(-1) == 0, -1.0, blocks / absmax.unsqueeze(-1))  # code 0 where all are the mean
+        places = ((parts + 1) * (RASTER / 2) + 0.5).int()
+        codes = _nearest_codes()[places].flatten()[: len(centred)]
+        return cls(codes.view(scales.shape), absmax, offset.view(1))
+
+    @staticmethod
+    def layout(shape: tuple[int, int], _: torch.dtype) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        """dtype and shape of each stored tensor, for scales [rows, groups]."""
+        blocks = -(-shape[0] * shape[1] // SCALES_PER_BLOCK)
+        return {"scale_codes": (torch.uint8, shape), "scale_scales": (torch.float32, (blocks,)),
+                "scale_offset": (torch.float32, (1,))}
+
     def rows(self, index: slice | torch.Tensor) -> torch.Tensor:
-        """The scales of some rows, float32 [n, groups]."""
-        codes = self.scale_codes[index]
+        """The scales of some rows of the weight, float32 [n, groups]; [1, 1] if the whole tensor shares one."""
         count, groups = self.scale_codes.shape
+        if count == 1:
+            index = slice(None)
+        codes = self.scale_codes[index]
         places = torch.arange(count, device=codes.device)[index].unsqueeze(1) * groups
-        blocks = (places + torch.arange(groups, device=codes.device)) // BLOCK
+        blocks = (places + torch.arange(groups, device=codes.device)) // SCALES_PER_BLOCK
         return dynamic_map().to(codes.device)[codes.int()] * self.scale_scales[blocks] + self.scale_offset
-
-
-def double_quantize(scales: torch.Tensor) -> DoubleQuantized:
-    """Scales float32 [rows, groups], finite -> their 8-bit form, equal to bitsandbytes' bit for bit on the same processor.
-
-    The mean is torch's float32 mean, as bitsandbytes takes it: with another vector width or number of threads its last
-    bit may differ, which is the one place where an artifact's bytes depend on the machine.
-    """
-    offset = scales.flatten().mean()
-    centred = scales.flatten() - offset
-    blocks = torch.nn.functional.pad(centred, (0, -len(centred) % BLOCK)).view(-1, BLOCK)
-    reach = blocks.abs().amax(-1)
-    parts = torch.where(reach.unsqueeze(-1) == 0, -1.0, blocks / reach.unsqueeze(-1))  # code 0 where all are the mean
-    steps = ((parts + 1) * (STEPS / 2) + 0.5).int()
-    codes = _nearest_codes()[steps].flatten()[: len(centred)]
-    return DoubleQuantized(codes.view(scales.shape), reach, offset.view(1))
 
 
 @cache
@@ -63,7 +72,7 @@ def dynamic_map() -> torch.Tensor:
 
 @cache
 def _nearest_codes() -> torch.Tensor:
-    """uint8 [STEPS + 1]: the code nearest to each step."""
+    """uint8 [RASTER + 1]: the code nearest to each step of the raster."""
     values = dynamic_map().double()
-    steps = torch.arange(STEPS + 1, dtype=torch.float64) / (STEPS / 2) - 1
+    steps = torch.arange(RASTER + 1, dtype=torch.float64) / (RASTER / 2) - 1
     return torch.bucketize(steps, (values[1:] + values[:-1]) / 2).to(torch.uint8)

@@ -1,8 +1,9 @@
-"""Grids: which real number each code stands for, before the scale.
+"""Grids: the real number that each code stands for, before the scale.
 
-A grid knows three things: the value of each code, the code nearest to a value, and the largest magnitude
-it reaches, which the scale maps a group's largest weight onto. Linear grids and tables differ in nothing else.
-Rounding is to the nearest value; half way between two, linear steps take the even code (IEEE), tables the lower value.
+A grid knows the value of each code (`decode`), the code nearest to a value (`encode`), and its `limit`, the value onto which
+the scale maps the end of a group's range. Linear steps and tables of values differ in nothing else.
+Half way between two values, linear steps take the even code (IEEE) and tables the lower value; ggml's types round halves up or
+away from zero.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from quant.tensor.scheme import Scheme
 
 @dataclass(frozen=True)
 class LinearGrid:
-    """Equal steps. Code c stands for c - offset; a symmetric grid leaves code 0 unused, so that it has as many steps
-    below zero as above."""
+    """Equal steps: code c stands for c - offset, and codes run from `lowest` to `highest`.
+
+    A symmetric grid leaves code 0 unused, so that it has as many steps below zero as above.
+    """
 
     lowest: int
     highest: int
@@ -30,11 +33,38 @@ class LinearGrid:
         return float(self.highest - self.offset)
 
     def encode(self, steps: torch.Tensor) -> torch.Tensor:
-        """Nearest code of `steps` (weight / scale), float32 of any shape -> uint8 of that shape."""
+        """Round `steps` (weight / scale), float32 of any shape, to the nearest codes, uint8 of that shape."""
         return steps.round().add_(self.offset).clamp_(self.lowest, self.highest).to(torch.uint8)
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
+        """uint8 codes -> float32 values of the same shape."""
         return codes.to(torch.float32).sub_(self.offset)
+
+
+class HalvesUpGrid(LinearGrid):
+    """The steps of ggml's Q4_1 and Q5_1: halves go up."""
+
+    def encode(self, steps: torch.Tensor) -> torch.Tensor:
+        steps = (steps + (self.offset + 0.5)).trunc()  # one sum, as in ggml: two would round differently
+        return steps.clamp(self.lowest, self.highest).to(torch.uint8)
+
+
+class SignedLimitGrid(HalvesUpGrid):
+    """The steps of ggml's Q4_0 and Q5_0: the scale maps a weight, sign included, onto the lowest value."""
+
+    @property
+    def limit(self) -> float:
+        return float(self.lowest - self.offset)
+
+
+class HalvesAwayGrid(LinearGrid):
+    """The steps of ggml's Q8_0: halves go away from zero."""
+
+    def encode(self, steps: torch.Tensor) -> torch.Tensor:
+        size = steps.abs()
+        whole = size.floor()
+        steps = steps.sign() * (whole + (2 * (size - whole)).floor()) + self.offset
+        return steps.clamp(self.lowest, self.highest).to(torch.uint8)
 
 
 class TableGrid:
@@ -48,20 +78,26 @@ class TableGrid:
         self.limit = float(ordered.abs().max())
 
     def encode(self, steps: torch.Tensor) -> torch.Tensor:
-        """Nearest code of `steps` (weight / scale)."""
+        """Round `steps` (weight / scale), float32 of any shape, to the nearest codes, uint8 of that shape."""
         return self._codes[torch.bucketize(steps.contiguous(), self._boundaries)]
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
+        """uint8 codes -> float32 values of the same shape."""
         values = self.values.to(codes.device)
         return values.index_select(0, codes.reshape(-1).int()).view(codes.shape)  # several times faster than values[codes]
 
 
+Grid = LinearGrid | TableGrid
+
+
 @cache
-def grid_of(scheme: Scheme) -> LinearGrid | TableGrid:
-    """The grid of a scheme. Symmetric: codes 1 to 2^b - 1 around 2^(b-1); asymmetric: codes 0 to 2^b - 1 upwards."""
+def grid_of(scheme: Scheme) -> Grid:
+    """The grid of a scheme. Linear and symmetric: codes 1 to 2^b - 1 around 2^(b-1), asymmetric: 0 to 2^b - 1 upwards; the ggml
+    types use code 0 as well."""
     if not scheme.is_linear:
         return TableGrid(scheme.codebook if isinstance(scheme.codebook, tuple) else CODEBOOKS[scheme.codebook].values)
-    highest = 2**scheme.bits - 1
-    if scheme.symmetric:
-        return LinearGrid(lowest=1, highest=highest, offset=2 ** (scheme.bits - 1))
-    return LinearGrid(lowest=0, highest=highest, offset=0)
+    highest, offset = 2**scheme.bits - 1, 2 ** (scheme.bits - 1) if scheme.symmetric else 0
+    if scheme.fit == "ggml":
+        kind = HalvesAwayGrid if scheme.bits == 8 else SignedLimitGrid if scheme.symmetric else HalvesUpGrid
+        return kind(0, highest, offset)
+    return LinearGrid(1 if scheme.symmetric else 0, highest, offset)

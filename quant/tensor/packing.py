@@ -1,4 +1,4 @@
-"""Codes of 2 to 8 bits to bytes and back, without a gap between them.
+"""Step 4 of quantizing: codes of 1 to 8 bits to bytes and back, without a gap between them.
 
 A row is one little-endian stream of bits: code i takes bits i*b to (i+1)*b. Eight codes of b bits are b
 bytes and fit one 64-bit word, so every width takes the same path. Rows start on a byte.
@@ -10,7 +10,7 @@ import torch
 
 
 def row_bytes(columns: int, bits: int) -> int:
-    """Bytes that a row of `columns` codes takes."""
+    """Bytes of a row of `columns` codes."""
     return (columns * bits + 7) // 8
 
 

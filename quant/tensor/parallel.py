@@ -1,4 +1,4 @@
-"""The cores, shared out by pieces of work instead of within each operation.
+"""Work on pieces of a tensor, one piece per core at a time.
 
 torch splits every operation over its threads and waits for all of them at its end. Pieces that fit a core's cache finish
 faster when each core takes whole pieces, and a busy machine then slows the work down instead of stopping it at every wait.
@@ -14,7 +14,7 @@ import torch
 
 
 def over_cores(function: Callable, pieces: Sequence) -> list:
-    """[function(piece) for each piece], in order, on as many threads as torch would use."""
+    """Call the function on each piece, on as many threads as torch would use; the results in the order of the pieces."""
     threads = min(torch.get_num_threads(), len(pieces))
     if threads == 1:
         return [function(piece) for piece in pieces]

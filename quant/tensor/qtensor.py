@@ -1,25 +1,31 @@
-"""QTensor: one quantized weight, and the two functions between it and real numbers. Knows no model.
+"""QTensor: one quantized weight, and the two functions between it and real numbers.
 
     weight[row, column] is about  grid[code] * scale + zero
 
-with one scale (and, if asymmetric, one zero: the value of code 0) per group. Choosing the scales, applying
-the grid and packing the codes are separate steps, the same for every width, grid and grouping: a grouping is
-a view of the matrix as blocks [outer, groups, weights of a group].
+with one scale (and, if asymmetric, one zero: the value of code 0) per group. Quantizing takes four steps, the same for every
+width, grid and grouping, since a grouping is only a view of the matrix as blocks (Scheme.scale_shape):
+
+    1 choose the range    scales.py     FITS[scheme.fit].choose_range
+    2 store the scales    scales.py     FITS[scheme.fit].store_scales
+    3 round to codes      rounding.py   nearest
+    4 pack                packing.py    pack
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from quant.errors import InputError
-from quant.tensor import ggml
-from quant.tensor.double_quant import BLOCK, DoubleQuantized, double_quantize
+from quant.tensor.double_quant import DoubleQuantized
 from quant.tensor.grids import grid_of
 from quant.tensor.packing import pack, row_bytes, unpack
 from quant.tensor.parallel import over_cores
-from quant.tensor.scales import choose_range, encode, extremes, stored
+from quant.tensor.rounding import nearest
+from quant.tensor.scales import FITS, PlainScales, dtype_of, extremes, rows_of
 from quant.tensor.scheme import Scheme
 
 CHUNK = 2**20  # weights quantized at a time, which bounds the memory of the intermediates
@@ -27,39 +33,34 @@ CHUNK = 2**20  # weights quantized at a time, which bounds the memory of the int
 
 @dataclass(frozen=True)
 class QTensor:
-    """codes: uint8 [rows, row_bytes], see packing; scales, zeros: [rows, groups] or, per tensor, [1, 1].
-    zeros is None for symmetric schemes. shape is that of the weight; one dimension counts as one row."""
+    """codes: uint8 [rows, row_bytes], see packing; scales, and zeros in the scheme's dtype: [rows, groups] or, per tensor,
+    [1, 1]. zeros is None for symmetric schemes. shape is that of the weight; one dimension counts as one row."""
 
     codes: torch.Tensor
-    scales: torch.Tensor | DoubleQuantized
+    scales: PlainScales | DoubleQuantized
     zeros: torch.Tensor | None
     shape: tuple[int, ...]
     scheme: Scheme
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """What has to be stored, by name, as `layout` describes it."""
-        scales = vars(self.scales) if self.scheme.double_quant else {"scales": self.scales}
-        return {"codes": self.codes, **scales, **({} if self.zeros is None else {"zeros": self.zeros})}
+        return {"codes": self.codes, **vars(self.scales), **({} if self.zeros is None else {"zeros": self.zeros})}
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, torch.Tensor], shape: tuple[int, ...], scheme: Scheme) -> QTensor:
         """The inverse of `tensors`."""
-        others = {name: tensor for name, tensor in tensors.items() if name not in ("codes", "zeros")}
-        scales = DoubleQuantized(**others) if scheme.double_quant else others["scales"]
-        return cls(tensors["codes"], scales, tensors.get("zeros"), shape, scheme)
+        scales = {name: tensor for name, tensor in tensors.items() if name not in ("codes", "zeros")}
+        return cls(tensors["codes"], _scales_kind(scheme)(**scales), tensors.get("zeros"), shape, scheme)
 
     def dequantize_rows(self, index: slice | torch.Tensor) -> torch.Tensor:
         """Some rows of the weight as a matrix, float32 [n, columns]."""
-        columns = _matrix_shape(self.shape)[1]
+        columns = matrix_shape(self.shape)[1]
         values = grid_of(self.scheme).decode(unpack(self.codes[index], self.scheme.bits, columns))
-        scales = self.scales.rows(index) if self.scheme.double_quant else self._of_rows(self.scales, index).float()
-        blocks = values.view(len(values), scales.shape[1], -1).mul_(scales.unsqueeze(-1))
+        scales = self.scales.rows(index).float()
+        blocks = values.view(len(values), scales.shape[1], -1).mul_(scales.unsqueeze(-1))  # [n, groups, weights of a group]
         if self.zeros is not None:
-            blocks.add_(self._of_rows(self.zeros, index).float().unsqueeze(-1))
+            blocks.add_(rows_of(self.zeros, index).float().unsqueeze(-1))
         return values
-
-    def _of_rows(self, parameters: torch.Tensor, index: slice | torch.Tensor) -> torch.Tensor:
-        return parameters if self.scheme.group_size == "tensor" else parameters[index]
 
 
 def layout(shape: tuple[int, ...], scheme: Scheme) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
@@ -67,24 +68,11 @@ def layout(shape: tuple[int, ...], scheme: Scheme) -> dict[str, tuple[torch.dtyp
 
     Raises InputError if the group size does not divide the row.
     """
-    rows, columns = _matrix_shape(shape)
-    if scheme.group_size == "tensor":
-        scale_shape = (1, 1)
-    elif scheme.group_size == "row":
-        scale_shape = (rows, 1)
-    elif columns % scheme.group_size:
-        raise InputError(f"group_size {scheme.group_size} does not divide the {columns} columns of shape {list(shape)}")
-    else:
-        scale_shape = (rows, columns // scheme.group_size)
-    scale_dtype = getattr(torch, scheme.scale_dtype)
-    stored = {"codes": (torch.uint8, (rows, row_bytes(columns, scheme.bits)))}
-    if scheme.double_quant:
-        blocks = -(-scale_shape[0] * scale_shape[1] // BLOCK)
-        stored |= {"scale_codes": (torch.uint8, scale_shape), "scale_scales": (torch.float32, (blocks,)),
-                   "scale_offset": (torch.float32, (1,))}
-    else:
-        stored["scales"] = (scale_dtype, scale_shape)
-    return stored if scheme.symmetric else {**stored, "zeros": (scale_dtype, scale_shape)}
+    rows, columns = matrix_shape(shape)
+    scale_shape, dtype = scheme.scale_shape(rows, columns), dtype_of(scheme)
+    zeros = {} if scheme.symmetric else {"zeros": (dtype, scale_shape)}
+    codes = {"codes": (torch.uint8, (rows, row_bytes(columns, scheme.bits)))}
+    return codes | _scales_kind(scheme).layout(scale_shape, dtype) | zeros
 
 
 def quantize(weight: torch.Tensor, scheme: Scheme) -> QTensor:
@@ -94,17 +82,30 @@ def quantize(weight: torch.Tensor, scheme: Scheme) -> QTensor:
     gets scale 0 and stays zero. Double quantization rounds the scales after the codes are chosen, as QLoRA does.
     Raises InputError for NaN, infinity, a scale its dtype can't hold, or a group size that does not divide the row.
     """
-    layout(tuple(weight.shape), scheme)
-    matrix = weight.reshape(_matrix_shape(weight.shape))
-    pieces = matrix.split(max(1, CHUNK // max(1, matrix.shape[1])))
-    if scheme.group_size == "tensor":
-        codes, scales, zeros = _quantize_together(pieces, scheme)
-    else:
-        parts = over_cores(lambda piece: _quantize_together([piece], scheme), pieces)
-        codes, scales, zeros = (None if part[0] is None else torch.cat(part) for part in zip(*parts, strict=True))
-    if scheme.double_quant:
-        scales = double_quantize(scales)
-    return QTensor(codes, scales, zeros, tuple(weight.shape), scheme)
+    matrix = weight.reshape(matrix_shape(weight.shape))
+    scale_rows, _ = scheme.scale_shape(*matrix.shape)
+    chunks = matrix.split(max(1, CHUNK // matrix.shape[1]))
+    together = [[chunk] for chunk in chunks] if scale_rows == len(matrix) else [chunks]  # chunks that share their scales
+    parts = over_cores(partial(_quantize_chunks, scheme=scheme), together)
+    codes, scales, zeros = (None if part[0] is None else torch.cat(part) for part in zip(*parts, strict=True))
+    return QTensor(codes, _scales_kind(scheme).of(scales), zeros, tuple(weight.shape), scheme)
+
+
+def _quantize_chunks(
+    chunks: Sequence[torch.Tensor], scheme: Scheme
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Packed codes, scales and zeros of the rows of some chunks, which share one scale if they are several."""
+    grid, fit = grid_of(scheme), FITS[scheme.fit]
+    blocks = [chunk.reshape(*scheme.scale_shape(*chunk.shape), -1) for chunk in chunks]  # [outer, groups, weights of a group]
+    low, high = extremes(blocks)
+    span, zeros = fit.choose_range(blocks, low, high, grid, scheme)  # 1
+    scales, zeros, inverses = fit.store_scales(span, zeros, grid, scheme)  # 2
+    if not torch.isfinite(scales).all():
+        raise InputError(f"a scale exceeds {scheme.scale_dtype}: the weights reach from {float(low.min()):g} to "
+                         f"{float(high.max()):g}; expected smaller weights or scale_dtype float32")
+    codes = [nearest(block.float(), inverses, zeros, grid) for block in blocks]  # 3
+    packed = torch.cat([pack(part.view(chunk.shape), scheme.bits) for part, chunk in zip(codes, chunks, strict=True)])  # 4
+    return packed, scales, None if zeros is None else zeros.to(dtype_of(scheme))
 
 
 def dequantize(tensor: QTensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -112,26 +113,12 @@ def dequantize(tensor: QTensor, dtype: torch.dtype = torch.float32) -> torch.Ten
     return tensor.dequantize_rows(slice(None)).to(dtype).reshape(tensor.shape)
 
 
-def _matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
+def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Rows and columns of a weight; one dimension counts as one row. Raises InputError for other shapes."""
     if len(shape) not in (1, 2) or 0 in shape:
         raise InputError(f"a weight of shape {list(shape)} can't be quantized; expected one or two dimensions, none of them 0")
     return (1, shape[0]) if len(shape) == 1 else (shape[0], shape[1])
 
 
-def _quantize_together(pieces: list[torch.Tensor], scheme: Scheme) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Packed codes, scales and zeros of some rows, given in pieces that share one scale if there are several."""
-    columns = pieces[0].shape[1]
-    size = {"row": columns, "tensor": None}.get(scheme.group_size, scheme.group_size)
-    blocks = [piece.reshape(1, 1, -1) if size is None else piece.reshape(len(piece), -1, size) for piece in pieces]
-    low, high = extremes(blocks)
-    if scheme.fit == "ggml":
-        codes, scales, zeros = ggml.encode(blocks[0].float(), scheme)
-        codes = [codes]
-    else:
-        grid = grid_of(scheme)
-        scales, zeros, inverses = stored(*choose_range(blocks, low, high, grid, scheme), grid, scheme)
-        codes = [encode(block.float(), inverses, zeros, grid) for block in blocks]
-    if not torch.isfinite(scales).all():
-        raise InputError(f"a scale exceeds {scheme.scale_dtype}: the weights reach from {float(low.min()):g} to "
-                         f"{float(high.max()):g}; expected smaller weights or scale_dtype float32")
-    return torch.cat([pack(part.view(-1, columns), scheme.bits) for part in codes]), scales, zeros
+def _scales_kind(scheme: Scheme) -> type[PlainScales] | type[DoubleQuantized]:
+    return DoubleQuantized if scheme.double_quant else PlainScales

@@ -1,4 +1,4 @@
-"""Scheme: how the numbers of one weight are stored, and how the stored numbers are found."""
+"""Scheme: how one weight is stored in codes and scales, and how these are chosen. Needs no torch."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from quant.errors import InputError
 from quant.tensor.codebooks import CODEBOOKS, LINEAR, NAMES
 
 SCALE_DTYPES = ("float32", "float16", "bfloat16")
-FITS = ("range", "mse", "hqq", "ggml")
-GGML_TYPES = ((4, True), (4, False), (5, True), (5, False), (8, True))  # Q4_0, Q4_1, Q5_0, Q5_1, Q8_0
+FITS = ("range", "mse", "hqq", "ggml")  # quant.tensor.scales has a function for each
+GGML_TYPES = {"Q4_0": (4, True), "Q4_1": (4, False), "Q5_0": (5, True), "Q5_1": (5, False), "Q8_0": (8, True)}
 
 
 @dataclass(frozen=True)
@@ -19,11 +19,11 @@ class Scheme:
     """bits: width of a code, 2 to 8.
     group_size: which weights share a scale: "tensor", "row" (one output channel) or a number of weights of a row.
     symmetric: codes around zero; otherwise every group also stores the value of its code 0.
-    codebook: "linear" steps, the 16 values of "nf4" (QLoRA) or "fp4" (E2M1 as bitsandbytes has it), or any table of numbers.
+    codebook: "linear" steps, the 16 values of "nf4" (QLoRA) or "fp4" (bitsandbytes' E2M1), or any table of numbers.
     scale_dtype: "float32", "float16" or "bfloat16".
     double_quant: the scales themselves are stored in 8 bits, 256 to a block (QLoRA).
-    fit: what a group's scale aims at: its "range" (no weight is clipped), the least squared error ("mse", a search over
-    clipped ranges), HQQ's half-quadratic solver ("hqq"), or the rule of llama.cpp's Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 ("ggml").
+    fit: how a group's range is chosen: "range" clips no weight, "mse" searches clipped ranges for the least squared error,
+    "hqq" is HQQ's half-quadratic solver, "ggml" the rule of llama.cpp's Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0.
     """
 
     bits: int = 8
@@ -64,10 +64,10 @@ class Scheme:
         if self.fit == "hqq" and (not self.is_linear or self.symmetric):
             raise InputError("fit hqq solves for the zero of linear steps: it needs codebook linear and symmetric false")
         if self.fit == "ggml":
-            known = (self.bits, self.symmetric) in GGML_TYPES
+            known = (self.bits, self.symmetric) in GGML_TYPES.values()
             if not known or (self.group_size, self.codebook, self.scale_dtype) != (32, LINEAR, "float16") or self.double_quant:
                 raise InputError(
-                    f"fit ggml is the rule of Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0, which {self.label} is not; expected bits 4 or 5 "
+                    f"fit ggml is the rule of {', '.join(GGML_TYPES)}, and {self.label} is none of them; expected bits 4 or 5 "
                     "(8 if symmetric), group_size 32, codebook linear, scale_dtype float16, double_quant false"
                 )
 
@@ -76,18 +76,33 @@ class Scheme:
         return cls(**known_keys(cls, values, "scheme"))
 
     def override(self, values: dict) -> Scheme:
-        """This scheme with some fields replaced; a key that is no field is an error."""
+        """Replace some fields. Raises InputError for a key that is no field."""
         return replace(self, **known_keys(type(self), values, "scheme"))
 
     def to_dict(self) -> dict:
-        """Plain values, as JSON gives them back."""
+        """The fields as JSON holds them; the inverse of `from_dict`."""
         values = asdict(self)
         return values | ({"codebook": list(self.codebook)} if isinstance(self.codebook, tuple) else {})
 
     @property
     def is_linear(self) -> bool:
-        """Whether its values are equal steps, rather than a table's."""
+        """Whether codes stand for equal steps, rather than for a table's values."""
         return self.codebook == LINEAR
+
+    def scale_shape(self, rows: int, columns: int) -> tuple[int, int]:
+        """Shape of the scales of a matrix: (1, 1) per tensor, (rows, 1) per row, else (rows, groups of a row).
+
+        Every grouping is a view of the matrix as blocks [*scale_shape, weights of a group].
+        Raises InputError if the group size does not divide the row.
+        """
+        if self.group_size == "tensor":
+            return 1, 1
+        if self.group_size == "row":
+            return rows, 1
+        if columns % self.group_size:
+            raise InputError(f"group_size {self.group_size} does not divide the {columns} columns of shape {[rows, columns]}; "
+                             "choose a divisor, or row")
+        return rows, columns // self.group_size
 
     @property
     def label(self) -> str:

@@ -1,8 +1,8 @@
-"""A corpus: lines of text and where they came from; one line is one sentence.
+"""A corpus: lines of text, one sentence each, and their origin.
 
-Text that may not be passed on, which is the Penn Treebank's however it came here, is no output of DVC, so that `dvc push` can't
-send it: the corpus folder holds its counts and its hash, and the lines lie in a private folder, which git and DVC ignore.
-`load_corpus` fetches them again where they are missing.
+Text that may not be shared (the Penn Treebank, from any source) is not an output of DVC, so that `dvc push` can't send it: the
+corpus folder holds its counts and its hash, and a private folder, which git and DVC ignore, holds the lines. `load_corpus`
+downloads them again if they are missing.
 """
 
 from __future__ import annotations
@@ -16,15 +16,14 @@ from quant.errors import InputError
 from quant.files import atomic_folder, read_json, write_json, write_manifest, write_text
 from quant.text.source import TextSource
 
-FEW_LINES = 3000  # below that, differences between variants drown in the noise of the text
+FEW_LINES = 3000  # with fewer, small differences between variants are lost in the noise of the text
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """lines: without surrounding blanks, none empty. floor_nats: for a grammar's text, its exact
-    negative log-probability, which no model can be expected to beat; otherwise None.
-    revision: the commit of a dataset; license: as its source states it; private: it may not be passed on; split: the part
-    of a known corpus or a dataset, "all" of a text of one's own."""
+    """lines: stripped, none empty. floor_nats: exact negative log-probability of a grammar's text, which no model can be expected
+    to beat; None for other texts. revision: commit of a dataset. license: as its source states it. private: may not be shared.
+    split: of a known corpus or a dataset; "all" for a user's own text."""
 
     source: str
     lines: tuple[str, ...]
@@ -36,22 +35,25 @@ class Corpus:
 
     @property
     def words(self) -> int:
-        """Words, the end of each line counted as one."""
+        """Number of words; the end of each line counts as one."""
         return sum(len(line.split()) + 1 for line in self.lines)
 
     @property
     def text(self) -> str:
-        """A line each."""
+        """The lines, each ended by a newline."""
         return "".join(f"{line}\n" for line in self.lines)
 
 
 def as_text(lines: Iterable[str], template: str = " {} \n") -> str:
-    """Lines as running text; the default is the form of the Penn Treebank's files."""
+    """Lines as running text. template: the form of a line, {} its words; by default that of the Penn Treebank's files."""
     return "".join(template.replace("{}", line) for line in lines)
 
 
 def write_corpus(corpus: Corpus, out: Path, private: Path) -> None:
-    """corpus.json with its counts, lines.txt (in `private` where they may not be passed on), and a manifest of sha256."""
+    """Write a corpus to the folder `out`: corpus.json (counts and hash), lines.txt, and manifest.json.
+
+    The lines of a private corpus go to the folder `private` instead.
+    """
     digest = sha256(corpus.text.encode()).hexdigest()
     counts = {
         "source": corpus.source,
@@ -74,21 +76,24 @@ def write_corpus(corpus: Corpus, out: Path, private: Path) -> None:
     print(f"text {corpus.source}: {counts['sentences']:,} lines, {counts['words']:,} words, {counts['bytes']:,} bytes, licence "
           f"{corpus.license or 'not stated'}", flush=True)
     if len(corpus.lines) < FEW_LINES:
-        print(f"text {corpus.source}: fewer than {FEW_LINES:,} lines; small differences between variants may be chance",
+        print(f"text {corpus.source}: fewer than {FEW_LINES:,} lines; small differences between variants may be noise",
               flush=True)
 
 
 def load_corpus(folder: Path, private: Path) -> Corpus:
-    """What `write_corpus` wrote. Text that is not passed on, and so is missing in a clone, is fetched again where it can be."""
+    """The corpus that `write_corpus` wrote. A private text that is missing, as in a clone, is downloaded again if possible.
+
+    Raises InputError if there is no corpus, its lines are missing, or they do not have the hash of corpus.json.
+    """
     if not (Path(folder) / "corpus.json").is_file():
-        raise InputError(f"{folder} holds no text; run dvc repro download, which brings it")
+        raise InputError(f"{folder} holds no text; run dvc repro download to fetch it")
     about = read_json(Path(folder) / "corpus.json")
     path = private / f"{about['sha256']}.txt" if about["private"] else Path(folder) / "lines.txt"
     if about["private"] and not path.is_file():
         if about["source"] != "ptb":
-            raise InputError(f"the text of {about['source']} is not here, as it may not be passed on; bring that file and run "
+            raise InputError(f"the text of {about['source']} may not be shared and is missing here; provide that file and run "
                              "dvc repro -f download")
-        from quant.text.read import read_corpus  # here, because the measurements that load a corpus fetch nothing otherwise
+        from quant.text.read import read_corpus  # a late import: otherwise loading a corpus needs no network code
 
         write_text(path, read_corpus(TextSource("ptb", sentences=about["sentences"])).text)
     text = path.read_text(encoding="utf-8")

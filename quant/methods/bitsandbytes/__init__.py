@@ -1,4 +1,4 @@
-"""bitsandbytes, through transformers: 8 bits (LLM.int8()) and 4 bits (FP4, NF4, double quantization)."""
+"""bitsandbytes, through transformers: 8 bits (LLM.int8()) and 4 bits (FP4 or NF4, with or without double quantization)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from quant.methods import Look, Method, Sizes, Tell
-from quant.methods.bitsandbytes.spec import BLOCK, Spec
+from quant.methods.bitsandbytes.spec import BLOCK_SIZE, Spec
 from quant.model.recipe import Recipe
 from quant.tensor.scheme import Scheme
 
@@ -27,17 +27,20 @@ def _sizes(inventory, folder: Path, values: Mapping) -> Sizes:
         elif spec.type == "int8":
             held += weight.count + 4 * weight.shape[0]
         else:
-            blocks = math.ceil(weight.count / BLOCK)
-            held += math.ceil(weight.count / 2) + 4 * 16
-            held += blocks + 4 * math.ceil(blocks / 256) + 4 * 256 + 4 if spec.double_quant else 4 * blocks
+            scales = math.ceil(weight.count / BLOCK_SIZE)
+            held += math.ceil(weight.count / 2) + 4 * 16  # codes, and the table of their 16 values
+            if spec.double_quant:  # scales in bytes, float32 scales for every 256 of them, their table, and an offset
+                held += scales + 4 * math.ceil(scales / 256) + 4 * 256 + 4
+            else:
+                held += 4 * scales
     return Sizes(held, held, build_bytes=4 * inventory.parameters + held)
 
 
 def _recipe(values: Mapping) -> Recipe | None:
-    """The 4-bit types store what a recipe with a scale for every 64 weights stores; int8 multiplies 8-bit activations."""
+    """The recipe that stores the same numbers, for the 4-bit types; None for int8, which quantizes activations as well."""
     if values["type"] == "int8":
         return None
-    return Recipe(Scheme(4, BLOCK, codebook=values["type"], double_quant=values["double_quant"]))
+    return Recipe(Scheme(4, BLOCK_SIZE, codebook=values["type"], double_quant=values["double_quant"]))
 
 
 METHOD = Method(

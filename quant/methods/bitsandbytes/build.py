@@ -1,7 +1,7 @@
 """Quantizes a model with bitsandbytes, through transformers.
 
 Sources: LLM.int8() (Dettmers et al. 2022), QLoRA (Dettmers et al. 2023). bitsandbytes' own default for 4 bits is FP4,
-a floating-point grid, so the type is always given. bitsandbytes leaves lm_head and embeddings alone.
+a floating-point grid, so the type is always given. bitsandbytes does not quantize the head and the embeddings.
 """
 
 from __future__ import annotations

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from quant.config import check_choice, known_keys
 from quant.errors import InputError
 
-BLOCK = 64  # weights that share a scale, in the 4-bit types
+BLOCK_SIZE = 64  # weights that share a scale, in the 4-bit types
 
 
 @dataclass(frozen=True)
 class Spec:
-    """type: "int8", "fp4" or "nf4"; double_quant: quantize the 4-bit types' scales too."""
+    """type: "int8", "fp4" or "nf4". double_quant: whether the scales are quantized too; for the 4-bit types only."""
 
     type: str
     double_quant: bool = False

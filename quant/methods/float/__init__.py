@@ -1,4 +1,4 @@
-"""Nothing quantized: the base, and the base cast to another floating-point type when it is opened."""
+"""No quantization: the base as it is, or cast to another floating-point type when it is opened."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _resolve(defaults: Mapping, row: Mapping) -> dict:
 
 
 def _build(base: Path, prepared: Path, values: Mapping, out: Path, tell: Tell) -> None:
-    """A manifest that says with which dtype to open the base: its weights are not copied."""
+    """Write a manifest that names the base and the dtype to open it with; no weight is copied."""
     from quant.files import atomic_folder, write_manifest
 
     with atomic_folder(out) as folder:

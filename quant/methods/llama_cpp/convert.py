@@ -1,4 +1,4 @@
-"""A Hugging Face folder to GGUF, in the precision it is stored in, by llama.cpp's own converter in a process of its own."""
+"""Converts a Hugging Face folder to GGUF without changing its precision, with llama.cpp's own converter in a child process."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ OUTTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
 
 def convert(base: Path, out: Path) -> None:
-    """The model in `base`, in the precision it is stored in, to out/model.gguf, by llama.cpp's converter.
+    """Convert the model in `base` to out/model.gguf, in the precision it is stored in.
 
-    Raises InputError, before any work, where llama.cpp has no such architecture.
+    Raises InputError where llama.cpp does not support the architecture, before any work, and where its converter fails.
     """
     checkpoint = Checkpoint(base)
     names = checkpoint.config.get("architectures") or []
@@ -40,9 +40,9 @@ def convert(base: Path, out: Path) -> None:
 
 
 def metadata(base: Path) -> dict[str, str | list]:
-    """What a GGUF file says of itself, in GGUF's keys: the model's name and where it came from, as its manifest has it.
+    """Metadata of the GGUF file, by GGUF's keys: the model's name and its source, from the base's manifest.
 
-    The type is not here: the quantizer writes it itself (general.file_type).
+    The quantizer adds the file's type itself (general.file_type).
     """
     path = Path(base) / "manifest.json"
     manifest = read_json(path) if path.is_file() else {"source": Path(base).name, "revision": None}

@@ -1,8 +1,11 @@
 """llama.cpp's converter in a process of its own: python -m quant.methods.llama_cpp.converter BASE --outfile F --outtype T
 
-The converter knows a BPE tokenizer by a hash of what it does to a test string, and refuses the rest, which is every
-model with a vocabulary of its own. A byte-level BPE that splits text as GPT-2 does is, whatever its vocabulary,
-what llama.cpp calls "gpt-2"; here such a tokenizer is recognized by how it splits, any other is still refused.
+The converter recognizes a BPE tokenizer by the hash of its output for a test string, and refuses all others, so every model
+with a vocabulary of its own. A byte-level BPE that splits text as GPT-2 does is llama.cpp's "gpt-2", whatever its vocabulary:
+here it is recognized by how it splits. Any other unknown tokenizer is still refused.
+
+Code that comes with a model never runs: the converter asks transformers to trust it for some architectures, and a model's config
+can name any of them, so transformers is told here, before the converter imports it, to trust none.
 """
 
 from __future__ import annotations
@@ -14,7 +17,27 @@ from quant.gguf.library import home as llama_cpp_home
 from quant.methods.llama_cpp.support import splits_like_gpt2
 
 
+def never_run_code_of_models() -> None:
+    """Make transformers refuse code of a model's folder in this process, whatever trust_remote_code it is given.
+
+    To be called before its classes are imported, which copy these functions.
+    """
+    from transformers import dynamic_module_utils as dynamic
+
+    resolve = dynamic.resolve_trust_remote_code
+
+    def distrust(_, *arguments, **options) -> bool:
+        return resolve(False, *arguments, **options)
+
+    def refuse(reference, *_, **__):
+        raise ValueError(f"the model's folder asks to run its own code ({reference}), which this pipeline never does")
+
+    dynamic.resolve_trust_remote_code = distrust
+    dynamic.get_class_from_dynamic_module = refuse
+
+
 def main() -> None:
+    never_run_code_of_models()
     home = llama_cpp_home()
     sys.path.insert(0, str(home / "gguf-py"))
     sys.path.insert(0, str(home))

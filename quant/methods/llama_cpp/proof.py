@@ -1,4 +1,4 @@
-"""Convert, quantize and run the embedded model with llama.cpp, in a process that may die."""
+"""Converts, quantizes and runs the embedded model with llama.cpp. A child process of set-up, because a bad build crashes."""
 
 from __future__ import annotations
 

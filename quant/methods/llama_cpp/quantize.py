@@ -1,4 +1,4 @@
-"""A GGUF file in another type, by llama.cpp's own quantizer.
+"""Quantizes a GGUF file with llama.cpp's own quantizer.
 
 K-quants (Q4_K and its like) work on blocks of 256 weights of a row; llama.cpp silently falls back to another type where 256
 does not divide the row.
@@ -21,9 +21,14 @@ PREFIX = "LLAMA_FTYPE_MOSTLY_"
 
 @dataclass(frozen=True)
 class Spec:
-    """type: a file type of llama.cpp, such as F16, Q8_0, Q4_K_M or Q4_0."""
+    """type: a file type of llama.cpp in any case, such as F16, Q8_0, q4_k_m or Q4_0; kept in upper case."""
 
     type: str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.type, str):
+            raise InputError(f"llama.cpp type is {self.type!r}; expected text, such as Q4_K_M")
+        object.__setattr__(self, "type", self.type.upper())
 
     @classmethod
     def from_dict(cls, values: dict) -> Spec:
@@ -32,16 +37,25 @@ class Spec:
         return cls(**known_keys(cls, values, "llama_cpp"))
 
 
+def type_number(name: str) -> int:
+    """llama.cpp's number of a file type. Raises InputError, which lists the known types, for any other name."""
+    low_level = bindings()
+    number = getattr(low_level, PREFIX + name, None)
+    if number is None:
+        known = ", ".join(sorted(name.removeprefix(PREFIX) for name in dir(low_level) if name.startswith(PREFIX)))
+        raise InputError(f"llama.cpp type is {name!r}; llama.cpp has {known}")
+    return number
+
+
 def quantize(source: Path, spec: Spec, out: Path) -> None:
-    """out/model.gguf: the GGUF file `source` in another type, by llama.cpp's quantizer."""
+    """Quantize the GGUF file `source` to out/model.gguf.
+
+    Raises InputError for an unknown type, and where llama.cpp fails: some types need an importance matrix.
+    """
     check_gguf(source)
     low_level = bindings()
-    file_type = getattr(low_level, PREFIX + spec.type, None)
-    if file_type is None:
-        known = ", ".join(sorted(name.removeprefix(PREFIX) for name in dir(low_level) if name.startswith(PREFIX)))
-        raise InputError(f"llama.cpp type is {spec.type!r}; llama.cpp has {known}")
     options = low_level.llama_model_quantize_default_params()
-    options.ftype = file_type
+    options.ftype = type_number(spec.type)
     options.nthread = os.cpu_count() or 1
     with atomic_folder(out) as folder:
         target = folder / "model.gguf"

@@ -1,12 +1,12 @@
 """Put a pinned llama.cpp into the virtual environment and prove that it runs: python -m quant.methods.llama_cpp.setup
 
-The source package of llama-cpp-python carries all of llama.cpp. From it come the Python bindings, the library (built here
-for this processor) and the official converter of the same version. A library that was built may still die on its first
-product, as those with AMX do on some virtual machines; so a child process converts, quantizes and runs the
-embedded model, and where it fails, the library is built again with fewer of the processor's features.
+The source package of llama-cpp-python contains all of llama.cpp. From it come the Python bindings, the library (built here
+for this processor) and the official converter of the same version. A finished library may still crash at its first matrix
+product, as those with AMX do on some virtual machines. So a child process converts, quantizes and runs the embedded model;
+where it fails, the library is built again with fewer of the processor's features.
 
-With the environment variable LLAMA_CPP naming a checkout of your own, only the bindings are installed and your library
-is proved.
+Where the environment variable LLAMA_CPP names a checkout of your own, only the bindings are installed, and your library is
+tested.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from quant.gguf.library import OWN
+from quant.gguf.library import CHECKOUT
 
 VERSION = "0.3.36"
 HOME = Path(sys.prefix) / "llama.cpp"
 READY = HOME / f"ready-{VERSION}"
 NO_AMX = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
 PLAIN = [f"-DGGML_{name}=OFF" for name in ("NATIVE", "AVX", "AVX2", "BMI2", "FMA", "F16C", "SSE42")]
-PARTS_LEFT_OUT = ("COMMON", "TESTS", "TOOLS", "EXAMPLES", "SERVER", "APP")
+DISABLED_COMPONENTS = ("COMMON", "TESTS", "TOOLS", "EXAMPLES", "SERVER", "APP")
 
 
 def main() -> None:
-    if os.environ.get(OWN):
+    if os.environ.get(CHECKOUT):
         if not _bindings_installed():
             with tempfile.TemporaryDirectory() as folder:
                 _install_bindings(_fetch_source(Path(folder)))
         if not _proved():
-            sys.exit(f"error: the llama.cpp that {OWN} names fails to convert, quantize and run a small model; "
+            sys.exit(f"error: the llama.cpp that {CHECKOUT} names fails to convert, quantize and run a small model; "
                      f"its version must be close to that of llama-cpp-python {VERSION}")
         return
     if READY.is_file():
@@ -104,7 +104,7 @@ def _build_library(source: Path, build: Path, flags: list[str]) -> None:
     print(f"llama.cpp: building the library {' '.join(flags)} (some minutes)", flush=True)
     shutil.rmtree(build, ignore_errors=True)
     tools = Path(sys.executable).parent
-    options = [f"-DLLAMA_BUILD_{part}=OFF" for part in PARTS_LEFT_OUT]
+    options = [f"-DLLAMA_BUILD_{part}=OFF" for part in DISABLED_COMPONENTS]
     options += ["-DCMAKE_BUILD_TYPE=Release", "-DBUILD_SHARED_LIBS=ON", "-DCMAKE_BUILD_WITH_INSTALL_RPATH=ON",
                 "-DCMAKE_INSTALL_RPATH=$ORIGIN", f"-DCMAKE_MAKE_PROGRAM={tools / 'ninja'}"]
     _call([str(tools / "cmake"), "-S", str(source / "vendor" / "llama.cpp"), "-B", str(build), "-G", "Ninja",
@@ -117,7 +117,7 @@ def _build_library(source: Path, build: Path, flags: list[str]) -> None:
 
 
 def _proved() -> bool:
-    """Whether a child process gets through everything the pipeline asks of llama.cpp."""
+    """Whether a child process can do everything that the pipeline needs of llama.cpp."""
     root = Path(__file__).resolve().parents[3]
     done = subprocess.run([sys.executable, "-m", "quant.methods.llama_cpp.proof"], cwd=root, capture_output=True, text=True)
     if done.returncode:

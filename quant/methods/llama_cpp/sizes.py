@@ -1,7 +1,7 @@
 """Predicts from shapes which type llama.cpp gives each weight, and its bytes.
 
-Follows llama.cpp's src/llama-quant.cpp for the usual types. In the mixed ones (the _S, _M and _L of K-quants) which layers get
-the larger type depends on the layer; here they share it evenly, so sizes are right to a few per cent.
+Follows llama.cpp's src/llama-quant.cpp for the usual types. In the mixed ones (the _S, _M and _L of K-quants) some
+layers get a larger type; here half of them are assumed to, so sizes are right to a few per cent.
 """
 
 from __future__ import annotations
@@ -11,33 +11,34 @@ from collections.abc import Sequence
 
 from quant.errors import InputError
 from quant.methods import Sizes
+from quant.methods.llama_cpp.quantize import type_number
 from quant.model.inventory import Inventory, Weight
 
-BLOCK = 256  # weights of a row that a K-quant packs together
-PLAIN = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
+SUPERBLOCK = 256  # weights of a row that a K-quant packs together
+PLAIN = ("F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
 K_QUANTS = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
 FALLBACKS = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}  # where rows don't fit the block
 LARGER_TYPES = {"Q3_K_M": "Q4_K", "Q3_K_L": "Q5_K", "Q4_K_M": "Q6_K", "Q5_K_M": "Q6_K"}  # for half of v and down
+NEED_IMATRIX = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "Q2_K_S")  # an importance matrix
+NEED_IMATRIX_IF_FITTING = ("IQ3_XXS", "IQ3_XS")  # not where the rows make llama.cpp fall back to another type
+NOT_WRITTEN = ("NVFP4",)  # read by llama.cpp, but not made by its quantizer
 
 
-def main_type(file_type: str) -> str:
-    """The type of most matrices in a file of a type: Q4_K_M -> Q4_K."""
+def main_type(file_type: str) -> str | None:
+    """The type of most matrices in a file of a type: Q4_K_M -> Q4_K; None for a type that is not predicted here."""
     name = file_type.removesuffix("_S").removesuffix("_M").removesuffix("_L") if "_K_" in file_type else file_type
-    if name not in PLAIN + K_QUANTS:
-        raise InputError(f"gguf type {file_type} is not one whose size is known here ({', '.join(PLAIN + K_QUANTS)}); it may not "
-                         "exist, or need an importance matrix, which this pipeline does not make")
-    return name
+    return name if name in PLAIN + K_QUANTS else None
 
 
 def fitting(kind: str, row: int) -> str:
-    """The type a matrix gets whose rows are `row` weights long: `kind`, or what llama.cpp takes instead."""
-    if kind in K_QUANTS and row % BLOCK:
+    """The type of a matrix with rows of `row` weights: `kind`, or llama.cpp's fallback where the block does not fit."""
+    if kind in K_QUANTS and row % SUPERBLOCK:
         kind = FALLBACKS[kind]
     return "F16" if kind.startswith("Q") and row % 32 else kind
 
 
 def types_of(file_type: str, roles: Sequence[str], shape: Sequence[int], is_output: bool) -> list[str]:
-    """The types a weight may get, each as likely: one, or two where layers differ. shape: [out, in]; is_output: gives logits."""
+    """The types a weight may get, equally likely: two where layers differ. shape: [out, in]. is_output: makes the logits."""
     if len(shape) < 2:
         return ["F32"]
     kind, row = main_type(file_type), shape[-1]
@@ -57,10 +58,17 @@ def stored_bytes(kind: str, shape: Sequence[int]) -> float:
 
 
 def sizes(inventory: Inventory, file_type: str) -> Sizes:
-    """Bytes of a whole file of a type. Its weights are held as they are stored, and made from the converted file."""
-    total, unfit = 0.0, {}
-    main = main_type(file_type)
+    """Predicted bytes of a file of this type. Weights are held in memory as stored; building reads the converted file.
+
+    The sizes are None for a type whose layout is not predicted here. Raises InputError for a type that llama.cpp can't make.
+    """
+    converted = inventory.stored_bytes
     matrices = [weight for weight in inventory.weights if weight.is_block_matrix]
+    _require_writable(file_type, matrices)
+    main = main_type(file_type)
+    if main is None:
+        return Sizes(None, None, build_bytes=converted, note="size not known", prepared_bytes=converted)
+    total, unfit = 0.0, {}
     for weight in inventory.weights:
         kinds = _types(inventory, weight, file_type)
         total += sum(stored_bytes(kind, weight.shape) for kind in kinds) / len(kinds)
@@ -70,8 +78,17 @@ def sizes(inventory: Inventory, file_type: str) -> Sizes:
             unfit.setdefault((row, fitting(main, row)), []).append(weight)
     note = "; ".join(f"{len(found)} of {len(matrices)} matrices have rows of {row}, which its blocks don't divide: {kind} instead"
                      for (row, kind), found in unfit.items())
-    converted = inventory.stored_bytes
     return Sizes(total, total, build_bytes=converted, note=note or None, prepared_bytes=converted)
+
+
+def _require_writable(file_type: str, matrices: Sequence[Weight]) -> None:
+    """Raise InputError for a type that llama.cpp does not know or can't make of these matrices."""
+    type_number(file_type)
+    if file_type in NOT_WRITTEN:
+        raise InputError(f"llama.cpp reads type {file_type} but does not write it; choose another type")
+    fits = any(weight.shape[-1] % SUPERBLOCK == 0 for weight in matrices)
+    if file_type in NEED_IMATRIX or (fits and file_type in NEED_IMATRIX_IF_FITTING):
+        raise InputError(f"type {file_type} needs an importance matrix, which this pipeline does not make; choose another type")
 
 
 def _types(inventory: Inventory, weight: Weight, file_type: str) -> list[str]:

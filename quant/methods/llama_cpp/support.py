@@ -1,4 +1,4 @@
-"""What llama.cpp's converter supports: architectures and tokenizers, read from its source without running it."""
+"""Architectures and tokenizers that llama.cpp's converter supports, read from its source without running it."""
 
 from __future__ import annotations
 
@@ -15,17 +15,14 @@ PROBE = "Hello  world's 3 cats,\tand\n\n2026 don't -- naïve ✅ 我想 x=1;  en
 
 
 def obstacle(inventory: Inventory, folder: Path) -> str | None:
-    """What keeps llama.cpp from a model: its architecture, or a tokenizer that its converter does not know; None: nothing.
-
-    folder: holds the tokenizer.
-    """
+    """Why llama.cpp can't convert a model: its architecture or its tokenizer; None where it can. folder: holds the tokenizer."""
     names = inventory.config.get("architectures") or []
     if not names:
-        return "config.json names no architectures, by which llama.cpp's converter goes"
+        return "config.json names no architectures, and llama.cpp's converter needs one"
     if not set(names) & supported_architectures():
         return f"llama.cpp has no architecture for {', '.join(names)}"
     if (folder / "tokenizer.model").is_file() or not (folder / "tokenizer.json").is_file():
-        return None  # SentencePiece, which it reads; or files that tell only when they are converted
+        return None  # SentencePiece, which it reads; or files that only a conversion can check
     from tokenizers import Tokenizer
 
     try:
@@ -34,7 +31,7 @@ def obstacle(inventory: Inventory, folder: Path) -> str | None:
         raise InputError(f"{folder / 'tokenizer.json'} can't be read: {first_line(error)}; fetch the model again") from error
     tokens, places = max(tokenizer.get_vocab().values(), default=-1) + 1, inventory.config.get("vocab_size")
     if places is not None and tokens > places:
-        return f"the tokenizer has {tokens:,} tokens, the model places for {places:,}; llama.cpp's converter refuses that"
+        return f"the tokenizer has {tokens:,} tokens, the model's vocabulary {places:,}; llama.cpp's converter refuses that"
     is_byte_level = type(tokenizer.model).__name__ == "BPE" and not tokenizer.model.byte_fallback
     if is_byte_level and not knows_pre_tokenizer(tokenizer) and not splits_like_gpt2(tokenizer):
         return "llama.cpp does not know this BPE tokenizer, and it splits text unlike GPT-2's"
@@ -42,7 +39,7 @@ def obstacle(inventory: Inventory, folder: Path) -> str | None:
 
 
 def supported_architectures() -> set[str]:
-    """The architectures (as config.json names them) that the converter knows, read without running it."""
+    """Architectures that the converter supports, by their names in config.json."""
     tree = ast.parse((home() / "conversion" / "__init__.py").read_text(encoding="utf-8"))
     for node in tree.body:
         if isinstance(node, ast.AnnAssign) and getattr(node.target, "id", "") == "TEXT_MODEL_MAP":
@@ -51,7 +48,7 @@ def supported_architectures() -> set[str]:
 
 
 def knows_pre_tokenizer(tokenizer) -> bool:
-    """Whether the converter recognizes how a BPE of the library tokenizers splits text: by a hash of what it makes of a text."""
+    """Whether the converter recognizes a BPE tokenizer (tokenizers.Tokenizer), by the hash of its ids for a test string."""
     source = (home() / "conversion" / "base.py").read_text(encoding="utf-8")
     probe = re.search(r"^ +chktxt = ('.*')$", source, re.MULTILINE)
     known = set(re.findall(r'if chkhsh == "([0-9a-f]{64})"', source))
@@ -63,7 +60,7 @@ def knows_pre_tokenizer(tokenizer) -> bool:
 
 
 def splits_like_gpt2(backend) -> bool:
-    """Whether a tokenizer of the library tokenizers cuts text into words exactly as GPT-2's byte-level BPE does."""
+    """Whether a tokenizers.Tokenizer splits text into words exactly as GPT-2's byte-level BPE does."""
     from tokenizers import pre_tokenizers
 
     if backend is None or backend.pre_tokenizer is None or backend.normalizer is not None:

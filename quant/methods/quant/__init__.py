@@ -1,4 +1,4 @@
-"""From scratch: this project's own quantizer, by a recipe; no quantization library takes part."""
+"""From scratch: this project's own quantizer, controlled by a recipe; it uses no quantization library."""
 
 from __future__ import annotations
 
@@ -50,7 +50,6 @@ METHOD = Method(
     nominal_bits=lambda values: values["bits"],
     recipe=recipe_of,
     libraries=("numba", "llvmlite"),
-    imports=("quant.kernels.attention", "quant.kernels.cpu"),
     look=Look("#0072B2", "o"),
     needs_code=True,
 )

@@ -1,0 +1,111 @@
+"""The variants that quant.benches.decode compares: built from one model, loaded, and timed in alternation."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+from quant.kernels import reference
+from quant.nn.decoding import speed_up_decoding
+from quant.nn.modules import QWeight
+from quant.runners import Runner, open_runner
+from quant.runners.sizes import bytes_per_token
+from quant.speed.bandwidth import memory_read_gb_per_s
+from quant.speed.environment import environment
+from quant.speed.latency import Samples, measure
+from quant.speed.samples import ratios_of_pairs, spread
+from quant.tensor.qtensor import dequantize
+from quant.variants import variants
+
+THREADS = 2
+OURS = ("int8", "int4", "nf4")
+ROWS = {  # as in params.yaml, without defaults
+    "int8": {"method": "quant", "include": ["*"]},
+    "int4": {"method": "quant", "include": ["*"], "bits": 4, "group_size": 64},
+    "nf4": {"method": "quant", "include": ["*"], "bits": 4, "group_size": 64, "codebook": "nf4"},
+    "bnb_int8": {"method": "bitsandbytes", "type": "int8"},
+    "bnb_nf4": {"method": "bitsandbytes", "type": "nf4"},
+    "llamacpp_q8_0": {"method": "llama_cpp", "type": "Q8_0"},
+    "llamacpp_q4_0": {"method": "llama_cpp", "type": "Q4_0"},
+}
+RATIOS = (  # pairs of variants whose decoding speeds are divided
+    ("int8", "fp32"), ("int4", "fp32"), ("nf4", "fp32"), ("int8", "llamacpp_q8_0"), ("int4", "llamacpp_q4_0"),
+    ("int8", "bnb_int8"), ("nf4", "bnb_nf4"),
+)  # fmt: skip
+
+
+def quantize_all(base: Path, folder: Path, tell: Callable[[str], None]) -> dict[str, Path]:
+    """Build every variant of ROWS from the model in `base`: name -> its folder in `folder`."""
+    made, prepared = {}, folder / "prepared"
+    for variant in variants({"variants": ROWS})[1:]:
+        method = variant.method
+        if method.prepare and not (prepared / method.name).exists():
+            tell(f"preparing for {method.label}")
+            method.prepare(base, prepared / method.name)
+        tell(f"quantizing: {variant.name}")
+        method.build(base, prepared / method.name, variant.values, folder / variant.name, lambda _: None)
+        made[variant.name] = folder / variant.name
+    shutil.rmtree(prepared)
+    return made
+
+
+def open_all(base: Path, made: Mapping[str, Path], max_tokens: int) -> dict[str, Runner]:
+    """Load the base in float32 and bfloat16, all variants of `made`, and two more that share weights with one of these:
+    fp32_our_decoding, with this project's decoding, and int8_dequantized_each_call."""
+    runners = {"fp32": open_runner(base, threads=THREADS), "bf16": open_runner(base, "bfloat16", threads=THREADS)}
+    runners["fp32_our_decoding"] = _sharing_weights(runners["fp32"])
+    speed_up_decoding(runners["fp32_our_decoding"].model)
+    runners |= {name: open_runner(folder, threads=THREADS, max_tokens=max_tokens) for name, folder in made.items()}
+    runners["int8_dequantized_each_call"] = _sharing_weights(runners["int8"])
+    for module in runners["int8_dequantized_each_call"].model.modules():
+        if isinstance(module, QWeight):
+            module.multiply_with(_Dequantizing(module.qtensor))
+    return runners
+
+
+def _sharing_weights(runner: Runner) -> Runner:
+    model = runner.model
+    twin = copy.copy(runner)
+    twin.model = copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
+    return twin
+
+
+class _Dequantizing(reference.Matmul):
+    """Dequantizes the whole weight at every call."""
+
+    def __call__(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        return torch.nn.functional.linear(x, dequantize(self.weight), bias)
+
+
+def timed(runners: dict[str, Runner], lengths: Mapping[str, int], tokens: int, rounds: int) -> dict:
+    """Time all runners in alternation: medians, ratios and raw samples, for JSON. lengths: phase -> tokens of its prompt."""
+    random = torch.Generator().manual_seed(0)
+    prompts = {phase: torch.randint(0, 2000, (length,), generator=random) for phase, length in lengths.items()}
+    bandwidths = [memory_read_gb_per_s("cpu")]
+    samples = measure(runners, prompts, tokens, rounds)
+    bandwidths.append(memory_read_gb_per_s("cpu"))
+    bandwidth = max(bandwidths)
+    found = {}
+    for name, runner in runners.items():
+        size = bytes_per_token(runner.tensors())
+        rate = size / (spread(samples.ms["decode"][name])["median"] / 1000) / 1e9
+        found[name] = {"weight_bytes_per_token": size, "gb_per_s": rate, "share_of_bandwidth": rate / bandwidth} | {
+            phase: {"ms": spread(ms[name]), "speed_over_fp32": spread(ratios_of_pairs(ms["fp32"], ms[name]))}
+            for phase, ms in samples.ms.items()
+        }
+    return {
+        "environment": environment(), "threads": THREADS, "memory_read_gb_per_s": bandwidth, "tokens": tokens, "rounds": rounds,
+        "prompts": dict(lengths), "variants": found, "ratios": _ratios(samples),
+    }  # fmt: skip
+
+
+def _ratios(samples: Samples) -> dict[str, float]:
+    """Ratios of speeds, medians over the pairs of each round; of prefill that of our slowest format, at the longest prompt."""
+    decode, prefill = samples.ms["decode"], samples.ms.get("prefill_long", samples.ms["prefill"])
+    ratios = {f"{a}_vs_{b}": spread(ratios_of_pairs(decode[b], decode[a]))["median"] for a, b in RATIOS}
+    slowest = min(spread(ratios_of_pairs(prefill["fp32"], prefill[name]))["median"] for name in OURS)
+    return ratios | {"prefill_vs_fp32": slowest}

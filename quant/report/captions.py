@@ -1,0 +1,141 @@
+"""The captions of the figures. Each is made from the data, since what a figure shows depends on the run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+
+from quant.quality.bootstrap import Difference, difference
+from quant.report.metrics import METRICS, better_corner
+from quant.report.results import Run
+from quant.report.style import GRIDS
+from quant.report.subsets import FRONT, equal_grids, front_names, grid_of, pairs_of_variants, quantized
+from quant.report.wording import code, joined, named, scale
+from quant.tensor.codebooks import LINEAR, label_of
+
+LEAST_KLD = 1e-3  # mnat; smaller values are drawn here, since the scorer itself rounds by about as much
+
+
+def size_quality(run: Run) -> str:
+    front = run.named(front_names(run))
+    steps = [(small, large) for small, large in pairwise(front) if difference(large.blocks, small.blocks).is_significant]
+    ppl = [r.metrics["ppl"] for r in run.results]
+    seen = ""
+    if steps:
+        listed = joined([f"from `{small.name}` to `{large.name}`" for small, large in steps])
+        seen = f" Significant among its steps: {listed}."
+    elif len(front) > 1:
+        seen = " None of its steps is significant: in each pair of neighbours the interval of the difference contains zero."
+    rise = 100 * (max(ppl) / min(ppl) - 1)
+    return (f"{better_corner(*FRONT)} is better. The dashed steps are the Pareto front, its members in bold: "
+            f"{named(front)}. No variant is better than one of them in both size and perplexity.{seen} The highest perplexity is "
+            f"{f'{rise:,.0f}' if rise >= 100 else f'{rise:.2g}'} % above the lowest.")
+
+
+def size_speed(run: Run) -> str:
+    slower = [r.name for r in run.others if r.metrics["decode_speedup"] < 1]
+    seen = f"{len(slower)} of {len(run.others)} variants lie below it" if slower else "No variant lies below it"
+    return (f"{better_corner('weights_mib', 'decode_speedup')} is better. Above the line a variant decodes faster than base. "
+            f"{seen}.")
+
+
+def ppl_change(run: Run) -> str:
+    alike = [r for r in run.others if not r.quality["intervals"]["is_significant"]]
+    seen = (f"Hollow markers: the interval contains zero, so the change is not significant for {named(alike)}" if alike
+            else "No interval contains zero: every variant's perplexity differs significantly from base's on this text")
+    return ("Measured against base on the same tokens; the interval comes from resampling blocks of text, variant and base "
+            f"together. {seen}.")
+
+
+def pairs(run: Run) -> str:
+    count, significant = pairs_of_variants(run)
+    return ("Filled: the row's variant is better than the column's, and the interval of their difference excludes zero. The best "
+            f"are on top and on the left; pale above the diagonal: not significant. Of {count} pairs of variants, base left out, "
+            f"{significant['kld']} differ significantly in divergence and {significant['ppl']} in perplexity.")
+
+
+def divergence(run: Run) -> str:
+    worst = max(run.others, key=lambda r: r.metrics["kld_mnats"])
+    data = worst.quality["divergence"]["kld_mnats"]
+    tail = ""
+    if data["mean"] > 0 and data["p999"] > data["mean"]:
+        tail = (f" The mean hides a tail: `{worst.name}` has the largest mean ({data['mean']:.3g} mnat), and one token in a "
+                f"thousand diverges by {data['p999']:.3g} mnat or more.")
+    return ("From base, over the whole vocabulary, at every scored token. Thick: from the median to the 99th percentile; thin: "
+            f"on to the 99.9th; marker: the mean. Values below {LEAST_KLD:g} are drawn at {LEAST_KLD:g}.{tail}")
+
+
+def latency(run: Run) -> str:
+    noisy = [r for r in run.results if r.speed["is_noisy"]]
+    seen = (f"(!) marks timings that varied widely even when measured again: {named(noisy)}" if noisy
+            else "No timing varied more than the limit that would flag it")
+    return (f"Median over the rounds; the whisker is the median absolute deviation. "
+            f"{'Shorter' if METRICS['decode_ms_per_token'].better == 'lower' else 'Longer'} is better. {seen}.")
+
+
+def size(run: Run) -> str:
+    shares = {r.name: r.bytes_by("part").get("floats", 0) / sum(r.bytes_by("part").values()) for r in quantized(run)}
+    seen = ""
+    if shares:
+        most = max(shares, key=shares.__getitem__)
+        seen = f" Of the quantized variants, `{most}` leaves the most unquantized: {100 * shares[most]:.0f} % of its bytes."
+    return ("All tensors that a model holds in memory, scales included, tied weights once: on the left by storage, on the right "
+            f"by part of the model.{seen}")
+
+
+def grids(run: Run) -> str:
+    chosen = equal_grids(run)
+    seen = ""
+    linear = next((r for r in chosen if grid_of(r) == LINEAR), None)
+    if linear:
+        against = [f"`{r.name}` {_verdict(difference(r.blocks, linear.blocks, 'kld'))} `{linear.name}`"
+                   for r in chosen if r is not linear]
+        seen = f" By divergence, {joined(against)}."
+    return (f"The same weights at the same width and group size, {chosen[0].metrics['weights_mib']:.2f} MiB each: only the grid "
+            f"differs. {METRICS['kld_mnats'].better.capitalize()} is better; lines are 95 % intervals, each against base.{seen}")
+
+
+def _verdict(change: Difference) -> str:
+    if not change.is_significant:
+        return "is not significantly different from"
+    return "is closer to base than" if change.value < 0 else "is further from base than"
+
+
+def error_bits(run: Run) -> str:
+    data = run.weights["schemes"]
+    points = {(p["codebook"], p["bits"], p["group_size"]): p["error_pct"] for p in data["points"] if p["kind"] == "plain"}
+    group = 64 if (LINEAR, 4, 64) in points else "row"
+    factor = (points[LINEAR, 4, group] / points[LINEAR, 8, group]) ** 0.25
+    four = sorted((points[name, 4, group], label_of(name, 4)) for name in GRIDS if (name, 4, group) in points)
+    errors = ", ".join(f"{error:.1f} % as {name}" for error, name in four)
+    left = ""
+    if data["left_out"]:
+        left = f" Left out, since they do not divide every row: groups of {joined([str(each) for each in data['left_out']])}."
+    return (f"Lower left is better. From 4 to 8 bits, each further bit divides the error by {factor:.2f}. With {scale(group)}, "
+            f"the error at 4 bits is {errors}. Scales are 32-bit unless quantized too; attention and feed-forward weights, "
+            f"{_sampled(data)}.{left}")
+
+
+def error_map(run: Run) -> str:
+    data = run.weights["map"]
+    worst = max(data["cells"], key=lambda cell: cell["error_pct"])
+    where = "outside the blocks" if worst["block"] is None else f"of block {worst['block']}"
+    return (f"Relative RMS error of the weights when all are rounded with `{data['scheme']}`. The largest is "
+            f"{worst['error_pct']:.1f} % for `{worst['role']}` {where}; {_sampled(data)}.")
+
+
+def histogram(run: Run) -> str:
+    data = run.weights["histogram"]
+    used = sorted(((grid["entropy_bits"], label_of(name, 4)) for name, grid in data["grids"].items()), reverse=True)
+    bits = ", ".join(f"{bits:.2f} by {name}" for bits, name in used)
+    values = joined([f"{label_of(name, 4)} {len(grid['values'])}" for name, grid in data["grids"].items()])
+    return (f"Grey: the weights of {code([data['module']])} (kurtosis {data['kurtosis']:.1f}; a normal distribution has 3), each "
+            f"divided by the largest magnitude of its group of {data['group_size']}. Stems: the values of each 4-bit grid, as "
+            "high as the share of weights rounded to them. The more even the stems, the more of the 4 bits is used: "
+            f"{bits}. Distinct values among 16 codes: {values}.")
+
+
+def _sampled(data: Mapping) -> str:
+    if data["sampled"] >= data["weights"]:
+        return f"all {data['weights']:,} of them"
+    return f"{data['sampled']:,} of {data['weights']:,} weights, in evenly spaced rows"
