@@ -20,10 +20,10 @@ help:
 repro: setup
 	$(ACTIVE) dvc repro
 
-test: setup lint $(VENV)/ready-to-test
+test: setup lint
 	$(ACTIVE) python -m pytest
 
-quick: setup lint $(VENV)/ready-to-test
+quick: setup lint
 	$(ACTIVE) python -m pytest -m "not slow"
 
 bench: setup
@@ -32,7 +32,7 @@ bench: setup
 readme: setup
 	$(ACTIVE) python -m quant.report.readme
 
-lint: setup
+lint: setup $(VENV)/ready-to-test
 	$(ACTIVE) ruff check
 
 setup: $(VENV)/ready

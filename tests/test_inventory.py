@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, ROOT, config_of
+from conftest import ARCHITECTURES, ROOT, config_of, save_model
 from safetensors.torch import load_file, save_file
 
 from quant.errors import InputError
@@ -31,9 +31,9 @@ EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 @pytest.fixture
 def stored(make_model, tmp_path):
     """stored(architecture, change, **config): a copy of a tiny model; change(tensors) edits them, config its config.json."""
-    def make(architecture, change=lambda tensors: tensors, **config):
+    def make(architecture, change=lambda tensors: tensors, source=None, **config):
         folder = tmp_path / "stored"
-        shutil.copytree(make_model(architecture), folder)
+        shutil.copytree(source or make_model(architecture), folder)
         values = json.loads((folder / "config.json").read_text()) | config
         (folder / "config.json").write_text(json.dumps({key: value for key, value in values.items() if value is not ...}))
         save_file(change(load_file(folder / SINGLE)), folder / SINGLE, metadata={"format": "pt"})
@@ -114,12 +114,15 @@ def test_the_inventory_names_what_transformers_saves(make_model, architecture):
 
 
 @pytest.mark.parametrize("form", ["llama-head-alone", "llama-stored-twice", "gpt2-body-with-masks"])
-def test_base_and_variant_are_evaluated(make_model, stored, tmp_path, form):
+def test_base_and_variant_are_evaluated(stored, tmp_path, form):
     """Through quant.quality: the base's stored states give the variant's divergence, as of the form that transformers saves."""
-    architecture, change, config = FORMS[form]
+    architecture, change, _ = FORMS[form]
+    config = config_of(architecture)
+    config.vocab_size = 2048  # the tokenizer's
+    plain = save_model(config, tmp_path / "plain")
     corpus, protocol = Corpus("made here", ("one two three", "four five six seven")), ScoringProtocol(context=32, stride=32)
     metrics = []
-    for number, base in enumerate((make_model(architecture), stored(architecture, change, **config))):
+    for number, base in enumerate((plain, stored(architecture, change, plain))):
         write_artifact(base, EVERYTHING, tmp_path / f"variant{number}")
         reference = tmp_path / f"reference{number}"
         first = evaluate_base(base, corpus, protocol, "cpu", reference)["metrics"]
@@ -138,11 +141,8 @@ def test_check_and_select_count_a_tied_weight_once(make_model, stored, capsys, m
     assert rows["model.embed_tokens"][1] == "embedding+head" and "lm_head" not in rows
 
 
-def changed(name, by=1.0):
-    def change(tensors):
-        return {**tensors, name: tensors[EMBEDDING] + by}
-
-    return change
+def another_head(tensors):
+    return {**tensors, HEAD: tensors[EMBEDDING].flip(0)}
 
 
 WRAPPERS = {prefix: renamed(lambda name, prefix=prefix: prefix + name) for prefix in ("module.", "_orig_mod.", "model.model.")}
@@ -161,7 +161,7 @@ REFUSED = {
                         ["has no transformer.h.1.attn.c_attn.weight; fetch"]),
     "body-of-an-untied-model": ("llama", renamed({HEAD: None}), {}, [f"has no {HEAD}", "tie_word_embeddings to true"]),
     "head-of-an-untied-model": ("llama", renamed({EMBEDDING: None}), {}, [f"has no {EMBEDDING}; fetch the model again"]),
-    "tied-but-different": ("llama-tied", changed(HEAD), {}, [EMBEDDING, HEAD, "tie_word_embeddings to false"]),
+    "tied-but-different": ("llama-tied", another_head, {}, [EMBEDDING, HEAD, "tie_word_embeddings to false"]),
     "tied-in-another-dtype": ("llama-tied", lambda tensors: {**tensors, HEAD: tensors[EMBEDDING].bfloat16()}, {},
                               [EMBEDDING, HEAD, "tie_word_embeddings to false"]),
     "two-names-of-one-weight": ("llama", twice("embed_tokens.weight", EMBEDDING), {},
@@ -183,7 +183,7 @@ def test_what_transformers_would_open_with_other_weights_is_refused_by_name(stor
 
 def test_both_tensors_of_an_untied_model_are_weights_of_their_own(stored, tmp_path, ids):
     """The remedy for a tied model that stores two different tensors."""
-    folder = stored("llama-tied", changed(HEAD), tie_word_embeddings=False)
+    folder = stored("llama-tied", another_head, tie_word_embeddings=False)
     inventory = Checkpoint(folder).inventory
     assert inventory.head.name == HEAD and not any(weight.tied_head for weight in inventory.weights)
     write_artifact(folder, EVERYTHING, tmp_path / "out")

@@ -4,6 +4,7 @@ import numpy
 import pytest
 import torch
 
+from quant.errors import InputError
 from quant.tensor import ggml
 from quant.tensor.codebooks import CODEBOOKS
 from quant.tensor.ggml_blocks import from_bytes, to_bytes
@@ -88,3 +89,8 @@ def test_blocks_are_those_of_gguf(name):
         again = from_bytes(torch.from_numpy(expected), ours.scheme).tensors()
         assert all(torch.equal(tensor, again[key]) for key, tensor in ours.tensors().items()), seed
         assert numpy.array_equal(dequantize(ours).numpy(), quants.dequantize(expected, kind)), seed
+
+
+def test_other_schemes_have_no_blocks():
+    with pytest.raises(InputError, match=r"int4 g32 .* expected fit ggml"):
+        to_bytes(quantize(torch.ones(2, 32), Scheme(4, 32)))

@@ -66,6 +66,7 @@ def sparse_llama(folder: Path) -> int:
     return total
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak memory of a process is read from /proc")
 @pytest.mark.parametrize("recipe", [
     {"include": ["*"]},

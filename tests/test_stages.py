@@ -89,9 +89,9 @@ def test_a_recipe_that_does_not_fit_the_model(workspace, row, words):
 
 @pytest.mark.parametrize(("damage", "words"), [
     (lambda file: file.unlink(), ["no model.safetensors"]),
-    (lambda file: file.write_bytes(file.read_bytes()[:-10]), ["cut off"]),
-    (lambda file: file.write_bytes(b"\xff" * 400), ["no whole safetensors file"]),
-    (lambda file: file.rename(file.with_name("pytorch_model.bin")), ["pickle weights only (pytorch_model.bin)"]),
+    (lambda file: file.write_bytes(file.read_bytes()[:-10]), ["bytes, its header says", "fetch it again"]),
+    (lambda file: file.write_bytes(b"\xff" * 400), ["safetensors file: 400 bytes", "fetch it again"]),
+    (lambda file: file.rename(file.with_name("pytorch_model.bin")), ["pickle", "pytorch_model.bin"]),
 ])  # fmt: skip
 @pytest.mark.parametrize("stage", ["download", "quantize", "prepare"])
 def test_a_damaged_checkpoint(workspace, stage, damage, words):
@@ -121,8 +121,8 @@ def test_without_a_row_of_llama_cpp_nothing_is_converted(workspace, make_model):
 
 
 @pytest.mark.parametrize(("source", "word"), [
-    ({"source": "nowhere"}, "model 'nowhere' is no folder here and no Hub id"),
-    ({"source": "some/model", "revision": "0" * 40}, "some/model at 000000000000 is not (whole) in the cache"),
+    ({"source": "nowhere"}, "model 'nowhere'"),
+    ({"source": "some/model", "revision": "0" * 40}, "some/model at 000000000000"),
     ({"source": "models/base", "token": "hf_x"}, "unknown model key 'token'; known: source, revision"),
 ])  # fmt: skip
 def test_a_model_that_can_not_be_had(workspace, source, word):
@@ -133,7 +133,7 @@ def test_a_model_that_can_not_be_had(workspace, source, word):
 def test_text_and_model_that_can_not_be_had_are_told_together(workspace):
     change(workspace, model={"source": "some/model"}, data={"source": "no/such/text"})
     line = complaint(run_stage("download", cwd=workspace))
-    assert "corpus 'no/such/text' is no file or folder here" in line and ". And some/model is not (whole) in the cache" in line
+    assert "corpus 'no/such/text'" in line and ". And some/model" in line
 
 
 @pytest.mark.parametrize(("content", "word"), [(b"", "is empty"), (b"caf\xe9\n", "not UTF-8: line 1")])

@@ -14,9 +14,7 @@ from quant.command import Parser, run
 from quant.errors import InputError
 from quant.methods import FROM_SCRATCH
 from quant.pipeline import BASE, PREPARED, PRIVATE, REFERENCE, TEXT, parameters
-from quant.quality.evaluate import evaluate
 from quant.quality.protocol import ScoringProtocol
-from quant.tensor import ggml
 from quant.text.corpus import load_corpus
 from quant.variants import variant
 
@@ -27,6 +25,8 @@ ROLES = ("q", "k", "v", "o", "up", "gate", "down", "embedding")
 
 def rows() -> Iterator[tuple[str, dict]]:
     """(name, row as in params.yaml) of every scheme; a row without a method is quantized from scratch."""
+    from quant.tensor import ggml  # here and in main: so that --help answers before torch is imported
+
     yield from ((f"int8 {size}", {"group_size": size}) for size in ("tensor", "row", 64))
     for codebook in ("linear", "nf4", "fp4"):
         name = "int4" if codebook == "linear" else codebook
@@ -52,6 +52,8 @@ def main(arguments: list[str]) -> None:
     parser = Parser(prog="python -m quant.benches.schemes", description=__doc__.partition(":")[0] + ".")
     parser.add_argument("words", nargs="*", help="only rows whose name contains one of these")
     words = parser.parse_args(arguments).words
+    from quant.quality.evaluate import evaluate
+
     protocol = ScoringProtocol.from_dict(parameters()["evaluate"])
     chosen = [(name, row) for name, row in rows() if not words or any(word in name for word in words)]
     if not chosen:

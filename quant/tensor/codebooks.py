@@ -1,4 +1,4 @@
-"""Codebooks by name: the values that the codes of a nonlinear grid stand for, before the scale.
+"""Codebooks by name: the value of each code of a nonlinear grid, before the scale. Needs no torch.
 
 A new table here is a new grid everywhere: in schemes, artifacts, kernels, figures and tables.
 """
@@ -17,7 +17,7 @@ class Codebook:
 
     @property
     def bits(self) -> int:
-        """The width of a code: the smallest that can tell all values apart."""
+        """The width of a code: the smallest with a code for every value."""
         return max(1, (len(self.values) - 1).bit_length())
 
 

@@ -20,7 +20,7 @@ K_QUANTS = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
 FALLBACKS = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}  # where rows don't fit the block
 LARGER_TYPES = {"Q3_K_M": "Q4_K", "Q3_K_L": "Q5_K", "Q4_K_M": "Q6_K", "Q5_K_M": "Q6_K"}  # for half of v and down
 NEED_IMATRIX = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "Q2_K_S")  # an importance matrix
-NEED_IMATRIX_IF_FITTING = ("IQ3_XXS", "IQ3_XS")  # not where the rows make llama.cpp fall back to another type
+MAY_NEED_IMATRIX = ("IQ3_XXS", "IQ3_XS")  # for some models only, by the types that llama.cpp mixes in
 NOT_WRITTEN = ("NVFP4",)  # read by llama.cpp, but not made by its quantizer
 
 
@@ -64,10 +64,11 @@ def sizes(inventory: Inventory, file_type: str) -> Sizes:
     """
     converted = inventory.stored_bytes
     matrices = [weight for weight in inventory.weights if weight.is_block_matrix]
-    _require_writable(file_type, matrices)
+    _require_writable(file_type)
     main = main_type(file_type)
     if main is None:
-        return Sizes(None, None, build_bytes=converted, note="size not known", prepared_bytes=converted)
+        note = "size not known" + ("; some models need an importance matrix" if file_type in MAY_NEED_IMATRIX else "")
+        return Sizes(None, None, build_bytes=converted, note=note, prepared_bytes=converted)
     total, unfit = 0.0, {}
     for weight in inventory.weights:
         kinds = _types(inventory, weight, file_type)
@@ -81,13 +82,12 @@ def sizes(inventory: Inventory, file_type: str) -> Sizes:
     return Sizes(total, total, build_bytes=converted, note=note or None, prepared_bytes=converted)
 
 
-def _require_writable(file_type: str, matrices: Sequence[Weight]) -> None:
-    """Raise InputError for a type that llama.cpp does not know or can't make of these matrices."""
+def _require_writable(file_type: str) -> None:
+    """Raise InputError for a type that llama.cpp does not know or can't make here, of any model."""
     type_number(file_type)
     if file_type in NOT_WRITTEN:
         raise InputError(f"llama.cpp reads type {file_type} but does not write it; choose another type")
-    fits = any(weight.shape[-1] % SUPERBLOCK == 0 for weight in matrices)
-    if file_type in NEED_IMATRIX or (fits and file_type in NEED_IMATRIX_IF_FITTING):
+    if file_type in NEED_IMATRIX:
         raise InputError(f"type {file_type} needs an importance matrix, which this pipeline does not make; choose another type")
 
 
