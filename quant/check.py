@@ -118,14 +118,17 @@ def main(arguments: list[str]) -> None:
     given = parser.parse_args(arguments)
     params = parameters()
     from quant.hub.source import ModelSource  # late imports, so that --help and a wrong argument answer at once
-    from quant.preflight.facts import facts_of
-    from quant.preflight.forecast import forecasts
     from quant.text.source import TextSource
 
     is_folder = Path(given.model).is_dir()
     name, _, revision = (given.model, "", "") if is_folder else given.model.partition("@")
-    text = describe_text(TextSource(given.text)) if given.text else None
-    facts = facts_of(ModelSource(name, revision or None))
+    model, text = ModelSource(name, revision or None), TextSource(given.text) if given.text else None
+    model.require_valid()
+    from quant.preflight.facts import facts_of
+    from quant.preflight.forecast import forecasts
+
+    text = describe_text(text) if text else None
+    facts = facts_of(model)
     print(describe(facts, forecasts(facts.inventory, facts.folder, params), text, available_memory()))
 
 

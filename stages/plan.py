@@ -4,12 +4,12 @@ A variant's file in data/plan/variants is what its stages depend on. So a defaul
 the variants that inherit it and no others, and a pinned version that is changed reruns what it computes.
 """
 
+from quant.device import check_device
 from quant.files import atomic_folder, write_json
 from quant.hub.source import ModelSource
 from quant.pins import COMPUTE, REPORT, pinned
 from quant.pipeline import PLAN, REQUIREMENTS, parameters, run
 from quant.quality.protocol import ScoringProtocol
-from quant.device import check_device
 from quant.speed.plan import TimingPlan
 from quant.text.source import TextSource
 from quant.variants import variants

@@ -24,11 +24,12 @@ WAITS = (0.1, 0.1, 0.1)  # instead of seconds
 
 class Client:
     def __init__(self):
+        self._folder = tempfile.TemporaryDirectory()
         self._server = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, text=True)
 
     def start(self, environment: dict[str, str], *steps: dict) -> Path:
         """Start a child; its folder, for `result`."""
-        folder = Path(tempfile.mkdtemp())
+        folder = Path(tempfile.mkdtemp(dir=self._folder.name))
         print(json.dumps([environment, steps, str(folder)]), file=self._server.stdin, flush=True)
         return folder
 
@@ -49,6 +50,7 @@ class Client:
     def close(self) -> None:
         self._server.stdin.close()
         self._server.wait()
+        self._folder.cleanup()
 
 
 def serve() -> None:

@@ -69,7 +69,8 @@ def closure(start: Path, method: str | None = None, root: Path = ROOT) -> set[st
                 name = f"quant.methods.{method}"
             if name.endswith(".*"):
                 folder = Path(*name.removesuffix(".*").split("."))
-                todo += [file.relative_to(root) for pattern in ("*.py", "*/__init__.py") for file in (root / folder).glob(pattern)]
+                found = (file for pattern in ("*.py", "*/__init__.py") for file in (root / folder).glob(pattern))
+                todo += [file.relative_to(root) for file in found]
             else:
                 todo.append(file_of(name, root))
     return {path.as_posix() for path in reached}

@@ -2,10 +2,14 @@
 
 import ast
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from conftest import save_model
 from project_imports import ROOT, closure, file_of, imports_of
 
 from quant.methods import names
@@ -142,3 +146,43 @@ def test_no_other_code_knows_the_name_of_a_method():
     apart = ("methods", "runners", "benches")
     found = {str(path): strings(path) & set(names()) for path in SOURCES if path.parts[1] not in apart}
     assert not {path: known for path, known in found.items() if known}
+
+
+def test_a_new_grid_is_a_table(tmp_path):
+    """In a copy of the package: one entry of CODEBOOKS, and recipes, artifacts, sizes and figures know it."""
+    shutil.copytree(ROOT / "quant", tmp_path / "quant", ignore=shutil.ignore_patterns("__pycache__"))
+    path = tmp_path / "quant" / "tensor" / "codebooks.py"
+    text = path.read_text()
+    path.write_text(text.replace('CODEBOOKS = {', 'CODEBOOKS = {\n    "tri": Codebook("Ternary", (-1.0, 0.0, 1.0)),'))
+    script = (
+        "import torch; from quant.tensor.scheme import Scheme; from quant.tensor.qtensor import dequantize, quantize\n"
+        "from quant.report.style import GRIDS\n"
+        "scheme = Scheme(2, 64, codebook='tri'); weight = torch.randn(4, 128)\n"
+        "scales = weight.view(4, 2, 64).abs().amax(-1)\n"
+        "values = dequantize(quantize(weight, scheme)).view(4, 2, 64) / scales.unsqueeze(-1)\n"
+        "assert set(values.unique().tolist()) == {-1.0, 0.0, 1.0} and scheme.label == 'tri g64'\n"
+        "assert GRIDS['tri'].label == 'Ternary' and len({(look.colour, look.marker) for look in GRIDS.values()}) == len(GRIDS)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_new_dense_architecture_is_an_entry(monkeypatch, tmp_path):
+    """A Llama-like family that the table does not know: one entry, and it is quantized, opened and computes the same."""
+    import torch
+    import transformers
+
+    from quant.model import architectures
+    from quant.model.artifact import write_artifact
+    from quant.model.recipe import Recipe
+    from quant.runners import open_runner
+    from quant.tensor.scheme import Scheme
+
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+             "num_key_value_heads": 2, "vocab_size": 96, "max_position_embeddings": 64}
+    save_model(transformers.SmolLM3Config(pad_token_id=0, bos_token_id=1, eos_token_id=2, **shape), tmp_path / "base")
+    monkeypatch.setitem(architectures.ARCHITECTURES, "smollm3", architectures.ARCHITECTURES["llama"])
+    write_artifact(tmp_path / "base", Recipe(Scheme(), include=("*",)), tmp_path / "int8")
+    tokens = torch.arange(3, 27).view(1, -1)
+    base, variant = (open_runner(tmp_path / name).logits(tokens) for name in ("base", "int8"))
+    assert (base - variant).abs().max() < 0.02 * base.abs().max()

@@ -1,4 +1,7 @@
-"""Commands and stages that are called wrongly say in one line what they take."""
+"""Commands and stages with wrong arguments say in one line what they take, and at once."""
+
+import subprocess
+import sys
 
 import pytest
 from conftest import ROOT, run_stage
@@ -20,7 +23,7 @@ from quant.text.corpus import load_corpus
     (scoring_speed.main, ["a", "1", "b"], "unrecognized arguments: b"),
     (streaming_speed.main, ["large"], "gigabytes: invalid float value: 'large'"),
 ])  # fmt: skip
-def test_words_that_can_not_be(main, words, message, monkeypatch):
+def test_refused_arguments(main, words, message, monkeypatch):
     monkeypatch.chdir(ROOT)
     with pytest.raises(InputError, match=message):
         main(words)
@@ -31,13 +34,13 @@ def test_words_that_can_not_be(main, words, message, monkeypatch):
     (schemes.main, [], r"no params\.yaml in .*; run this in the project's folder"),
     (scoring_speed.main, [], r"no params\.yaml in .*; run this in the project's folder"),
 ])  # fmt: skip
-def test_another_folder(main, words, message, tmp_path, monkeypatch):
+def test_outside_the_project(main, words, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=message):
         main(words)
 
 
-def test_text_that_is_not_there_yet(tmp_path):
+def test_a_missing_corpus(tmp_path):
     with pytest.raises(InputError, match="eval holds no text; run dvc repro download"):
         load_corpus(tmp_path / "eval", tmp_path / "private")
 
@@ -53,6 +56,25 @@ def test_a_section_that_is_no_mapping(values):
     (("evaluate", "base", "nf4"), "error: evaluate takes VARIANT; found base nf4"),
     (("plot", "nf4"), "error: plot takes no arguments; found nf4"),
 ])  # fmt: skip
-def test_a_stage_called_with_too_few_or_too_many_words(words, line):
+def test_a_stage_with_too_few_or_too_many_arguments(words, line):
     done = run_stage(*words, cwd=ROOT)
     assert done.returncode == 1 and done.stderr.splitlines() == [line]
+
+
+QUICK = """
+import contextlib, io, sys
+from quant import check, export, select
+from quant.errors import InputError
+for main, *wrong in ((check.main, [], ["gpt2"]), (select.main, [], ["models/embedded", "nope"]),
+                     (export.main, [], ["models/embedded", "out"], ["no/folder", "out", "--format", "compressed-tensors"])):
+    for arguments in (["--help"], *wrong):
+        with contextlib.suppress(SystemExit, InputError), contextlib.redirect_stdout(io.StringIO()):
+            main(arguments)
+            raise RuntimeError(f"{arguments} were accepted")
+print(sorted({"torch", "transformers", "huggingface_hub"} & set(sys.modules)))
+"""
+
+
+def test_help_and_refused_arguments_answer_before_anything_heavy_is_imported():
+    done = subprocess.run([sys.executable, "-c", QUICK], cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == ("[]\n", 0), done.stderr

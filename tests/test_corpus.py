@@ -1,4 +1,4 @@
-"""Text comes in as lines, whatever its source, or with one clear sentence not at all."""
+"""Every source of text gives lines, or an error of one line."""
 
 import hashlib
 import io
@@ -8,8 +8,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from conftest import ROOT
-from hub_server import Fault, Hub
-from test_hub import steps
+from hub_server import Fault
 
 from quant.errors import InputError
 from quant.hub.download import fetch_file
@@ -50,9 +49,8 @@ def test_a_line_of_many_megabytes_is_one_line(tmp_path):
     assert (len(corpus.lines), corpus.words) == (2, 3_000_003)
 
 
-def test_a_file_at_an_address_is_checked_and_refused_in_one_line(tmp_path):
+def test_a_file_at_an_address_is_checked_and_refused_in_one_line(hub, tmp_path):
     """How the Penn Treebank comes, from a server of our own."""
-    hub = Hub()
     commit = hub.add("tiny/text", {"a.txt": b"one\ntwo\n"}, kind="dataset")
     url, out = f"{hub.endpoint}/datasets/tiny/text/resolve/{commit}/a.txt", tmp_path / "a.txt"
     assert fetch_file(url, hashlib.sha256(b"one\ntwo\n").hexdigest(), out).read_bytes() == b"one\ntwo\n"
@@ -65,7 +63,6 @@ def test_a_file_at_an_address_is_checked_and_refused_in_one_line(tmp_path):
         with pytest.raises(InputError, match=f"can't fetch {address}: .*{message}.*give the file's path"):
             fetch_file(address, "0" * 64, out)
         assert not out.exists()
-    hub.close()
 
 
 def test_a_folder_is_its_text_files_in_order(tmp_path):
@@ -146,9 +143,8 @@ def test_the_penn_treebank_is_recognized_whatever_its_path(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_dataset_of_the_hub_through_datasets(tmp_path):
+def test_a_dataset_of_the_hub_through_datasets(hub, hub_client, tmp_path):
     """Config, split, column and revision reach the real library; what does not fit is one line."""
-    hub = Hub()
     card = ("---\nlicense: cc-by-4.0\nconfigs:\n- config_name: raw\n  data_files:\n  - split: test\n    path: raw/test-*\n"
             "  - split: train\n    path: raw/train-*\n---\n")
     rows = {"sentence": [" one two \n", "", "three\nfour"], "label": [1, 2, 3]}
@@ -190,8 +186,7 @@ def test_a_dataset_of_the_hub_through_datasets(tmp_path):
         ({"call": "rows", "with": {"repo": "tiny/pinned", "commit": commit, "name": "test.parquet",
                                    "sha256": hashlib.sha256(pinned).hexdigest()}}, [" = Title = \n", ""]),
     ]
-    answers, printed = steps(hub, tmp_path / "home", *(step for step, _ in expected))
-    hub.close()
+    answers, printed = hub_client.call(hub.environment(tmp_path / "home"), *(step for step, _ in expected))
     for (_, wanted), answer in zip(expected, answers, strict=True):
         if isinstance(wanted, str):
             assert wanted in answer["error"] and "\n" not in answer["error"]

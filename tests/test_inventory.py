@@ -9,7 +9,9 @@ from conftest import ARCHITECTURES, ROOT, config_of, save_model
 from safetensors.torch import load_file, save_file
 
 from quant.errors import InputError
+from quant.export import export
 from quant.hub.source import ModelSource
+from quant.methods.llama_cpp.convert import convert
 from quant.model import safetensors_file
 from quant.model.architectures import architecture_of
 from quant.model.artifact import write_artifact
@@ -17,6 +19,7 @@ from quant.model.checkpoint import Checkpoint
 from quant.model.folder import INDEX, SINGLE
 from quant.model.recipe import Recipe
 from quant.preflight.facts import facts_of
+from quant.preflight.forecast import forecasts
 from quant.quality.evaluate import evaluate, evaluate_base
 from quant.quality.protocol import ScoringProtocol
 from quant.runners import open_runner
@@ -132,13 +135,25 @@ def test_base_and_variant_are_evaluated(stored, tmp_path, form):
     assert metrics[0] == metrics[1]
 
 
-def test_check_and_select_count_a_tied_weight_once(make_model, stored, capsys, monkeypatch):
+def test_a_tied_weight_that_is_stored_as_the_head_alone(make_model, stored, tmp_path, capsys, monkeypatch):
+    """Checked, selected and exported as one weight; llama.cpp, whose converter would lose the embedding, says no beforehand."""
     monkeypatch.chdir(ROOT)
-    folder = stored("llama-tied", renamed({EMBEDDING: HEAD}))
-    assert facts_of(ModelSource(str(folder))).inventory.parameters == Checkpoint(make_model("llama-tied")).inventory.parameters
+    plain, folder = make_model("llama-tied"), stored("llama-tied", renamed({EMBEDDING: HEAD}))
+    facts = facts_of(ModelSource(str(folder)))
+    rows = {"int8": {"method": "quant"}, "gguf": {"method": "llama_cpp", "type": "F16"}}
+    found = {one.name: one.obstacle for one in forecasts(facts.inventory, facts.folder, {"variants": rows})}
+    assert facts.inventory.parameters == Checkpoint(plain).inventory.parameters
+    assert found["int8"] is None and f"as {EMBEDDING}, which is stored as {HEAD}" in found["gguf"]
+    with pytest.raises(InputError, match=f"as {EMBEDDING}, which is stored as {HEAD}; remove its rows"):
+        convert(folder, tmp_path / "converted")
     select_command([str(folder), "{include: [head]}"])
     rows = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines()}
     assert rows["model.embed_tokens"][1] == "embedding+head" and "lm_head" not in rows
+    for source in (plain, folder):
+        write_artifact(source, Recipe(Scheme(4, 32)), tmp_path / f"{source.name}-int4")
+        export(tmp_path / f"{source.name}-int4", tmp_path / f"{source.name}-out", "compressed-tensors")
+    first, second = (load_file(tmp_path / f"{source.name}-out" / SINGLE) for source in (plain, folder))
+    assert set(first) == set(second) and all(torch.equal(first[name], second[name]) for name in first)
 
 
 def another_head(tensors):

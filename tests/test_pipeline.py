@@ -111,8 +111,8 @@ def project(tmp_path_factory):
         shutil.copyfile(ROOT / "models" / "embedded" / name, folder / "tiny" / name)
     project = Project(folder, {**TINY, "model": {"source": "tiny", "revision": None}})
     ran = project.stages_run("repro")
-    assert families(ran) == {"plan", "download", "prepare", "quantize", "evaluate-base", "evaluate", "benchmark-base", "benchmark",
-                             "compare", "plot", "report"}
+    assert families(ran) == {"plan", "download", "prepare", "quantize", "evaluate-base", "evaluate", "benchmark-base",
+                             "benchmark", "compare", "plot", "report"}
     assert {f"quantize@{name}" for name in TINY["variants"]} < ran
     project.commit()
     return project
@@ -309,7 +309,8 @@ def test_a_new_method_is_a_folder_and_a_row(project):
         assert "<!-- toy -->" in drawn and "<!-- a toy -->" in drawn, f"{name}: its mark, and its line of the legend"
     shown = subprocess.run([sys.executable, "-m", "quant.check", "tiny"], cwd=project.folder, env=environment(),
                            capture_output=True, text=True)
-    assert [line.split()[:3] for line in shown.stdout.splitlines() if line.startswith("toy")] == [["toy", "a", "toy"]], shown.stderr
+    (line,) = [line for line in shown.stdout.splitlines() if line.startswith("toy")]
+    assert line.split()[:3] == ["toy", "a", "toy"], "the forecast of quant.check"
     refused = project.dvc("exp", "run", "-S", "variants.toy.method=nosuch", ok=False)
     assert "nosuch" in refused
     shutil.rmtree(toy)
@@ -369,7 +370,8 @@ def test_killed_in_a_stage_it_ends_with_the_same_hashes(project, stage):
 
 def test_the_default_pipeline(tmp_path_factory):
     """What `make repro` makes, from nothing, and that it is what this repository says it is; timed less often."""
-    project = Project(tmp_path_factory.mktemp("default"), {"benchmark": {"prompts": [16], "tokens": 4, "rounds": 1, "threads": 2}})
+    timed = {"prompts": [16], "tokens": 4, "rounds": 1, "threads": 2}
+    project = Project(tmp_path_factory.mktemp("default"), {"benchmark": timed})
     project.dvc("repro")
     metrics = project.metrics()
     assert set(metrics) == {path.stem for path in (ROOT / "reports" / "metrics").glob("*.json")}

@@ -179,6 +179,7 @@ def test_a_gguf_goes_out_with_its_metadata_and_a_card_that_says_what_was_measure
     assert created["visibility"] == "public"
 
 
+@pytest.mark.slow
 def test_all_that_stopped_in_the_middle_is_repeated(hub, run, tmp_path):
     """A busy Hub is waited for; where the second of three fails, the same command then sends what is not there, and no more."""
     busy = Fault("POST /api/models/me/tiny-nf4/commit/*", status=429, headers={"Retry-After": "1"})

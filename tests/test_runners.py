@@ -54,7 +54,7 @@ def test_every_runtime_keeps_the_protocol_of_runners(opened):
     kinds = {"transformers": ("base", RunnerWithStates), "llama_cpp": ("gguf-f16", Runner)}
     assert set(kinds) == set(RUNTIMES)
     for runtime, (kind, protocol) in kinds.items():
-        module, runner = import_module(f"quant.runners.{runtime}"), opened(kind)
+        module, runner = import_module(f"quant.runners.runtimes.{runtime}"), opened(kind)
         assert type(runner) is module.Runner and callable(module.import_libraries)
         for part in {Runner, protocol}:
             methods, attributes = members(part)
@@ -76,7 +76,7 @@ def test_states_are_those_that_the_head_multiplies(opened, text):
 
 
 @pytest.mark.parametrize(("manifest", "message"), [
-    ({"runtime": "onnx"}, r"runtime 'onnx'; expected one of transformers, llama_cpp; .*dvc repro"),
+    ({"runtime": "onnx"}, r"runtime 'onnx'; expected one of llama_cpp, transformers; .*dvc repro"),
     ({"weights": "../base"}, r"points to '\.\./base'; expected the name of a folder beside it; .*dvc repro"),
 ])  # fmt: skip
 def test_a_manifest_that_can_not_be_is_refused(tmp_path, manifest, message):

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from contextlib import chdir
+from contextlib import chdir, suppress
 
 import pytest
 
@@ -24,14 +24,12 @@ def test_the_converter_imports_nothing_from_a_models_folder(make_model, tmp_path
     marker = tmp_path / "marker"
     shutil.copytree(make_model("llama"), tmp_path / "planted")
     (tmp_path / "planted" / "module.py").write_text(PLANTED.format(marker=str(marker)))
-    for name, change in (("config.json", {"architectures": [architecture], "auto_map": {"AutoConfig": "planted--module.Tokenizer"}}),
-                         ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": [None, "planted--module.Tokenizer"]},
-                                                    "tokenizer_class": "Tokenizer"})):
+    own = "planted--module.Tokenizer"
+    changes = {"config.json": {"architectures": [architecture], "auto_map": {"AutoConfig": own}},
+               "tokenizer_config.json": {"auto_map": {"AutoTokenizer": [None, own]}, "tokenizer_class": "Tokenizer"}}
+    for name, change in changes.items():
         path = tmp_path / "planted" / name
         path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-    with chdir(tmp_path):
-        try:
-            convert(tmp_path / "planted", tmp_path / "out")
-        except InputError:
-            pass  # that it refuses such a model is fine as well
+    with chdir(tmp_path), suppress(InputError):  # that it refuses such a model is fine as well
+        convert(tmp_path / "planted", tmp_path / "out")
     assert not marker.exists()

@@ -1,4 +1,4 @@
-"""Training: windows score every token once, a stopped run goes on as if it had not been stopped, the baseline is a distribution."""
+"""Training: windows predict every token once, a stopped run resumes exactly, the baseline is a distribution."""
 
 import pytest
 import torch
@@ -25,7 +25,8 @@ def make(folder, **changes):
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=17, n_positions=8, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0))
+    shape = {"vocab_size": 17, "n_positions": 8, "n_embd": 16, "n_layer": 1, "n_head": 2}
+    model = GPT2LMHeadModel(GPT2Config(bos_token_id=0, eos_token_id=0, **shape))
     return Training(model, Schedule(**{"epochs": 3, "batch_size": 4, "warmup": 5, "peak_rate": 1e-2, **changes}), folder,
                     tell=lambda _: None)
 

@@ -22,6 +22,8 @@ def export(artifact: Path, out: Path, form: str) -> None:
     """
     if form not in FORMATS:
         raise InputError(f"format is {form!r}; expected one of {', '.join(FORMATS)}")
+    if not (artifact / "config.json").is_file():
+        raise InputError(f"{artifact} has no config.json; expected the folder of a variant from scratch, such as models/int4")
     if out.exists() and not (out / "manifest.json").is_file():
         raise InputError(f"{out} exists and is not an earlier export (it has no manifest.json); name a new folder")
     if out.resolve() == artifact.resolve():

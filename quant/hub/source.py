@@ -34,11 +34,14 @@ class ModelSource:
 
     @property
     def is_local(self) -> bool:
-        """Whether the source is a folder. Raises InputError if it is neither a folder nor a Hub id."""
-        if Path(self.source).is_dir():
-            return True
-        if is_repo_id(self.source):
-            return False
+        """Whether the source is a folder, rather than a Hub id. Raises InputError if it is neither."""
+        self.require_valid()
+        return Path(self.source).is_dir()
+
+    def require_valid(self) -> None:
+        """Raise InputError unless the source is a folder or a Hub id."""
+        if Path(self.source).is_dir() or is_repo_id(self.source):
+            return
         meant = WITHOUT_OWNER.get(self.source.lower())
         hint = f"did you mean {meant}?" if meant else "a Hub id names the owner too, such as openai-community/gpt2"
         raise InputError(f"model {self.source!r} is neither a folder here nor a Hub id (owner/name); {hint}")

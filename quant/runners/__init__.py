@@ -13,7 +13,8 @@ from quant.files import read_json
 if TYPE_CHECKING:
     import torch
 
-RUNTIMES = ("transformers", "llama_cpp")  # each a module here, with a class `Runner` and a function `import_libraries`
+RUNTIMES = tuple(sorted(path.stem for path in (Path(__file__).parent / "runtimes").glob("[a-z]*.py")))
+DEFAULT_RUNTIME = "transformers"  # of a folder without a manifest, or whose manifest names none
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def opening_of(folder: Path) -> Opening:
     if not folder.is_dir():
         raise InputError(f"{folder} does not exist; make it with dvc repro")
     manifest = read_json(folder / "manifest.json") if (folder / "manifest.json").is_file() else {}
-    runtime = manifest.get("runtime", RUNTIMES[0])
+    runtime = manifest.get("runtime", DEFAULT_RUNTIME)
     if runtime not in RUNTIMES:
         raise InputError(f"{folder}/manifest.json names the runtime {runtime!r}; expected one of "
                          f"{', '.join(RUNTIMES)}; make the folder again with dvc repro")
@@ -109,13 +110,13 @@ def open_runner(folder: Path, dtype: str | None = None, device: str = "cpu", thr
                 max_tokens: int | None = None) -> Runner:
     """Load the model in `folder` with the runtime of its manifest. dtype: None means the manifest's; the rest is in Options."""
     opening = opening_of(folder)
-    runtime = import_module(f"quant.runners.{opening.runtime}")
+    runtime = import_module(f"quant.runners.runtimes.{opening.runtime}")
     return runtime.Runner(opening.weights, Options(dtype or opening.dtype, device, threads, max_tokens))
 
 
 def import_runtime(folder: Path, modules: tuple[str, ...] = ()) -> None:
     """Import the runtime's libraries and `modules`, so that a later measurement of loading does not include imports."""
     opening = opening_of(folder)
-    import_module(f"quant.runners.{opening.runtime}").import_libraries(opening.weights)
+    import_module(f"quant.runners.runtimes.{opening.runtime}").import_libraries(opening.weights)
     for module in modules:
         import_module(module)

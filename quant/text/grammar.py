@@ -1,10 +1,9 @@
-"""A probabilistic grammar that writes Penn-Treebank-like lines: the text of the embedded default.
+"""A probabilistic grammar of lines like the Penn Treebank's: the text of the embedded default.
 
-The lines are lower case, name rare words `<unk>` and numbers `N`, and are drawn independently. Every
-derivation yields another line, so the probability of a line is the probability of its derivation, and
-the entropy of the lines is the entropy of the derivations, which solves a linear system (Grenander
-1967; Booth & Thompson 1973). That gives what no natural corpus has: the exact floor below which no
-model's perplexity can lie.
+The lines are lower case, contain `<unk>` for rare words and `N` for numbers, and are drawn independently. No two derivations
+yield the same line, so the probability of a line is the probability of its derivation, and the entropy of the lines is the
+entropy of the derivations, the solution of a linear system (Grenander 1967; Booth & Thompson 1973). So the lowest perplexity
+that a model can reach is known exactly, which it is for no natural corpus.
 
     grammar = treebank_like()
     line = grammar.sample(random.Random(7))      # line.words, line.nats
@@ -31,6 +30,8 @@ TEST_SHARE = 10  # one line in ten may appear in the test text only
 
 @dataclass(frozen=True)
 class Line:
+    """A line and its probability, as negative natural logarithm."""
+
     words: tuple[str, ...]
     nats: float  # -ln of the line's probability, the end of the line included
 
@@ -38,8 +39,8 @@ class Line:
 class Grammar:
     """A context-free grammar with probabilities.
 
-    rules: symbol -> its expansions, each (probability, tuple of symbols and words). What is no key of
-    `rules` is a word. The probabilities of a symbol's expansions sum to 1.
+    rules: symbol -> its expansions, each (probability, tuple of symbols and words); anything that is not a key is a word. The
+    probabilities of a symbol's expansions sum to 1.
     """
 
     def __init__(self, rules: dict[str, list[tuple[float, tuple[str, ...]]]]):
@@ -72,8 +73,8 @@ class Grammar:
     def lines(self, count: int, split: str) -> Iterator[Line]:
         """`count` lines of the split "train" or "test", the same on every machine.
 
-        A line belongs to one split by a hash of its text, so the two share no line. The hash has nothing
-        a model could learn, so `nats` stays the best any model can expect.
+        A hash of its text assigns a line to a split, so the two share no line. A model can't learn the hash, so `nats` remains
+        the best that a model can expect.
         """
         rng = random.Random(SEEDS[split])
         drawn = (self.sample(rng) for _ in repeat(None))
@@ -141,8 +142,8 @@ def _split(line: Line) -> str:
 def treebank_like() -> Grammar:
     """The embedded grammar: eight topics, agreement in number, verbs that choose their objects.
 
-    What keeps it unambiguous: the nouns of the topics are disjoint, every clause holds one of them, and
-    an adjunct can attach in one place only.
+    It is unambiguous: the nouns of the topics are disjoint, every clause contains one of them, and an adjunct can attach in one
+    place only.
     """
     rules: dict[str, list[tuple[float, tuple[str, ...]]]] = {}
 
@@ -151,7 +152,7 @@ def treebank_like() -> Grammar:
         rules[symbol] = [(weight / total, tuple(text.split())) for weight, text in expansions]
 
     def choice(symbol: str, words: list[str]) -> None:
-        """Words by falling frequency, as Zipf has it."""
+        """Words with falling frequency, by Zipf's law."""
         rule(symbol, *((1 / (rank + 1.5), word) for rank, word in enumerate(words)))
 
     rule(START, *((1 / (rank + 4), f"Line.{topic}") for rank, topic in enumerate(lexicon.TOPICS)))

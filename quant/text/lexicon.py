@@ -1,4 +1,4 @@
-"""The words of the embedded grammar, by topic; the most frequent first."""
+"""The words of the embedded grammar, by topic, the most frequent first."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Topic:
-    """agent: who acts; matter: what is acted upon. Verbs and adjectives know which of the two they go with."""
+    """The words of one topic. Keys: "agent", the noun that acts, and "matter", its object; verbs_for: by the kind of object."""
 
     nouns: dict[str, list[str]]
     adjectives: dict[str, list[str]]
@@ -26,6 +26,7 @@ def _topic(agents: str, matters: str, adjectives: tuple[str, str], verbs: tuple[
 
 
 def plural(noun: str) -> str:
+    """Plural of a regular noun."""
     if noun.endswith("y") and noun[-2] not in "aeiou":
         return noun[:-1] + "ies"
     return noun + ("es" if noun.endswith(("s", "x", "ch", "sh")) else "s")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from quant.errors import InputError
 from quant.files import atomic_folder, read_json, write_json, write_manifest
-from quant.methods.llama_cpp.support import supported_architectures
+from quant.methods.llama_cpp.support import weights_obstacle
 from quant.model.checkpoint import Checkpoint
 
 OUTTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
@@ -19,13 +19,12 @@ OUTTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 def convert(base: Path, out: Path) -> None:
     """Convert the model in `base` to out/model.gguf, in the precision it is stored in.
 
-    Raises InputError where llama.cpp does not support the architecture, before any work, and where its converter fails.
+    Raises InputError where llama.cpp does not support the model's weights, before any work, and where its converter fails.
     """
     checkpoint = Checkpoint(base)
-    names = checkpoint.config.get("architectures") or []
-    if not set(names) & supported_architectures():
-        raise InputError(f"llama.cpp has no architecture for {', '.join(names) or checkpoint.config['model_type']}; "
-                         "remove its rows from `variants` in params.yaml (method: llama_cpp)")
+    reason = weights_obstacle(checkpoint.inventory)
+    if reason:
+        raise InputError(f"{reason}; remove its rows from `variants` in params.yaml (method: llama_cpp)")
     outtype = OUTTYPES.get(checkpoint.inventory.dtype, "f32")
     with atomic_folder(out) as folder, tempfile.TemporaryDirectory() as beside:
         about = Path(beside) / "metadata.json"

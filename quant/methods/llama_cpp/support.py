@@ -15,12 +15,10 @@ PROBE = "Hello  world's 3 cats,\tand\n\n2026 don't -- naïve ✅ 我想 x=1;  en
 
 
 def obstacle(inventory: Inventory, folder: Path) -> str | None:
-    """Why llama.cpp can't convert a model: its architecture or its tokenizer; None where it can. folder: holds the tokenizer."""
-    names = inventory.config.get("architectures") or []
-    if not names:
-        return "config.json names no architectures, and llama.cpp's converter needs one"
-    if not set(names) & supported_architectures():
-        return f"llama.cpp has no architecture for {', '.join(names)}"
+    """Why llama.cpp can't convert a model: its weights or its tokenizer; None where it can. folder: holds the tokenizer."""
+    reason = weights_obstacle(inventory)
+    if reason:
+        return reason
     if (folder / "tokenizer.model").is_file() or not (folder / "tokenizer.json").is_file():
         return None  # SentencePiece, which it reads; or files that only a conversion can check
     from tokenizers import Tokenizer
@@ -35,6 +33,18 @@ def obstacle(inventory: Inventory, folder: Path) -> str | None:
     is_byte_level = type(tokenizer.model).__name__ == "BPE" and not tokenizer.model.byte_fallback
     if is_byte_level and not knows_pre_tokenizer(tokenizer) and not splits_like_gpt2(tokenizer):
         return "llama.cpp does not know this BPE tokenizer, and it splits text unlike GPT-2's"
+    return None
+
+
+def weights_obstacle(inventory: Inventory) -> str | None:
+    """Why llama.cpp can't convert a model's weights: its architecture, or the name of a tied weight; None where it can."""
+    names, head = inventory.config.get("architectures") or [], inventory.head
+    if not names:
+        return "config.json names no architectures, and llama.cpp's converter needs one"
+    if not set(names) & supported_architectures():
+        return f"llama.cpp has no architecture for {', '.join(names)}"
+    if inventory.architecture.full_name(head.tensor) != head.name:  # converted, it would lack the embedding
+        return f"llama.cpp's converter needs the weight of embedding and head as {head.name}, which is stored as {head.tensor}"
     return None
 
 
