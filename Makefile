@@ -7,6 +7,8 @@
 VENV := .venv
 ACTIVE := . $(VENV)/bin/activate &&
 export DVC_NO_ANALYTICS := true
+# Two processes, a file of tests at a time, the longest first (tests/conftest.py)
+PYTEST := python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # What `make clean` removes: these folders, and what git ignores in models, data and reports
 IGNORED := git ls-files --others --ignored --exclude-standard --directory models data reports
@@ -21,10 +23,10 @@ repro: setup
 	$(ACTIVE) dvc repro
 
 test: setup lint
-	$(ACTIVE) python -m pytest
+	$(ACTIVE) $(PYTEST)
 
 quick: setup lint
-	$(ACTIVE) python -m pytest -m "not slow"
+	$(ACTIVE) $(PYTEST) -m "not slow"
 
 bench: setup
 	$(ACTIVE) python -m quant.benches.decode

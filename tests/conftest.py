@@ -79,6 +79,12 @@ def save_model(config, folder: Path, dtype: torch.dtype = torch.float32) -> Path
     return folder
 
 
+def pytest_collection_modifyitems(items):
+    """The longest files first, so that processes that run beside each other end at about the same time."""
+    longest = ("test_default_run", "test_pipeline")
+    items.sort(key=lambda item: longest.index(item.module.__name__) if item.module.__name__ in longest else len(longest))
+
+
 @pytest.fixture(scope="session")
 def make_model(tmp_path_factory):
     """make_model(architecture, dtype) -> a folder with config, random weights and the embedded tokenizer. Not to be changed."""

@@ -61,6 +61,7 @@ def test_sizes_are_those_of_what_is_made(runtimes):
         assert found[name].sizes.held_bytes == pytest.approx(held, rel=0.15 if mixed else 0), name
 
 
+@pytest.mark.slow
 def test_a_model_on_the_hub_is_checked_without_its_weights(hub, make_model, tmp_path):
     """The command itself: under 10 s of work, a sharded model of 24 MB at a commit, of which it reads the headers."""
     from safetensors.torch import load, save
@@ -128,6 +129,7 @@ def test_types_of_unknown_size_are_made_and_others_are_not(runtimes, tmp_path):
             quantize(source, Spec(kind), tmp_path / kind)
 
 
+@pytest.mark.slow
 def test_rows_that_k_quants_do_not_fit_are_told_as_llama_cpp_does_it(tmp_path):
     from transformers import GPT2Config
 
@@ -179,6 +181,7 @@ def test_what_keeps_llama_cpp_from_a_model_is_told_of_files_that_are_not_right(m
     assert "names no architectures" in predicted(folder)["gguf-f16"].obstacle
 
 
+@pytest.mark.slow
 def test_a_header_on_the_hub_that_is_none_is_one_line(hub, hub_client, make_model, tmp_path):
     """A header longer than any, one that describes more than the file has, one of no tensor, one of a dtype that is not known."""
     from safetensors.torch import save

@@ -9,8 +9,10 @@ import sys
 import pytest
 import yaml
 from conftest import ROOT, run_stage
+from dvc_project import environment
 from made_up import PARAMS, made_up
-from test_pipeline import environment
+
+pytestmark = pytest.mark.slow
 
 WIDTH = 120
 

@@ -15,8 +15,8 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT
+from dvc_project import Project
 from hub_server import Fault, sha256
-from test_pipeline import Project
 
 from quant.errors import InputError
 from quant.hub.fetch import fetch_model

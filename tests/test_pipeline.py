@@ -1,4 +1,4 @@
-"""DVC for real: what reruns when what changes, on a tiny model; and the whole default pipeline once."""
+"""DVC for real, on a tiny model: what reruns when what changes, and what a kill costs."""
 
 import csv
 import json
@@ -9,11 +9,10 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
-import yaml
 from conftest import ROOT
+from dvc_project import Project, environment
 
 from quant.quality.bootstrap import Blocks, difference
 
@@ -31,70 +30,6 @@ TINY = {
     "evaluate": {"protocol": "joined/1", "context": 64, "stride": 64, "line": " {} \n", "unk": "text"},
     "benchmark": {"prompts": [16, 32], "tokens": 4, "rounds": 2, "threads": 2},
 }
-
-
-class Project:
-    """A clone of this project in a folder of its own, with the parameters given."""
-
-    def __init__(self, folder: Path, params: dict | None = None):
-        self.folder = folder
-        listed = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT,
-                                capture_output=True, check=True).stdout
-        for name in filter(None, listed.decode().split("\0")):
-            if (ROOT / name).is_file():
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(ROOT / name, folder / name)
-        if params:
-            (folder / "dvc.lock").unlink(missing_ok=True)
-            everything = yaml.safe_load((folder / "params.yaml").read_text())
-            (folder / "params.yaml").write_text(yaml.safe_dump({**everything, **params}, sort_keys=False))
-        self.git("init", "-q")
-        self.commit()
-
-    @classmethod
-    def cloned(cls, source: "Project", folder: Path) -> "Project":
-        """Another checkout of a project, as another person has it."""
-        clone = cls.__new__(cls)
-        clone.folder = folder
-        source.git("clone", "-q", str(source.folder), str(folder))
-        return clone
-
-    def git(self, *words):
-        subprocess.run(["git", *words], cwd=self.folder, env=environment(), check=True, capture_output=True)
-
-    def commit(self):
-        self.git("add", "-A")
-        self.git("commit", "-q", "--allow-empty", "-m", "state")
-
-    def dvc(self, *words, ok=True, **more: str) -> str:
-        """What a dvc command prints; more: environment variables."""
-        done = subprocess.run([sys.executable, "-m", "dvc", *words], cwd=self.folder, env={**environment(), **more},
-                              capture_output=True, text=True)
-        assert not ok or done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-        assert ok or done.returncode != 0
-        return done.stdout + done.stderr
-
-    def stages_run(self, *words) -> set[str]:
-        """Names of the stages that a dvc command really ran."""
-        lines = self.dvc(*words).splitlines()
-        return {line.split("'")[1] for line in lines if line.startswith("Running stage")}
-
-    def metrics(self) -> dict[str, dict]:
-        return {path.stem: json.loads(path.read_text()) for path in (self.folder / "reports" / "metrics").glob("*.json")}
-
-    def hashes(self) -> dict[str, str]:
-        """What dvc.lock holds of every output whose hash should be stable."""
-        stages = yaml.safe_load((self.folder / "dvc.lock").read_text())["stages"]
-        outs = [out for stage in stages.values() for out in stage.get("outs", [])]
-        return {out["path"]: out["md5"] for out in outs if out["path"].startswith(("models/", "data/", "reports/quality/"))}
-
-
-def environment() -> dict[str, str]:
-    """The commands of the virtual environment first, as in a terminal where it is active."""
-    who = {f"GIT_{role}_{what}": value for role in ("AUTHOR", "COMMITTER")
-           for what, value in (("NAME", "test"), ("EMAIL", "test@localhost"))}
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    return {**os.environ, **who, "PATH": path, "DVC_NO_ANALYTICS": "true"}
 
 
 @pytest.fixture(scope="module")
@@ -314,6 +249,8 @@ def test_a_new_method_is_a_folder_and_a_row(project):
     refused = project.dvc("exp", "run", "-S", "variants.toy.method=nosuch", ok=False)
     assert "nosuch" in refused
     shutil.rmtree(toy)
+    for kind in ("quality", "speed"):
+        (project.folder / "reports" / kind / "toy.json").unlink()
     project.git("checkout", ".")
     project.dvc("checkout", "--quiet", "--force")
     assert would_run(project) == set()
@@ -346,10 +283,12 @@ def test_the_boundaries_of_caching(project):
     assert "int3.json" in project.dvc("metrics", "show") and "int3" in (project.folder / "reports" / "report.md").read_text()
     assert "int3" in project.dvc("metrics", "diff")
 
+    params = (project.folder / "params.yaml").read_text()
     refused = project.dvc("exp", "run", "-S", "quant.bitz=4", ok=False)
     assert "bitz" in refused
     refused = project.dvc("exp", "run", "-S", "+variants.int3.bitz=4", ok=False)
     assert "variants.int3: unknown recipe key 'bitz'" in refused, "before anything is quantized"
+    (project.folder / "params.yaml").write_text(params)
 
 
 @pytest.mark.parametrize("stage", ["prepare", "quantize@whole", "quantize@bnb-nf4", "evaluate@whole"])
@@ -366,22 +305,3 @@ def test_killed_in_a_stage_it_ends_with_the_same_hashes(project, stage):
     process.communicate()
     project.dvc("repro")
     assert project.hashes() == expected
-
-
-def test_the_default_pipeline(tmp_path_factory):
-    """What `make repro` makes, from nothing, and that it is what this repository says it is; timed less often."""
-    timed = {"prompts": [16], "tokens": 4, "rounds": 1, "threads": 2}
-    project = Project(tmp_path_factory.mktemp("default"), {"benchmark": timed})
-    project.dvc("repro")
-    metrics = project.metrics()
-    assert set(metrics) == {path.stem for path in (ROOT / "reports" / "metrics").glob("*.json")}
-    corpus = json.loads((project.folder / "data" / "eval" / "corpus.json").read_text())
-    floor = 2.718281828459045 ** (corpus["floor_nats"] / corpus["words"])
-    assert floor < metrics["base"]["ppl_word"] < 1.05 * floor, "above the grammar's exact perplexity, and near it"
-    assert metrics["gguf-f16"]["ppl"] == pytest.approx(metrics["base"]["ppl"], rel=1e-3)
-    assert metrics["nf4"]["ppl"] == pytest.approx(metrics["bnb-nf4"]["ppl"], rel=1e-3), "one format, twice"  # where a
-    # processor has bfloat16, bitsandbytes multiplies in it, and the two differ by that
-    for name, committed in ((path.stem, json.loads(path.read_text())) for path in (ROOT / "reports" / "metrics").glob("*.json")):
-        for key in ("ppl", "bits_per_weight", "weights_mib"):
-            assert metrics[name][key] == pytest.approx(committed[key], rel=1e-3), (name, key)
-    assert project.stages_run("repro") == set()

@@ -87,13 +87,12 @@ def test_a_recipe_that_does_not_fit_the_model(workspace, row, words):
     assert models(workspace) == ["base"]
 
 
-@pytest.mark.parametrize(("damage", "words"), [
-    (lambda file: file.unlink(), ["no model.safetensors"]),
-    (lambda file: file.write_bytes(file.read_bytes()[:-10]), ["bytes, its header says", "fetch it again"]),
-    (lambda file: file.write_bytes(b"\xff" * 400), ["safetensors file: 400 bytes", "fetch it again"]),
-    (lambda file: file.rename(file.with_name("pytorch_model.bin")), ["pickle", "pytorch_model.bin"]),
+@pytest.mark.parametrize(("stage", "damage", "words"), [
+    ("download", lambda file: file.unlink(), ["no model.safetensors"]),
+    ("quantize", lambda file: file.write_bytes(file.read_bytes()[:-10]), ["bytes, its header says", "fetch it again"]),
+    ("prepare", lambda file: file.write_bytes(b"\xff" * 400), ["safetensors file: 400 bytes", "fetch it again"]),
+    ("download", lambda file: file.rename(file.with_name("pytorch_model.bin")), ["pickle", "pytorch_model.bin"]),
 ])  # fmt: skip
-@pytest.mark.parametrize("stage", ["download", "quantize", "prepare"])
 def test_a_damaged_checkpoint(workspace, stage, damage, words):
     folder = workspace / "models" / "base"
     if stage == "download":
@@ -120,6 +119,7 @@ def test_without_a_row_of_llama_cpp_nothing_is_converted(workspace, make_model):
     assert sorted(path.name for path in prepared.iterdir()) == ["float", "quant"], "the base is of the method float"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("source", "word"), [
     ({"source": "nowhere"}, "model 'nowhere'"),
     ({"source": "some/model", "revision": "0" * 40}, "some/model at 000000000000"),
@@ -130,12 +130,14 @@ def test_a_model_that_can_not_be_had(workspace, source, word):
     assert word in complaint(run_stage("download", cwd=workspace))
 
 
+@pytest.mark.slow
 def test_text_and_model_that_can_not_be_had_are_told_together(workspace):
     change(workspace, model={"source": "some/model"}, data={"source": "no/such/text"})
     line = complaint(run_stage("download", cwd=workspace))
     assert "corpus 'no/such/text'" in line and ". And some/model" in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("content", "word"), [(b"", "is empty"), (b"caf\xe9\n", "not UTF-8: line 1")])
 def test_a_corpus_that_is_none(workspace, content, word):
     (workspace / "models" / "base").rename(workspace / "source")
@@ -154,6 +156,7 @@ def test_a_full_disk(workspace):
     assert models(workspace) == ["base"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_interrupted_it_leaves_nothing_that_looks_whole(workspace, number):
     from transformers import GPT2Config, GPT2LMHeadModel
