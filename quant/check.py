@@ -89,11 +89,10 @@ def describe_text(source) -> str:
     from quant.hub.repository import resolve
     from quant.text.corpus import FEW_LINES
     from quant.text.read import count_lines
+    from quant.text.source import KNOWN
 
-    if source.source in ("grammar", "ptb", "wikitext2"):
-        known = {"grammar": "generated here", "ptb": "3,761 lines, 82,430 words; LDC material, for measuring only",
-                 "wikitext2": "from the Hub, checked by sha256; CC BY-SA"}
-        return f"{source.source}: {known[source.source]}"
+    if source.source in KNOWN:
+        return f"{source.source}: {KNOWN[source.source].about}"
     if source.dataset is not None:
         snapshot = resolve(source.dataset, source.revision, "dataset")
         return f"{source.source}: commit {snapshot.commit}, {len(snapshot.files)} files; streamed"

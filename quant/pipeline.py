@@ -19,6 +19,7 @@ from quant.errors import InputError, first_line
 PARAMS, REQUIREMENTS = Path("params.yaml"), Path("requirements.txt")
 BASE, MODELS, PREPARED = Path("models/base"), Path("models"), Path("models/prepared")
 PLAN, TEXT, REFERENCE, PRIVATE = Path("data/plan"), Path("data/eval"), Path("data/reference"), Path("data/private")
+TRAINING = Path("data/training")
 REPORTS = Path("reports")
 
 

@@ -1,49 +1,52 @@
-"""Train the embedded models on Jane Austen's novels: `embedded`, and `embedded-small` with about a quarter of its weights.
+"""Train a model that the project carries, or could carry.
 
-A frozen DVC stage: `dvc repro` does not run it, because the models are in git. About 100 minutes on 2 cores; `dvc unfreeze train`
-and `dvc repro --force train` make them anew. A run that was stopped goes on at the epoch it was in.
+`embedded`, on lines of the embedded grammar, is a frozen stage of DVC: `dvc repro` does not run it, because the model is in git.
+`austen` and `austen-small`, on Jane Austen's novels, take about an hour and a quarter of one on 2 cores. A run that was stopped
+resumes at the epoch it was in. Weights are stored in 16 bits.
 """
 
-from pathlib import Path
+from dataclasses import dataclass
 
-from quant.pipeline import MODELS, run
+from quant.errors import InputError
+from quant.pipeline import MODELS, TRAINING, run
 
-LINE = "{}\n"  # the form that a sentence takes in the text; as evaluate.line in params.yaml
-VOCABULARY, CONTEXT, SEED = 4096, 256, 0
-SIZES = {  # width (256, so that llama.cpp's K-quants apply), layers, heads, dropout, epochs
-    "embedded": (256, 4, 4, 0.25, 16),
-    "embedded-small": (128, 3, 4, 0.1, 16),
+
+@dataclass(frozen=True)
+class Size:
+    """width: 256 and its multiples fit llama.cpp's K-quants; dropout: a corpus that is read many times needs it."""
+
+    texts: str
+    vocabulary: int
+    width: int
+    layers: int
+    dropout: float
+    epochs: int
+
+
+SIZES = {
+    "embedded": Size("grammar_texts", 2048, 256, 3, 0.0, 1),
+    "austen": Size("novel_texts", 4096, 256, 4, 0.25, 16),
+    "austen-small": Size("novel_texts", 4096, 128, 3, 0.1, 16),
 }
-STATE = Path("data/training")
 
 
-def main() -> None:
-    import torch
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    from quant.text.novels import TRAIN, chapters
+def main(model: str) -> None:
+    if model not in SIZES:
+        raise InputError(f"model {model!r}; expected one of {', '.join(SIZES)}")
+    from quant.training import texts
+    from quant.training.model import CONTEXT, new_model
     from quant.training.tokenizer import make_tokenizer
     from quant.training.train import Schedule, Training, token_stream, windows_of
 
-    held_out = {novel: slice(9, None, 20) for novel in TRAIN}  # every twentieth chapter validates
-    texts = {novel: chapters(novel) for novel in TRAIN}
-    validating = [lines for novel in TRAIN for lines in texts[novel][held_out[novel]]]
-    training = [[line for lines in texts[novel] if lines not in validating for line in lines] for novel in TRAIN]
-    tokenizer = make_tokenizer((LINE.replace("{}", line) for lines in training for line in lines), VOCABULARY, CONTEXT)
-    stream = token_stream(tokenizer, training, LINE)
-    validation = windows_of(token_stream(tokenizer, validating, LINE), CONTEXT)
-    for name, (width, layers, heads, dropout, epochs) in SIZES.items():
-        torch.manual_seed(SEED)
-        model = GPT2LMHeadModel(GPT2Config(
-            vocab_size=VOCABULARY, n_positions=CONTEXT, n_ctx=CONTEXT, n_embd=width, n_layer=layers, n_head=heads,
-            activation_function="gelu_pytorch_tanh",  # GPT-2's GELU, computed in one step
-            resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout,
-            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-        ))
-        Training(model, Schedule(epochs), STATE / name, SEED).run(stream, validation, CONTEXT)
-        model.half().save_pretrained(MODELS / name)
-        tokenizer.save_pretrained(MODELS / name)
+    size = SIZES[model]
+    found = getattr(texts, size.texts)()
+    lines = (found.line.replace("{}", line) for text in found.training for line in text)
+    tokenizer = make_tokenizer(lines, size.vocabulary, CONTEXT)
+    stream, held_out = (token_stream(tokenizer, chosen, found.line) for chosen in (found.training, found.validation))
+    trained = new_model(tokenizer, size.width, size.layers, size.dropout)
+    Training(trained, Schedule(size.epochs), TRAINING / model).run(stream, windows_of(held_out, CONTEXT), CONTEXT)
+    trained.half().save_pretrained(MODELS / model)
+    tokenizer.save_pretrained(MODELS / model)
 
 
-if __name__ == "__main__":
-    run(main)
+run(main)

@@ -99,7 +99,7 @@ def test_a_file_without_text_is_refused(tmp_path, content, message):
 
 
 @pytest.mark.parametrize(("source", "sentences", "message"), [
-    ("no/such/file", None, "is not a file or folder here; expected grammar, ptb"),
+    ("no/such/file", None, "is not a file or folder here; expected grammar, austen, ptb"),
     ("grammar", 0, "data.sentences is 0"),
     ("grammar", "many", "data.sentences is 'many'"),
 ])  # fmt: skip

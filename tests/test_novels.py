@@ -4,6 +4,8 @@ import pytest
 
 from quant.errors import InputError
 from quant.text.novels import NOVELS, TEST, TRAIN, chapters, sentences
+from quant.text.read import read_corpus
+from quant.text.source import TextSource
 
 
 @pytest.mark.parametrize(("paragraph", "expected"), [
@@ -40,3 +42,10 @@ def test_no_sentence_of_the_test_text_is_in_another_novel():
 def test_a_novel_that_is_not_there():
     with pytest.raises(InputError, match="'dracula' is not embedded; expected one of emma, mansfieldpark"):
         chapters("dracula")
+
+
+def test_persuasion_is_a_corpus_to_measure_on():
+    corpus = read_corpus(TextSource("austen"))
+    assert (len(corpus.lines), corpus.license, corpus.private, corpus.split) == (3556, "public domain", False, "test")
+    assert corpus.lines[0].startswith("Sir Walter Elliot, of Kellynch Hall")
+    assert read_corpus(TextSource("austen", sentences=7)).lines == corpus.lines[:7]

@@ -249,7 +249,7 @@ def test_a_new_method_is_a_folder_and_a_row(project):
     refused = project.dvc("exp", "run", "-S", "variants.toy.method=nosuch", ok=False)
     assert "nosuch" in refused
     shutil.rmtree(toy)
-    for kind in ("quality", "speed"):
+    for kind in ("quality", "speed", "metrics"):
         (project.folder / "reports" / kind / "toy.json").unlink()
     project.git("checkout", ".")
     project.dvc("checkout", "--quiet", "--force")

@@ -73,3 +73,15 @@ def test_the_baseline_is_a_distribution_and_learns():
     for context in ([], [4], [4, 1], [9, 9, 9]):
         assert sum(model.probability(context, token) for token in range(11)) == pytest.approx(1)
     assert model.perplexity(tokens) == pytest.approx(2, rel=0.05)
+
+
+def test_texts_hold_out_lines_and_leave_the_test_text_alone():
+    from quant.text.novels import TEST, chapters
+    from quant.training.texts import novel_texts
+
+    found = novel_texts()
+    training, held_out = ({line for text in texts for line in text if len(line.split()) > 7}
+                          for texts in (found.training, found.validation))
+    test = {line for lines in chapters(TEST) for line in lines if len(line.split()) > 7}
+    assert len(held_out) > 500 and len(training) > 20 * len(held_out) // 2
+    assert not test & (training | held_out) and not training & held_out

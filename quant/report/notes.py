@@ -13,14 +13,15 @@ from quant.report.templates import environment
 from quant.report.wording import code, joined, named, scale
 from quant.tensor.codebooks import LINEAR, label_of
 from quant.text.corpus import FEW_LINES
+from quant.text.source import KNOWN
 
-TEXTS = {"grammar": "text of the embedded grammar", "ptb": "the Penn Treebank", "wikitext2": "WikiText-2"}
 MOST_NAMES = 4  # of a list within a sentence
 
 
 def text_name(corpus: Mapping) -> str:
     """The name of the evaluation text, for a sentence."""
-    return TEXTS.get(corpus["source"], f"`{corpus['source']}`")
+    source = corpus["source"]
+    return KNOWN[source].title if source in KNOWN else f"`{source}`"
 
 
 def warnings(run: Run, corpus: Mapping) -> list[str]:

@@ -16,6 +16,7 @@ from quant.hub.license import License
 from quant.hub.repository import Snapshot, check_access, is_commit, resolve
 from quant.text.corpus import Corpus
 from quant.text.grammar import treebank_like
+from quant.text.novels import TEST, chapters
 from quant.text.source import HUB, KNOWN, TextSource
 
 GRAMMAR_LINES = 3000
@@ -54,6 +55,9 @@ def read_corpus(source: TextSource) -> Corpus:
         drawn = list(treebank_like().lines(source.sentences or GRAMMAR_LINES, "test"))
         lines = tuple(" ".join(line.words) for line in drawn)
         return Corpus("grammar", lines, floor_nats=sum(line.nats for line in drawn), license="apache-2.0", split="test")
+    if source.source == "austen":
+        lines = [line for lines in chapters(TEST) for line in lines]
+        return _chosen(lines, source, Corpus("austen", (), license="public domain", split="test"))
     if source.source == "ptb":
         with tempfile.TemporaryDirectory() as folder:
             path = fetch_file(PTB_URL, PTB_SHA256, Path(folder) / "ptb.test.txt")
