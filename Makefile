@@ -1,13 +1,13 @@
 # make repro   the whole pipeline              make test    the linter and all tests
-# make setup   only the environment            make quick   the linter and the tests that take no time
+# make setup   only the environment            make quick   the linter and the fast tests
 # make readme  the README's tables and figure, from reports/
-# make bench   how fast quantized models are, on shapes of real models; about 20 minutes
-# make clean   remove what can be made again
+# make bench   speed of quantized models with the shapes of real ones; about 20 minutes
+# make clean   remove everything that can be rebuilt
 
 VENV := .venv
 ACTIVE := . $(VENV)/bin/activate &&
 export DVC_NO_ANALYTICS := true
-# Two processes, a file of tests at a time, the longest first (tests/conftest.py)
+# What PYTEST runs: two processes, one test file at a time each, the longest files first (tests/conftest.py)
 PYTEST := python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # What `make clean` removes: these folders, and what git ignores in models, data and reports
@@ -17,7 +17,7 @@ MADE := ls -d $(VENV) .dvc/cache .dvc/tmp 2>/dev/null; $(IGNORED)
 .PHONY: help repro test quick setup clean lint readme bench
 
 help:
-	@sed -n 's/^# //p' Makefile | sed '/^What/,$$d'
+	@sed -n 's/^# make/make/p' Makefile
 
 repro: setup
 	$(ACTIVE) dvc repro
@@ -55,7 +55,7 @@ $(VENV)/ready-to-test: tests/requirements.txt $(VENV)/ready
 
 clean:
 	@made=$$($(MADE)); test -n "$$made" || { echo "nothing to remove"; exit 0; }; \
-	  echo "This removes the virtual environment, DVC's cache with all it holds of earlier runs, and what dvc repro makes:"; \
-	  du -shc $$made; printf "Go on? [y/N] "; read answer; \
+	  echo "This removes the virtual environment, DVC's cache with the results of earlier runs, and what dvc repro makes:"; \
+	  du -shc $$made; printf "Continue? [y/N] "; read answer; \
 	  test "$$answer" = y || { echo "nothing was removed"; exit 1; }; \
 	  rm -rf $$made

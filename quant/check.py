@@ -57,7 +57,7 @@ def _size(count: float | None) -> str:
 
 
 def _demands(facts, found: list, have: int) -> list[str]:
-    """Memory of every stage, against `have` bytes, and disk; a variant whose size is not known counts as nothing."""
+    """Lines on each stage's memory, of the `have` bytes available, and on disk; a variant of unknown size counts as 0 bytes."""
     from quant.progress import size
 
     made = [one for one in found if not one.obstacle]

@@ -18,7 +18,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def whole_number(word: str) -> int:
-    """An argument's type for argparse: a whole number of at least 1."""
+    """argparse type: a whole number of at least 1."""
     if not word.isdecimal() or int(word) < 1:
         raise argparse.ArgumentTypeError(f"{word!r} is not a whole number of at least 1")
     return int(word)

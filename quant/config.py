@@ -8,7 +8,7 @@ from quant.errors import InputError
 
 
 def known_keys(cls, values: dict, what: str) -> dict:
-    """Return `values` if they are fields of the dataclass `cls`. Raises InputError, which calls them `what`, if not."""
+    """Return `values` if every key is a field of the dataclass `cls`, else raise InputError. what: their name in messages."""
     names = [field.name for field in fields(cls)]
     if not isinstance(values, dict):
         raise InputError(f"{what} is {values!r}; expected keys and values, of {', '.join(names)}")
@@ -24,6 +24,6 @@ def is_whole(value, least: int = 1) -> bool:
 
 
 def check_choice(name: str, value, choices: tuple[str, ...], others: str = "") -> None:
-    """Raise InputError unless `value` is one of `choices`. others: text on further choices, for the end of the message."""
+    """Raise InputError unless `value` is one of `choices`. others: further choices, as text for the end of the message."""
     if value not in choices:
         raise InputError(f"{name} is {value!r}; expected one of {', '.join(choices)}{others}")

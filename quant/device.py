@@ -13,7 +13,7 @@ def check_device(device: str) -> None:
 
 
 def resolve_device(device: str) -> str:
-    """ "auto" is cuda where there is one. Raises InputError where there is none and it is asked for."""
+    """Resolve "auto" to cuda where there is a GPU, else to cpu. Raises InputError for cuda without a GPU."""
     import torch
 
     check_device(device)

@@ -2,7 +2,7 @@
 
 
 class InputError(Exception):
-    """An input can't be used. The message, one line, names it, what was found, what was expected and what to do."""
+    """An unusable input. The message, one line, names the input, what was found, what was expected and what to do."""
 
 
 def first_line(error: BaseException) -> str:

@@ -88,7 +88,7 @@ def nearest_folder(path: Path) -> Path:
 
 
 def significant(value, digits: int = 6):
-    """Round floats, inside lists and dicts too, to significant digits: files are readable and compare well."""
+    """Round floats, inside lists and dicts too, to significant digits, for readable files and small diffs."""
     if isinstance(value, dict):
         return {key: significant(inner, digits) for key, inner in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""The versions that requirements.txt pins, for results that depend on them."""
+"""Versions pinned in requirements.txt, recorded for the results that depend on them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 
 from quant.errors import InputError
 
-COMPUTE = ("torch", "transformers", "tokenizers", "numpy", "safetensors", "numba", "llvmlite")  # behind every number
-REPORT = ("matplotlib", "jinja2", "pypandoc_binary", "typst")  # behind the form of figures and report
+COMPUTE = ("torch", "transformers", "tokenizers", "numpy", "safetensors", "numba", "llvmlite")  # every number depends on these
+REPORT = ("matplotlib", "jinja2", "pypandoc_binary", "typst")  # the look of figures and report depends on these
 
 
 def pinned(requirements: Path, names: Iterable[str]) -> dict[str, str]:
-    """name -> version. Raises InputError for a name without a pin."""
+    """The pinned version of each name. Raises InputError for a name without a pin."""
     text = requirements.read_text(encoding="utf-8")
     found = {_normal(name): version for name, version in re.findall(r"^([\w.-]+)==([^\s#;]+)", text, re.MULTILINE)}
     missing = [name for name in names if _normal(name) not in found]

@@ -1,4 +1,4 @@
-"""What every stage shares: the places of the pipeline's files, params.yaml, and errors as one line."""
+"""Shared by every stage: the paths of the pipeline's files, the reader of params.yaml, and one-line errors."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def folder_of(variant: str) -> Path:
 
 def run(stage: Callable[..., None]) -> None:
     """Run a stage on the arguments; an error the user can fix prints one line and exits 1."""
-    gc.set_threshold(100_000, 50, 50)  # a stage is mostly imports, which Python's usual threshold makes a fifth slower
+    gc.set_threshold(100_000, 50, 50)  # a stage is mostly imports, which Python's default thresholds make a fifth slower
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     logging.getLogger().setLevel(logging.ERROR)  # libraries' warnings: bitsandbytes has one for every call
@@ -71,7 +71,7 @@ def run(stage: Callable[..., None]) -> None:
 
 
 def _require_this_code() -> None:
-    """Raise InputError where another checkout's code would run on this project's files, as its stages would not notice."""
+    """Raise InputError if another checkout's code would run on this project's files: DVC tracks only the project's own code."""
     here, used = Path("quant").resolve(), Path(quant.__file__).resolve().parent
     if here.is_dir() and here != used:
         raise InputError(f"this is the code of {used}, and the project's own is {here}; run "

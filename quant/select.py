@@ -34,7 +34,7 @@ def rows_of_table(selected_weights: list) -> Iterator[tuple[str, str, str, str, 
 
 
 def recipe_named(text: str, params: dict):
-    """The recipe of a variant, by name, or a recipe as YAML in braces."""
+    """The recipe of a variant, given by name, or a recipe given as YAML in braces."""
     from quant.methods import FROM_SCRATCH
     from quant.variants import variant
 

@@ -88,9 +88,9 @@ def _quantize_module(model: nn.Module, name: str, parts: dict[str, dict], scheme
 
 
 def _check_stored(model: nn.Module, files: list[Path]) -> None:
-    """Check every file's header, and dtype and shape of every tensor of a quantized weight, before any is read.
+    """Check the headers of all files, and dtype and shape of every quantized weight's tensors, before any tensor is read.
 
-    Raises InputError that names the first tensor which differs from the artifact's config.
+    Raises InputError, which names the first tensor that differs from the artifact's config.
     """
     stored = {name: info for file in files for name, info in read_header(file).items()}
     weights = [(name, module) for name, module in model.named_modules() if files and isinstance(module, QWeight)]

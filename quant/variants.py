@@ -12,7 +12,7 @@ from quant.files import read_json
 from quant.methods import UNQUANTIZED, Method, Values, load
 
 BASE = "base"
-RESERVED = {BASE, "embedded", "prepared"}  # other folders of models/
+RESERVED = {BASE, "embedded", "prepared", "austen", "austen-small"}  # other folders of models/
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -34,7 +34,7 @@ class Variant:
         return self.method.nominal_bits(self.values)
 
     def to_dict(self) -> dict:
-        """Plain values; `from_dict` of them is this variant."""
+        """The variant as values that JSON can hold; the inverse of `from_dict`."""
         return {"name": self.name, "method": self.method.name, "values": dict(self.values)}
 
     @classmethod
@@ -43,7 +43,7 @@ class Variant:
 
 
 def variants(params: Mapping) -> list[Variant]:
-    """The base, then every row of `variants`, in order. Raises InputError that names the row which is wrong."""
+    """The base, then every row of `variants`, in order. Raises InputError, which names the invalid row."""
     rows = params.get("variants") or {}
     if not isinstance(rows, Mapping):
         raise InputError(f"variants is {rows!r}; expected rows such as int4: {{method: quant, bits: 4}}")
@@ -51,7 +51,7 @@ def variants(params: Mapping) -> list[Variant]:
 
 
 def variant(name: str, params: Mapping) -> Variant:
-    """The variant of one row."""
+    """The variant of the row called `name`. Raises InputError for an unknown name or an invalid row."""
     rows = params["variants"]
     if name not in rows:
         raise InputError(f"variant {name!r} is not in params.yaml; it has {', '.join(rows)}")
@@ -70,7 +70,7 @@ def variant(name: str, params: Mapping) -> Variant:
 
 
 def planned(name: str, plan: Path) -> Variant:
-    """The variant as the stage `plan` wrote it into the folder `plan`."""
+    """The variant that the stage `plan` wrote to the folder `plan`. Raises InputError if it is not there."""
     path = plan / "variants" / f"{name}.json"
     if not path.is_file():
         known = sorted(other.stem for other in (plan / "variants").glob("*.json"))

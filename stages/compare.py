@@ -1,4 +1,4 @@
-"""Measure what each scheme does to the base's own weights, for the figures."""
+"""Measure the rounding error of each scheme on the base's own weights, for the figures."""
 
 import torch
 
@@ -9,7 +9,7 @@ from quant.quality.weight_error import compare_schemes
 
 
 def main() -> None:
-    torch.set_num_threads(1)  # samples are so small that waiting for a second thread costs several times what it gives
+    torch.set_num_threads(1)  # samples are small: waiting for a second thread costs several times what it saves
     write_json(REPORTS / "weights.json", compare_schemes(Checkpoint(BASE)))
 
 

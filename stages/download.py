@@ -13,7 +13,7 @@ def main() -> None:
     params = parameters()
     model, text = ModelSource.from_dict(params["model"]), TextSource.from_dict(params["data"])
     try:
-        corpus = read_corpus(text)  # first: a text that can't be had is told before a model of many gigabytes comes
+        corpus = read_corpus(text)  # first, so that an unreadable text is reported before a large download
     except InputError as error:
         raise InputError(" And ".join(filter(None, (f"{error}.", obstacle(model))))) from None
     fetch_model(model, BASE)

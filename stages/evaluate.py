@@ -1,11 +1,11 @@
 """Score one variant against the base on the evaluation text.
 
-The base comes first: it leaves what it predicted in data/reference, which the others are compared with.
+The base runs first: it stores its predictions in data/reference, and variants are compared with them.
 """
 
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is imported: threads that wait leave the cores to others
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is imported: waiting threads sleep
 
 from quant.files import write_json
 from quant.pipeline import BASE, PRIVATE, REFERENCE, REPORTS, TEXT, folder_of, parameters, run

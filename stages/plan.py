@@ -1,7 +1,7 @@
-"""Check every parameter, and write what each variant is: its method, its parameters with all defaults, its libraries.
+"""Check every parameter, and write each variant's method, parameters with all defaults, and versions of its libraries.
 
-A variant's file in data/plan/variants is what its stages depend on. So a default that is changed, quant.bits for one, reruns
-the variants that inherit it and no others, and a pinned version that is changed reruns what it computes.
+A variant's stages depend on its file in data/plan/variants. So a changed default, such as quant.bits, reruns only the variants
+that inherit it, and a changed library version reruns only the stages that use the library.
 """
 
 from quant.device import check_device

@@ -1,4 +1,4 @@
-"""Make once what all variants of a method share, such as the GGUF file that llama.cpp's quantizer starts from."""
+"""Build once the files that all variants of a method share, such as the GGUF file that llama.cpp's quantizer reads."""
 
 from quant.files import atomic_folder, read_json, write_manifest
 from quant.methods import load
@@ -11,7 +11,7 @@ def main() -> None:
             method = load(name)
             if method.prepare:
                 method.prepare(BASE, folder / name)
-            else:  # so that there is a folder to depend on
+            else:  # the stage quantize depends on this folder
                 (folder / name).mkdir()
                 write_manifest(folder / name, {"method": name})
 

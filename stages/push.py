@@ -17,9 +17,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("variant", nargs="?", help="a name in the report's table, such as nf4 or gguf-q4_0")
     parser.add_argument("--all", action="store_true", help="every quantized variant, each to owner/name-VARIANT")
     parser.add_argument("--repo", required=True, metavar="owner/name")
-    parser.add_argument("--revision", metavar="BRANCH", help="push to this branch, made if need be, of a repository that exists")
-    parser.add_argument("--public", action="store_true", help="a new repository can be seen by all; otherwise by you alone")
-    parser.add_argument("--code", metavar="URL", help="where a reader of the card finds this pipeline")
+    parser.add_argument("--revision", metavar="BRANCH", help="push to this branch, created if it does not exist")
+    parser.add_argument("--public", action="store_true", help="make a new repository public; without this it is private")
+    parser.add_argument("--code", metavar="URL", help="address of this pipeline, for the card")
     parser.add_argument("--yes", action="store_true", help="send it; without this nothing is sent")
     asked = parser.parse_args(arguments)
     known = [variant for variant in variants(parameters()) if is_shareable(variant) or variant.name == asked.variant]
@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> None:
     found = [publication(variant, folder_of(variant.name), BASE, TEXT,
                          f"{asked.repo}-{variant.name}" if asked.all else asked.repo, REPORTS, asked.code) for variant in chosen]
     if not asked.code and any(variant.method.needs_code for variant in chosen):
-        print("note: weights quantized from scratch open with this pipeline; add --code URL, and the card says where it is",
+        print("note: weights quantized from scratch need this pipeline to open; add --code URL to put its address on the card",
               flush=True)
     for one in found:
         print(one.listing(), flush=True)
@@ -43,7 +43,7 @@ def confirm(repo: str):
     def answered(question: str) -> bool:
         try:
             return input(question).strip() == repo
-        except EOFError:  # nobody there to ask
+        except EOFError:  # no terminal to ask on
             print(flush=True)
             return False
 

@@ -1,8 +1,8 @@
-"""Train a model that the project carries, or could carry.
+"""Train one of the project's own models: `embedded`, `austen` or `austen-small`.
 
 `embedded`, on lines of the embedded grammar, is a frozen stage of DVC: `dvc repro` does not run it, because the model is in git.
-`austen` and `austen-small`, on Jane Austen's novels, take about an hour and a quarter of one on 2 cores. A run that was stopped
-resumes at the epoch it was in. Weights are stored in 16 bits.
+The other two, on Jane Austen's novels, take about an hour (`austen`) and a quarter of an hour (`austen-small`) on 2 cores. An
+interrupted run resumes at the epoch it was in. Weights are stored in 16 bits.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from quant.pipeline import MODELS, TRAINING, run
 
 @dataclass(frozen=True)
 class Size:
-    """width: 256 and its multiples fit llama.cpp's K-quants; dropout: a corpus that is read many times needs it."""
+    """texts: function of quant.training.texts; width: multiples of 256 fit K-quants; dropout: for a corpus read many times."""
 
     texts: str
     vocabulary: int

@@ -121,8 +121,9 @@ def test_every_room_has_a_floor_and_says_what_it_is_for():
 
 def test_the_readme_draws_the_tree_that_is_there():
     tree = (ROOT / "README.md").read_text().partition("## The tree")[2].partition("\n## ")[0]
-    drawn = set(re.findall(r"^ {2}(\w+)/", tree, re.MULTILINE))
-    assert drawn == {path.name for path in (ROOT / "quant").iterdir() if path.is_dir() and path.name != "__pycache__"}
+    drawn = re.findall(r"^ {2}(\w+)/", tree, re.MULTILINE)
+    assert set(drawn) == {path.name for path in (ROOT / "quant").iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert drawn == [room for room in FLOORS if room in drawn], "in the order of the floors"
 
 
 def test_files_stay_small():

@@ -54,8 +54,8 @@ def quantize_all(base: Path, folder: Path, tell: Callable[[str], None]) -> dict[
 
 
 def open_all(base: Path, made: Mapping[str, Path], max_tokens: int) -> dict[str, Runner]:
-    """Load the base in float32 and bfloat16, all variants of `made`, and two more that share weights with one of these:
-    fp32_our_decoding, with this project's decoding, and int8_dequantized_each_call."""
+    """Load the base in float32 and bfloat16, all variants of `made`, and two that share weights with one of these:
+    fp32_our_decoding (fp32 with this project's decoding) and int8_dequantized_each_call (int8, dequantized whole)."""
     runners = {"fp32": open_runner(base, threads=THREADS), "bf16": open_runner(base, "bfloat16", threads=THREADS)}
     runners["fp32_our_decoding"] = _sharing_weights(runners["fp32"])
     speed_up_decoding(runners["fp32_our_decoding"].model)
@@ -104,7 +104,7 @@ def timed(runners: dict[str, Runner], lengths: Mapping[str, int], tokens: int, r
 
 
 def _ratios(samples: Samples) -> dict[str, float]:
-    """Ratios of speeds, medians over the pairs of each round; of prefill that of our slowest format, at the longest prompt."""
+    """Median ratios of decoding speeds over paired samples, and of prefill for our slowest format at the longest prompt."""
     decode, prefill = samples.ms["decode"], samples.ms.get("prefill_long", samples.ms["prefill"])
     ratios = {f"{a}_vs_{b}": spread(ratios_of_pairs(decode[b], decode[a]))["median"] for a, b in RATIOS}
     slowest = min(spread(ratios_of_pairs(prefill["fp32"], prefill[name]))["median"] for name in OURS)

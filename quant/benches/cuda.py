@@ -28,7 +28,7 @@ from quant.tensor.scheme import Scheme
 
 SHAPES = ((4096, 4096), (14336, 4096), (4096, 14336))  # out, in
 ROWS = (1, 8, 512)
-COPIES_BYTES = 2**29  # all copies of a weight; ten times the caches of the largest GPUs
+COPIES_BYTES = 2**29  # all copies of a weight together; ten times the L2 cache of an H100
 BASELINE = "bfloat16"
 SCHEMES = {"int8 row": Scheme(), "int4 g64": Scheme(4, 64), "nf4 g64": Scheme(4, 64, codebook="nf4")}
 

@@ -1,11 +1,11 @@
 """Speed of quantized models: python -m quant.benches.decode [gpt2-124m] [llama-1b]    (make bench: both)
 
 Models of real shapes with random weights, all quantized here, run in one process in alternation, so that a shared machine's
-drift affects all equally: transformers in float32 and bfloat16, weights dequantized at every call as in a first attempt, this
-project's int8, int4 and NF4 (every weight, embedding and head too), bitsandbytes, and llama.cpp.
+drift affects all equally: transformers in float32 and bfloat16, weights dequantized at every call (the naive way), this
+project's int8, int4 and NF4 (every weight, embedding and head included), bitsandbytes, and llama.cpp.
 
-Decoding a token reads every weight once, so beside its time stands the rate at which weights were read, and that rate's share
-of the bandwidth of memory. Writes reports/bench.json with all raw samples; a model that is not named keeps earlier results.
+Decoding a token reads every weight once, so its time is printed with the rate at which weights were read, and that rate's share
+of the memory bandwidth. Writes reports/bench.json with all raw samples; models that are not named keep their earlier results.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Quality of many schemes on the pipeline's model and text: python -m quant.benches.schemes [WORD ...]
 
-Run `dvc repro evaluate-base` before. Each row is quantized into a temporary folder and scored as the pipeline scores its
-variants. Words choose the rows with one of them in their name: `python -m quant.benches.schemes int4 bnb`.
+Run `dvc repro evaluate-base` first. Each row is quantized into a temporary folder and scored as the pipeline scores its
+variants. Words select the rows whose name contains one of them: `python -m quant.benches.schemes int4 bnb`.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ Codes and scales are rearranged, never recomputed. The weight [out, in] of a lin
     weight_scale   [out, groups]         in the dtype it has in the artifact
     weight_shape   int64 [2]             out, in
 
-A code c means c - 2^(bits-1), here and there. A scale of a whole tensor is repeated for every row, because vLLM reads one
-per row ("channel") or per group only; so the roles of a fused matrix may have had scales of their own.
+A code c means c - 2^(bits-1) in both formats. The scale of a whole tensor is repeated for every row, because vLLM reads one
+per row ("channel") or per group only; this also covers fused matrices whose roles have a scale each.
 Format: https://github.com/vllm-project/compressed-tensors, compressors/pack_quantized.
 """
 
@@ -158,7 +158,7 @@ def quantization_config(model: PreTrainedModel, linears: list[PackedLinear]) -> 
 
 
 def _skeleton(checkpoint: Checkpoint) -> PreTrainedModel:
-    """The model on the meta device, which shows the types and shapes of its modules without memory for weights."""
+    """The model on the meta device, for the types and shapes of its modules, without memory for weights."""
     architecture = architecture_of(checkpoint.config)
     if architecture.transposed:
         names = ", ".join(sorted(architecture.transposed))

@@ -1,1 +1,1 @@
-"""GGUF files and llama.cpp's library, for the method that quantizes with it and the runner that runs with it."""
+"""GGUF files and llama.cpp's library: used by the method that quantizes with llama.cpp and by its runner."""

@@ -1,1 +1,1 @@
-"""The Hugging Face Hub: resolving, downloading and checking repositories, and turning its failures into one-line errors."""
+"""The Hugging Face Hub: resolves, downloads and checks repositories, and turns failures into one-line errors."""

@@ -1,7 +1,7 @@
-"""Downloads the files of a repository, resumed where they stopped and checked against the Hub's hashes.
+"""Downloads the files of a repository, resuming partial files and checking them against the Hub's hashes.
 
 Files stay in the client's cache: an interrupted download, even a killed one, resumes; a second download of the same commit
-transfers nothing; offline, the cache serves.
+transfers nothing; offline, files come from the cache.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ USUAL_RATE = 10e6  # bytes a second, for an estimate before the first byte has c
 def announce(snapshot: Snapshot, names: list[str], copy_to: Path) -> None:
     """Print the size and the expected time of a download of `names`.
 
-    copy_to: where the caller copies the files to, perhaps on another disk than the cache. Raises InputError if the disks have
+    copy_to: where the caller will copy the files, perhaps on a disk other than the cache's. Raises InputError if the disks have
     no room for the download and the copy.
     """
     from huggingface_hub import constants, try_to_load_from_cache
@@ -151,5 +151,5 @@ def _check(path: Path, name: str, snapshot: Snapshot) -> None:
 
 
 def git_hash(data: bytes) -> str:
-    """git's SHA-1 of a blob: of the content behind a header with its length."""
+    """git's SHA-1 of a blob: over a header with the length, followed by the content."""
     return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()

@@ -13,7 +13,7 @@ from quant.errors import InputError, first_line
 
 @contextmanager
 def translating_errors(repo: str, revision: str | None = None) -> Iterator[None]:
-    """Turn what the client raises about a repository into an InputError that says what happened and what to do."""
+    """Turn the client's exceptions about a repository into an InputError that says what happened and what to do."""
     import httpx2
     from huggingface_hub.errors import EntryNotFoundError, HFValidationError, OfflineModeIsEnabled, RevisionResolutionError
 
@@ -48,7 +48,7 @@ def http_error(error: BaseException | None) -> BaseException | None:
 
 
 def _explain(error: BaseException, repo: str, revision: str | None) -> str:
-    """One line for an HTTP error, a missing file of the cache or offline mode."""
+    """One line for an HTTP error, a file missing from the cache, or offline mode."""
     from huggingface_hub import constants, get_token
     from huggingface_hub.errors import (
         GatedRepoError,

@@ -30,7 +30,7 @@ CARD = "README.md"
 
 
 def obstacle(model: ModelSource) -> str | None:
-    """The reason why a model can't be fetched, as far as its listing shows; None if there is none."""
+    """Why a model can't be fetched, as far as resolving it on the Hub shows; None if it can."""
     try:
         if not model.is_local:
             resolve(model.source, model.revision)

@@ -22,7 +22,7 @@ class License:
 
     @classmethod
     def from_card(cls, card: Path) -> License:
-        """From the front matter of a README.md; a missing file or front matter gives a licence without an id."""
+        """Read the front matter of a README.md; a missing file or front matter gives a licence without an id."""
         text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
         head = re.match(r"\ufeff?---\s*\n(.*?)\n---\s*(\n|$)", text, re.DOTALL)
         try:
@@ -45,7 +45,7 @@ class License:
 
     @property
     def warning(self) -> str | None:
-        """What forbids or restricts sharing a modified copy, such as a quantized one; None for the usual open licences."""
+        """A warning if the licence forbids or restricts sharing a modified copy, such as a quantized one; None if in OPEN."""
         if self.id is None:
             return ("the base model's card states no licence; without one its author keeps all rights, and sharing a "
                     "quantized copy needs their permission")

@@ -1,7 +1,7 @@
 """Repositories of the Hugging Face Hub: the files that one holds at one commit.
 
 Everything goes through the Hub's own client, so HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE, HF_TOKEN and `hf auth login` work as
-everywhere. Where the Hub is out of reach, the client's cache answers.
+usual. If the Hub can't be reached, the client's cache is used.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def check_access(snapshot: Snapshot) -> None:
 
 
 def _cached(repo: str, revision: str | None, kind: str) -> Snapshot | None:
-    """The repository as far as the client's cache holds it; None if it holds no commit of that revision."""
+    """The files of the repository that are in the client's cache; None if no commit of that revision is."""
     from huggingface_hub import HfApi, scan_cache_dir
     from huggingface_hub.errors import CacheNotFound, RevisionResolutionError
 

@@ -1,4 +1,4 @@
-"""Repeats a call to the Hub that failed for a passing reason: the Hub is busy, or the connection broke."""
+"""Retries a call to the Hub after a transient failure: the Hub is busy, or the connection broke."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from quant.hub.errors import host, redacted
 
 TIMEOUT = 10  # seconds to wait for the Hub to answer
 WAITS = (1, 2, 4)  # seconds before each retry, where the Hub doesn't say how long
-LONGEST_WAIT = 120  # seconds; a Hub that asks for more is an error at once
-TRANSIENT = {408, 429, 500, 502, 503, 504}  # HTTP statuses that may be different a moment later
+LONGEST_WAIT = 120  # seconds; if the Hub asks for more, the error is raised at once
+TRANSIENT = {408, 429, 500, 502, 503, 504}  # HTTP statuses that are worth a retry
 Answer = TypeVar("Answer")
 
 
 def retrying(call: Callable[[], Answer]) -> Answer:
-    """The result of `call`, repeated after transient failures; waits as long as the Hub asks for, else WAITS.
+    """Return the result of `call`, repeated after transient failures; waits as long as the Hub asks for, else WAITS.
 
     Raises the last error once WAITS is used up, or at once if it is not transient or the Hub asks for more than LONGEST_WAIT.
     """

@@ -1,7 +1,7 @@
-"""Products with quantized weights: one file per device, all equal to the plain-torch reference but for rounding.
+"""Matrix products with quantized weights: one module per device, each equal to the plain-torch reference up to rounding.
 
-A CPU's loops are compiled by numba (loops.py, vectors.py, attention.py, norm.py) and run on torch's threads (threads.py); a GPU's
-kernels are Triton's (cuda.py).
+On a CPU the loops are compiled by numba (loops.py, vectors.py, attention.py, norm.py) and run on torch's threads (threads.py);
+on a GPU the kernels are written in Triton (cuda.py).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from quant.tensor.qtensor import QTensor
 
 
 class Matmul(Protocol):
-    """Products with one quantized weight [out, in]."""
+    """Matrix products with one quantized weight [out, in]."""
 
     def __call__(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """x [..., in] -> x W^T + bias, [..., out] in x's dtype."""
@@ -25,9 +25,9 @@ class Matmul(Protocol):
 
 
 def matmul_of(weight: QTensor) -> Matmul:
-    """The fastest kernel for the device the weight lies on."""
+    """Make the fastest kernel for the weight's device."""
     if weight.codes.device.type == "cpu":
-        from quant.kernels import cpu  # here, because numba takes a while to import and nobody else needs it
+        from quant.kernels import cpu  # here, because numba is slow to import and only a CPU needs it
 
         return cpu.Matmul(weight)
     if weight.codes.device.type == "cuda":

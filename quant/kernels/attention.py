@@ -1,8 +1,8 @@
 """Attention of the token that is being decoded: one query per head against all keys so far.
 
-Per head, softmax(q k^T * scaling) v, on torch's own threads; keys and values are read once, where they lie in the cache.
-`attend` stands alone. ATTEND_TO_CACHE is the loop of a job in a program (quant.kernels.threads): it also rotates query and key
-by their position (RoPE, Su et al. 2021, in halves as in Llama) and writes the new key and value into the cache.
+Per head, softmax(q k^T * scaling) v, on torch's own threads; keys and values are read in place, from the cache.
+`attend` is called by itself. ATTEND_TO_CACHE is the loop of a job in a program (quant.kernels.threads): it also rotates query
+and key by their position (RoPE, Su et al. 2021, in halves as in Llama) and writes the new key and value into the cache.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from numba import carray, float32, njit
 from quant.kernels import threads
 from quant.kernels.threads import FIRST, claim, compiled_loop, finish, pointer
 
-# Places in a job of quant.kernels.threads: addresses of float32 numbers, then sizes and, from KEYS_BATCH on, strides in numbers.
-# NEW_KEY, NEW_VALUE, COS and SIN are for ATTEND_TO_CACHE, whose HEADS are those of keys; COS and SIN may be 0, for none.
+# Places in a job of quant.kernels.threads: addresses of float32 numbers, then sizes and, from KEYS_BATCH on, strides in elements.
+# Only ATTEND_TO_CACHE uses NEW_KEY, NEW_VALUE, COS and SIN; its HEADS counts key heads. COS and SIN are 0 without RoPE.
 (QUERY, KEYS, VALUES, OUT, SCALING, NEW_KEY, NEW_VALUE, COS, SIN, BATCH, HEADS, QUERIES_PER_KV, LENGTH, WIDTH, KEYS_BATCH,
  KEYS_HEAD, VALUES_BATCH, VALUES_HEAD, FIELDS) = range(FIRST, FIRST + 19)
 _FAST = {"reassoc", "contract", "nsz"}

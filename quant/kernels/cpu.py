@@ -1,11 +1,11 @@
-"""Products on a CPU straight from packed codes; the weight is never dequantized to memory as a whole.
+"""Matrix products on a CPU straight from packed codes; the weight is never dequantized to memory as a whole.
 
-One row of activations (decoding a token) reads every code once and nothing else, so that memory sets the pace. A few
-rows share each row of the weight, decoded into the core's first cache. Many rows (a prompt) get the weight decoded tile by
-tile and go through torch's own matrix product.
+For one row of activations (decoding a token), every code is read once, so memory bandwidth sets the pace. For a few rows, each
+row of the weight is decoded once, into the core's L1 cache, and serves all of them. For many rows (a prompt), the weight is
+decoded tile by tile, and torch multiplies the tiles.
 
-Activations are widened to float32 and not rounded. Sums are float32, in another order than the reference's: the difference
-is rounding, nothing else.
+Activations are widened to float32 and not rounded. Sums are float32, in another order than the reference's: the results differ
+by rounding only.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from quant.tensor.grids import LinearGrid, grid_of
 from quant.tensor.qtensor import QTensor
 
 FEW_ROWS = 16  # up to this many rows of activations, decode the weight row by row; above, in tiles
-TILE = 2**19  # weights of a tile: 2 MB of float32, which stay in the processor's last cache
-PART_BYTES = 2**16  # codes of a thread's part, at most: memory is read ahead within them
-LEAST_PARTS = 8  # parts of a weight, if it has as many rows
+TILE = 2**19  # weights in a tile: 2 MB of float32, which stay in the last-level cache
+PART_BYTES = 2**16  # most bytes of codes in a part: the processor prefetches within it
+LEAST_PARTS = 8  # least number of parts of a weight with at least as many rows
 
 _MULTIPLY_ROW, _MULTIPLY_ROWS, _DECODE = (loop.address for loop in (loops.multiply_row, loops.multiply_rows, loops.decode))
 
 
 class Matmul:
-    """x W^T + b for one weight. Made once: its scales are widened to float32, its codes are used where they lie."""
+    """x W^T + b for one weight. The constructor widens the scales to float32; the codes are used in place."""
 
     def __init__(self, weight: QTensor):
         bits, grid = weight.scheme.bits, grid_of(weight.scheme)
@@ -46,7 +46,7 @@ class Matmul:
         scales = scales.expand(self.rows, -1).contiguous()  # one scale for all is repeated for every row
         zeros = None if zeros is None else zeros.expand(self.rows, -1).contiguous()
         lookup_planes = values[:16].view(torch.uint8).view(-1, 4).T.repeat(1, 2).contiguous()
-        self._held = codes, scales, zeros, values, lookup_planes  # a job has only their addresses
+        self._held = codes, scales, zeros, values, lookup_planes  # kept alive: a job has only their addresses
         groups = scales.shape[1]
         self._is_blocked = decoder != loops.ANY_TABLE and self.columns // groups % BLOCK == 0
         self._row_bytes = [0 if tensor is None else tensor.stride(0) * tensor.element_size() for tensor in self._held[:3]]
@@ -75,7 +75,7 @@ class Matmul:
     def job(self, bias: int, then: int) -> threads.Job:
         """A program's job that multiplies one row of activations; the caller fills in X, Y and, if `then` needs it, OTHER.
 
-        bias: address of float32 [out], or 0; then: one of quant.kernels.loops' last steps, such as ADD.
+        bias: address of float32 [out], or 0; then: the epilogue, such as quant.kernels.loops.ADD.
         """
         job = threads.Job.from_buffer_copy(self._job)
         job[threads.PARTS] = -(-self.rows // job[loops.HEIGHT])
@@ -86,7 +86,7 @@ class Matmul:
     def gather(self, rows: torch.Tensor) -> torch.Tensor:
         """Dequantize some rows of the weight and read no others: int64 [n] -> float32 [n, in].
 
-        Raises IndexError for a row that is not there, a negative one included.
+        Raises IndexError for a row out of range; negative numbers are out of range too.
         """
         rows = rows.contiguous()
         if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < self.rows:

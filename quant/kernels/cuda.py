@@ -1,17 +1,17 @@
-"""Products on a CUDA GPU, in Triton, straight from the packed codes: weights exist in registers only.
+"""Matrix products on a CUDA GPU, in Triton, straight from the packed codes: decoded weights never reach the GPU's memory.
 
-One row of activations (decoding a token) reads each code once, and the activations from cache, so the least time is
+For one row of activations (decoding a token), each code is read once, and the activations from cache, so the least time is
 out * in * bits / 8 bytes over the bandwidth of the GPU's memory: at 8 bits half of bfloat16's, at 4 a quarter, scales aside.
-All is computed in float32, without tensor cores. Compiled for sm_90 the inner loop has 5.3 instructions a code at 8 bits and
-6.4 at 4: there a GPU with much bandwidth for its clock is bound by the rate of instructions before it is by memory.
+Everything is computed in float32, without tensor cores. Compiled for sm_90, the inner loop has 5.3 instructions per code at
+8 bits and 6.4 at 4: a GPU with much bandwidth for its clock is then limited by its instruction rate, not by memory.
 
-More rows take tiles of the matrix through the tensor cores: a tile's weights are computed in float32 and rounded to the
-activations' dtype, as the reference does it; the sums are float32. Float32 activations are multiplied as float32, never as
-TF32, without tensor cores. A tile's codes are read again for every BLOCK_M rows of activations, mostly from the second cache.
+More rows are multiplied in tiles on the tensor cores: a tile's weights are computed in float32 and rounded to the activations'
+dtype, as in the reference; the sums are float32. Float32 activations are multiplied as float32, never as TF32, without tensor
+cores. A tile's codes are read again for every BLOCK_M rows of activations, mostly from the L2 cache.
 
-Every width, grid and grouping takes the same two kernels. Codes of 8 bits are read as bytes and those of 4 as halves of bytes;
-any other width, and 4 bits in groups of an odd size, fetches two bytes a code one by one, which costs many instructions.
-Values of a table are looked up in shared memory.
+The same two kernels serve every width, grid and group size. Codes of 8 bits are read as bytes and those of 4 as half-bytes;
+any other width, and 4 bits in groups of an odd size, loads two bytes for each code, which costs many instructions. Values of
+a table are looked up in shared memory.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ except ModuleNotFoundError as error:
     raise InputError("a quantized weight lies on a CUDA device, and products there need triton, which is not installed; "
                      "pip install triton, or set device to cpu") from error
 
-# A thread's piece of a row: weights that share a scale and are added up before it is multiplied on. 16 codes are one load of
-# 16 bytes at 8 bits, and of 8 bytes at 4.
+# Weights of a row that one thread takes: they share a scale, and their products are summed before it is applied. 16 codes are
+# one load of 16 bytes at 8 bits, and of 8 bytes at 4.
 PIECE = 16
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """What one program computes: BLOCK_M rows of activations by BLOCK_N rows of the weight, `columns` at a time."""
+    """Block of outputs of one program: m rows of activations by n rows of the weight, in steps of `columns` columns."""
 
     m: int
     n: int
@@ -48,13 +48,13 @@ class Blocks:
     stages: int
 
 
-# Reasoned from what Triton compiles for sm_80 and sm_90, not measured: no GPU was at hand.
+# Derived from the code that Triton compiles for sm_80 and sm_90, not from measurements: no GPU was available.
 # One row: 4 warps of threads with a PIECE each span 2048 columns; 4 rows of the weight share the activations they load and
-# keep 4 loads a thread under way. A weight of 4096 rows makes 1024 programs, several for each of a GPU's 100 or so processors.
+# keep 4 loads per thread in flight. A weight of 4096 rows makes 1024 programs, several for each of a GPU's 100 or so SMs.
 ONE_ROW = Blocks(m=1, n=4, columns=2048, warps=4, stages=1)
-# Tiles by the most rows they are for. 16 is the smallest tile of tensor cores: as few rows of the weight as still fill
-# them, so that enough programs share the reading. From there larger tiles, because each decodes its weights for itself.
-# All fit the 99 KiB of shared memory of GPUs such as the RTX 3090 and 4090. The last takes any number of rows.
+# Tiles by the largest number of activation rows they serve; the last serves any number. 16 rows are the smallest tile of tensor
+# cores: it takes few rows of the weight, so that enough programs share the reading. More rows take larger tiles, because every
+# tile decodes its own weights. All fit the 99 KiB of shared memory of GPUs such as the RTX 3090 and 4090.
 TILES = {
     16: Blocks(m=16, n=32, columns=128, warps=4, stages=3),
     64: Blocks(m=64, n=64, columns=64, warps=4, stages=3),
@@ -67,7 +67,7 @@ FLOAT32_TILES = {  # without tensor cores; twice the bytes
 
 
 class Matmul:
-    """x W^T + b for one weight. Made once: double-quantized scales are expanded, everything else is used where it lies."""
+    """x W^T + b for one weight. The constructor expands double-quantized scales; everything else is used in place."""
 
     def __init__(self, weight: QTensor):
         scheme, grid = weight.scheme, grid_of(weight.scheme)
@@ -115,7 +115,7 @@ class Matmul:
         parts = triton.cdiv(self.rows, blocks.n)
         if len(x) == 1:
             return one_row_product, (parts,), arguments
-        # Programs that share a part of the weight come one after the other, and find its codes in the second cache.
+        # Programs that share a part of the weight are launched one after another, so they find its codes in the L2 cache.
         return tile_product, (triton.cdiv(len(x), blocks.m), parts), {**arguments, "count": len(x), "BLOCK_M": blocks.m}
 
 
@@ -204,10 +204,10 @@ def _steps(
         second = tl.load(places + byte + 1, mask=is_row & (byte + 1 < row_bytes), other=0).to(tl.int32)
         code = ((first | (second << 8)) >> (bit % 8)) & ((1 << BITS) - 1)
     if values is not None:
-        # Not a load from memory: in the tiles' loop Triton would stage that through shared memory, value by value.
+        # A gather, not a load: in the tiles' loop Triton would stage the load through shared memory, value by value.
         flat = tl.gather(values, tl.reshape(code, (code.numel,)), 0)
         return tl.reshape(flat, code.shape)
-    # 2**23 in float32 has the code's bits for its last ones: an "or" and an exact difference, where converting is slow.
+    # The code is put into the low bits of the float 2**23, which is then subtracted, exactly: faster than a conversion.
     return (code | 0x4B000000).to(tl.float32, bitcast=True) - (8388608.0 + OFFSET)
 
 

@@ -1,7 +1,7 @@
-"""The inner loops of products with quantized weights on a CPU, compiled by numba when first used and kept on disk.
+"""Inner loops of products with quantized weights on a CPU, compiled by numba at the first import and cached on disk.
 
-Decoding a token reads every code once, so the loops must be as fast as memory gives the codes. A loop here shares out the rows
-of a weight; for each row it calls the functions of vector instructions that quant.kernels.vectors builds.
+Decoding a token reads every code once, so the loops must keep up with memory. A loop divides the rows of a weight among the
+threads and calls, for each row, the vector functions that quant.kernels.vectors builds.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from numba import carray, float32, int64, njit, uint8
 from quant.kernels.threads import FIRST, claim, compiled_loop, finish, pointer
 from quant.kernels.vectors import BLOCK, HAS_SHUFFLE, block_decode, equal_steps, looked_up, row_dot, spread_halves
 
-# Places in a job of quant.kernels.threads: addresses, where 0 stands for "there is none", and sizes.
+# Places in a job of quant.kernels.threads: addresses (0: none), and sizes.
 (X, Y, BIAS, OTHER, THEN, GATHERED, COUNT, CODES, SCALES, ZEROS, VALUES, LOOKUP_PLANES, ROWS, COLUMNS, GROUPS, ROW_BYTES, BITS,
  DECODER, HEIGHT, FIELDS) = range(FIRST, FIRST + 20)
-# THEN: the last step of an output, alone or with the same output of another vector (OTHER).
+# THEN: the epilogue of an output; ADD and MULTIPLY take the same element of another vector (OTHER).
 NOTHING, ADD, MULTIPLY, GELU, SILU = range(5)
-# DECODER: codes are equal steps counted from the middle one, or index a table of 16 values, or one of any other size.
+# DECODER: codes are equal steps counted from the middle code, or indices into a table of 16 values or of another size.
 EQUAL_STEPS, TABLE_OF_16, ANY_TABLE = range(3)
 
 _FAST = {"reassoc", "contract", "nsz"}
 
-# Codes of 4 bits are counted from 0 in a row's product, and `offsets` take off the middle: an instruction less.
+# In a row's product, codes of 4 bits are counted from 0, and `offsets` subtract the middle: this saves an instruction.
 _dot2, _dot3, _dot4, _dot5, _dot6, _dot7, _dot8 = (
     row_dot(equal_steps(bits, 0 if bits == 4 else 2 ** (bits - 1)), 4 * bits) for bits in range(2, 9)
 )
@@ -40,7 +40,8 @@ _decode_shuffled = block_decode(looked_up, 16, 4)
 def dot_plain(codes, x, values, scales, groups, blocks):
     """The row product of `looked_up` without the byte shuffle, for processors that lack it.
 
-    codes: uint8 [columns / 2]; x: float32 [columns], ordered by 4; values: float32 [16], the table; scales: float32 [groups].
+    codes: uint8 [columns / 2]; x: float32 [columns], from `ordered(x, 4)`; values: float32 [16], the table;
+    scales: float32 [groups].
     """
     total, size = float32(0), 16 * blocks
     for group in range(groups):
@@ -116,7 +117,7 @@ def _decode_steps(bits, codes, out, lookup_planes, block, scale, zero):  # see b
 
 @njit(nogil=True, fastmath=_FAST)
 def ordered(x, half):  # float32 [columns] -> float32 [columns]
-    """Copy x with the even numbers before the odd ones, within every 2 * half; half 1: as it is."""
+    """Copy x with the elements of even index before those of odd index, within every 2 * half; half 1: in order."""
     out = numpy.empty_like(x)
     for start in range(0, len(x), 2 * half):
         for i in range(half):
@@ -140,7 +141,7 @@ def spread(x):  # float32 [columns] -> float32 [columns]
 
 @njit(nogil=True, fastmath=_FAST)
 def _group_sums(x, groups):  # float32 [columns] -> float32 [groups]
-    """The sum of each group of x, which the group's zero is multiplied with."""
+    """Sum each group of x, to be multiplied by the group's zero."""
     sums, size = numpy.empty(groups, numpy.float32), len(x) // groups
     for group in range(groups):
         total = float32(0)
@@ -152,7 +153,7 @@ def _group_sums(x, groups):  # float32 [columns] -> float32 [groups]
 
 @njit(nogil=True, fastmath=_FAST)
 def _group_offsets(x, groups, middle):  # float32 [columns] -> float32 [groups * 8]
-    """Eight numbers for each group, which sum to -middle times its activations."""
+    """Eight numbers per group, with the sum -middle * (sum of the group's activations)."""
     offsets, size = numpy.zeros(groups * 8, numpy.float32), len(x) // groups
     if middle:
         for group in range(groups):
@@ -201,7 +202,7 @@ def _decode_row(job, row, out):  # int64 [FIELDS], int64, float32 [columns]
             out[columns - 1] = values[codes[columns // 2] & uint8(15)]
     else:
         mask = (1 << bits) - 1
-        for eight in range((columns + 7) // 8):  # eight codes are `bits` bytes, of which a row's end may lack some
+        for eight in range((columns + 7) // 8):  # eight codes take `bits` bytes; the last ones of a row may take fewer
             stored, word = codes[eight * bits : (eight + 1) * bits], int64(0)
             for k in range(len(stored)):
                 word |= int64(stored[k]) << (8 * k)
@@ -217,7 +218,7 @@ def _decode_row(job, row, out):  # int64 [FIELDS], int64, float32 [columns]
 
 @njit(nogil=True, fastmath=_FAST)
 def _epilogue(product, then, other):  # float32, int64, float32 -> float32
-    """The last step of one output: add or multiply the other vector's, or apply GELU (tanh formula) or SiLU."""
+    """Finish one output: add or multiply the other vector's, or apply GELU (tanh formula) or SiLU."""
     if then == ADD:
         return product + other
     if then == MULTIPLY:
@@ -248,7 +249,7 @@ def multiply_row(job_pointer):
     is_table, blocks = job[DECODER] == TABLE_OF_16, columns // groups // BLOCK
     offsets = _group_offsets(x, groups, 8 if bits == 4 and not is_table else 0)
     if bits == 4 and not is_table and blocks % 2 == 0:
-        x = spread(x)  # float32 [columns], as are all orders of x
+        x = spread(x)  # float32 [columns], whatever the order
     elif bits == 4:
         x = ordered(x, 4 if is_table else 8)
     while True:
@@ -272,7 +273,7 @@ def multiply_row(job_pointer):
 def multiply_rows(job_pointer):
     """Multiply a few rows of activations with any weight.
 
-    Each row of the weight is decoded once, into a buffer that stays in the core's first cache, and serves all of them.
+    Each row of the weight is decoded once, into a buffer that stays in the core's L1 cache, and serves all of them.
     """
     job = carray(job_pointer, FIELDS)
     count, rows, columns, height = job[COUNT], job[ROWS], job[COLUMNS], job[HEIGHT]
@@ -297,7 +298,7 @@ def multiply_rows(job_pointer):
 
 @compiled_loop
 def decode(job_pointer):
-    """Decode rows of the weight to floats: those whose numbers are at GATHERED, or all in order."""
+    """Decode rows of the weight to floats: those listed at GATHERED, or the first ROWS in order."""
     job = carray(job_pointer, FIELDS)
     rows, columns, height = job[ROWS], job[COLUMNS], job[HEIGHT]
     y = carray(pointer(job[Y]), (rows, columns), numpy.float32)

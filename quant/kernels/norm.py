@@ -9,7 +9,7 @@ from numba import carray, float32, njit
 
 from quant.kernels.threads import FIRST, claim, compiled_loop, finish, pointer
 
-# Places in a job: addresses of float32 numbers (BIAS may be 0, for none), then sizes. CENTERED: 1 for LayerNorm, 0 for RMSNorm.
+# Places in a job: addresses of float32 numbers (BIAS: 0 for none), the width, and CENTERED: 1 for LayerNorm, 0 for RMSNorm.
 X, Y, WEIGHT, BIAS, EPSILON, WIDTH, CENTERED, FIELDS = range(FIRST, FIRST + 8)
 _FAST = {"reassoc", "contract", "nsz"}
 

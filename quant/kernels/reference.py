@@ -1,4 +1,4 @@
-"""The product in plain torch, which every faster kernel must equal: dequantize some rows, multiply, go on."""
+"""The product in plain torch, which every faster kernel must equal: a tile of rows is dequantized and multiplied at a time."""
 
 from __future__ import annotations
 

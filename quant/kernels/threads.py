@@ -1,15 +1,15 @@
 """Compiled loops on torch's own threads.
 
-Threads that wait for work spin for a while, so two pools on the same cores take turns in stealing them: with numba's pool
-beside torch's a decoded token took up to twice the time. So no second pool here: a loop compiled by numba becomes a C
+Idle threads spin for a while before they sleep, so two thread pools on the same cores slow each other down: with numba's pool
+beside torch's, decoding a token took up to twice the time. So there is no second pool here: a loop compiled by numba becomes a C
 function, and the OpenMP library that torch has loaded (GNU's, on Linux) runs it on every thread of torch's team.
-Where the process has no such library, the calling thread does it all.
+Without such a library in the process, the calling thread runs the whole loop.
 
-A loop gets a job, an array of int64 that holds sizes and the addresses of what it reads and writes. Free threads claim its
-parts one by one (`claim`), so that a core which is busy elsewhere delays nobody.
+A loop gets a job: an array of int64 with sizes and the addresses of its inputs and outputs. Free threads claim the job's parts
+one by one (`claim`), so that a core which is busy elsewhere delays no other.
 
-Jobs that need each other's results form a program: the team is called once, and every thread goes on to the next job when all
-parts of this one are finished. It waits for work, not for threads: one that wakes late joins in where the program is.
+Jobs that need each other's results form a program: the team is called once, and every thread moves to the next job when all
+parts of the current one are finished. Only unfinished parts are waited for: a thread that wakes late joins at the current job.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from numba import carray, cfunc, types
 from numba.extending import intrinsic
 
 LOOP = types.void(types.CPointer(types.int64))  # signature of a compiled loop
-SIZE = 26  # numbers of a job
+SIZE = 26  # numbers in a job
 NEXT = 0  # parts claimed so far
 DONE = 1  # parts finished so far
-PARTS = 2  # parts in all, and
-WORK = 3  # the address of the loop: in a program's jobs
-FIRST = 4  # the first number whose meaning is the loop's own
-JOBS = 2  # the number of jobs that follow, and
-PAUSE = 3  # the address of a function to wait with: in a program's head
+PARTS = 2  # in a program's jobs: number of parts
+WORK = 3  # in a program's jobs: address of the loop
+FIRST = 4  # first place that each loop defines for itself
+JOBS = 2  # in a program's head: number of jobs that follow
+PAUSE = 3  # in a program's head: address of the function that yields the core
 SPINS = 10_000  # checks before a waiting thread yields its core
 
 Job = ctypes.c_int64 * SIZE
@@ -45,7 +45,7 @@ if _parallel:
 
 
 def digest_of(folder: Path) -> str:
-    """A short hash of a folder's Python sources."""
+    """Short hash of a folder's Python sources."""
     return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(folder.glob("*.py")))).hexdigest()[:16]
 
 
@@ -53,19 +53,19 @@ SOURCES = digest_of(Path(__file__).parent)
 
 
 def compiled_loop(function: Callable):
-    """Compile a loop, or load it from disk where no source of this room has changed since; its `address` is for `run`.
+    """Compile a loop, or load it from disk if no file of this folder has changed since; `run` takes its `address`.
 
-    numba renews its copy on disk when the file of the function itself changes, but not when one does whose functions are
-    compiled into it. So the copy's name has a hash of all files in it.
+    numba recompiles a cached function when its own file changes, but not when a file whose functions it inlines does. So the
+    name in the cache includes a hash of all files.
     """
     function.__qualname__ += f"_{SOURCES}"
     return cfunc(LOOP, cache=True)(function)
 
 
 def run(loop: int, job: ctypes.Array) -> None:
-    """Run a compiled loop, given by its address, over a job until all parts are finished, on as many threads as torch uses now.
+    """Run a compiled loop, given by its address, until all parts of a job are finished, on as many threads as torch uses now.
 
-    The job is used up: it counts the parts.
+    A job runs once: its counters of parts are not reset.
     """
     if _parallel:
         _parallel(loop, job, torch.get_num_threads(), 0)
@@ -74,13 +74,13 @@ def run(loop: int, job: ctypes.Array) -> None:
 
 
 def program_of(jobs: list[ctypes.Array]) -> bytes:
-    """Put jobs, each with its PARTS and WORK, into one array in their order. `perform` takes a copy of it."""
+    """Join jobs, each with PARTS and WORK set, into one array, in order. `perform` needs a fresh copy of it for each run."""
     pause = ctypes.cast(_process.sched_yield, ctypes.c_void_p).value
     return bytes(Job(0, 0, len(jobs), pause)) + b"".join(bytes(job) for job in jobs)
 
 
 def perform(program: ctypes.Array) -> None:
-    """Run a copy of a program, whose jobs have their addresses filled in."""
+    """Run a copy of a program, in whose jobs all addresses are filled in."""
     run(_PERFORM, program)
 
 

@@ -1,9 +1,9 @@
-"""Packed codes to vectors of floats, and their product with activations, in LLVM's own vector instructions.
+"""Packed codes to vectors of floats, and their product with activations, in LLVM's vector instructions.
 
-No compiler finds by itself how to turn packed codes into vectors. A decoder here writes that step for a block of codes, and
-`row_dot` and `block_decode` build the two functions around it that quant.kernels.loops calls. Every processor has the
-instructions used, but for one: a byte shuffle (x86: AVX2) looks up 32 half-bytes in a table of 16 bytes at once. A table of 16
-floats is four such tables, one for each byte of a float; interleaving what they give yields 32 floats.
+Compilers do not vectorize the unpacking of codes by themselves. Here a decoder emits the instructions for one block of codes,
+and `row_dot` and `block_decode` build around it the functions that quant.kernels.loops calls. The instructions run on every
+processor, except one: a byte shuffle (x86: AVX2) that looks up 32 half-bytes in a table of 16 bytes at once. A table of 16
+floats is stored as four such tables, one for each byte of a float; interleaving the four results yields 32 floats.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numba import types
 from numba.core.cgutils import get_or_insert_function
 from numba.extending import intrinsic
 
-BLOCK = 32  # codes that a step of a row's product decodes; groups are of whole blocks
+BLOCK = 32  # codes decoded per step; only groups of whole blocks take this path
 
 _FEATURES = llvmlite.binding.get_host_cpu_features()
 HAS_SHUFFLE = bool(_FEATURES.get("avx2"))
@@ -28,7 +28,7 @@ def _all(kind: ir.VectorType, number) -> ir.Constant:
 
 
 def _shuffled(builder, a, b, places) -> ir.Value:
-    """Elements of the vectors a and b in a new order; places in b count on from a's last."""
+    """Elements of the vectors a and b in a new order; numbers from len(a) on stand for elements of b."""
     places = list(places)
     return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_I32, len(places)), places))
 
@@ -38,9 +38,10 @@ def _load(builder, address, offset, kind) -> ir.Value:
 
 
 def equal_steps(bits: int, counted_from: int):
-    """A decoder of 32 codes in equal steps, which yields four vectors of 8 floats; the code `counted_from` stands for 0.
+    """Make a decoder of 32 codes in equal steps, which yields four vectors of 8 floats; the code `counted_from` stands for 0.
 
-    Codes come in order, except at four bits: there the even ones of every 16 come first, as the halves of a byte lie.
+    The floats come in the order of the codes, except at four bits: there, of every 16, those in the low half-bytes (the even
+    ones) come first.
     """
 
     def floats(builder, whole):
@@ -74,8 +75,8 @@ def equal_steps(bits: int, counted_from: int):
 def spread_halves(builder, codes, place, lookup_planes):
     """Decode 64 half-bytes in equal steps from 0 into eight vectors of 8 floats, with the fewest instructions.
 
-    Eight numbers of 32 bits hold 8 codes each. Vector k masks out code k of each without shifting it, which makes it 16 ** k
-    times too large; quant.kernels.loops.spread divides the activations by that. Code 7 has the sign bit and is shifted down.
+    Eight numbers of 32 bits hold 8 codes each. Vector k keeps code k of each by a mask, without a shift, so it is 16 ** k times
+    too large; quant.kernels.loops.spread divides the activations by that. Code 7 reaches the sign bit and is shifted down.
     """
     eights = _load(builder, codes, place, _EIGHT)
     for k in range(7):
@@ -84,7 +85,7 @@ def spread_halves(builder, codes, place, lookup_planes):
 
 
 def looked_up(builder, codes, place, lookup_planes):
-    """Decode 32 half-bytes by a table of 16 into four vectors of 8 floats; of every 8 codes the even ones come first."""
+    """Decode 32 half-bytes through a table of 16 into four vectors of 8 floats; of every 8 codes the even ones come first."""
     bytes32, words16 = ir.VectorType(_I8, 32), ir.VectorType(ir.IntType(16), 16)
     shuffle = get_or_insert_function(builder.module, ir.FunctionType(bytes32, [bytes32] * 2), "llvm.x86.avx2.pshuf.b")
     packed = _load(builder, codes, place, ir.VectorType(_I8, 16))
@@ -94,7 +95,7 @@ def looked_up(builder, codes, place, lookup_planes):
     first, second, third, fourth = (builder.call(shuffle, [table, index]) for table in tables)
 
     def interleaved(a, b, upper: bool):
-        """Elements of a and b in turn, of the lower or upper half of each 128 bits."""
+        """Interleave the lower or the upper halves of each 128-bit lane of a and b."""
         half, start = a.type.count // 2, a.type.count // 4 if upper else 0
         turns = [lane + start + i + other for lane in (0, half) for i in range(half // 2) for other in (0, 2 * half)]
         return _shuffled(builder, a, b, turns)
@@ -107,14 +108,14 @@ def looked_up(builder, codes, place, lookup_planes):
 
 
 def row_dot(decoder, block_bytes: int, unrolled: int = 0, size: int = BLOCK):
-    """Build the product of one row of packed codes with one row of activations; `decoder` is given blocks of `size` codes.
+    """Build the product of one row of packed codes with one row of activations; `decoder` decodes blocks of `size` codes.
 
-    unrolled: blocks of a group, 1, 2 or 4, where they are known; 0: any number, in a loop. The function built returns float32
-    and takes:
+    unrolled: blocks per group where the number is fixed, 1, 2 or 4; 0: any number, in a loop. The function built returns
+    float32 and takes:
         codes          uint8 [groups * blocks * block_bytes]
         x              float32 [groups * blocks * size], in the decoder's order
         lookup_planes  uint8 [4, 32]: byte k of the table's 16 floats, twice
-        offsets        float32 [groups, 8]: added to each group's products
+        offsets        float32 [groups, 8]: initial values of each group's eight partial sums
         scales         float32 [groups]
         groups, blocks integers: groups of a row, blocks of a group
     """
@@ -131,7 +132,7 @@ def row_dot(decoder, block_bytes: int, unrolled: int = 0, size: int = BLOCK):
             zero, one, nothing = ir.Constant(_I64, 0), ir.Constant(_I64, 1), _all(_FLOATS, 0.0)
 
             def add_block(place, sums):
-                """Add a block's products to the sums, in turn."""
+                """Add a block's products to the sums, round robin."""
                 x_place, sums = builder.mul(place, ir.Constant(_I64, size)), list(sums)
                 values = decoder(builder, codes_at, builder.mul(place, ir.Constant(_I64, block_bytes)), lookup_at)
                 for k, value in enumerate(values):
@@ -197,7 +198,7 @@ def row_dot(decoder, block_bytes: int, unrolled: int = 0, size: int = BLOCK):
 def block_decode(decoder, block_bytes: int, half: int):
     """Build the function that decodes 32 packed codes to floats, in order.
 
-    half: how many even codes come before the odd ones in the decoder's order; 1: it is in order. The function built takes:
+    half: number of even codes before the odd ones in the decoder's order; 1: it keeps the order. The function built takes:
         codes          uint8 [...]
         out            float32 [...]
         lookup_planes  uint8 [4, 32], as for row_dot

@@ -1,7 +1,8 @@
 """Methods: each folder is one way to make a variant. Its `METHOD` is the whole interface to the rest of the project.
 
-Beside the code a folder may hold two templates: `about.md.jinja`, its paragraph of the report, and `card.md.jinja`, the section
-of a model card that shows how to open its variants. To add a method, add a folder; rows of params.yaml choose it by name.
+Beside the code a folder may hold templates: `about.md.jinja`, its paragraph of the report; `chapter.md.jinja`, a chapter of the
+report; `card.md.jinja`, the section of a model card that shows how to open a variant. To add a method, add a folder; rows of
+params.yaml choose it by name.
 """
 
 from __future__ import annotations
@@ -61,12 +62,12 @@ class Method:
         appears whole or not at all. prepared: the folder that `prepare` wrote. tell: receives lines for the log.
     sizes(inventory, folder, values): predicted bytes of the variant. folder: holds the model's config and tokenizer.
         Raises InputError where the variant can't be made.
-    nominal_bits(values): bits of most codes; None where nothing is quantized.
-    runtime: the module of quant.runners that opens the variant.
+    nominal_bits(values): width of most codes in bits; None where nothing is quantized.
+    runtime: the module of quant.runners.runtimes that opens the variant.
     prepare(base, out): write the files that all variants of the method share; None: there are none.
     recipe(values): the weights it quantizes and their schemes, as a recipe; None where no recipe expresses that.
     libraries: distributions of requirements.txt whose version changes the variant or its speed.
-    imports: modules to import before loading is timed.
+    imports: modules to import before loading is timed. look: its style in figures; None: the report assigns one.
     published_name(values, model): name on the Hub of the single file of weights; None: files keep their names.
     hub_library: the Hub's name of the library that opens it. needs_code: only this project opens it.
     """

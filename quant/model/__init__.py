@@ -1,1 +1,1 @@
-"""A checkpoint and its weights: the inventory, a recipe's selection, and the artifact made from them. No model is built."""
+"""A checkpoint and its weights: the inventory, a recipe's selection, and the artifact made from them. Builds no torch module."""

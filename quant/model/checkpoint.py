@@ -1,4 +1,4 @@
-"""A checkpoint: a Hugging Face folder with a config and safetensors. Its tensors are read one by one; no model is built."""
+"""A checkpoint: a Hugging Face folder with a config and safetensors. Tensors are read one by one; no torch module is built."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Checkpoint:
         return read_tensor(self.tensors[name], buffer)
 
     def buffer(self) -> torch.Tensor:
-        """A buffer for `read` that fits the largest tensor: reusing it saves allocating memory for each one."""
+        """A buffer for `read` that fits the largest tensor: reusing it avoids an allocation per tensor."""
         return torch.empty(max((info.bytes for info in self.tensors.values()), default=0), dtype=torch.uint8)
 
 

@@ -45,7 +45,7 @@ def weight_paths(folder: Path) -> list[Path]:
 
 
 def weight_files(held: Collection[str], shards: list[str] | None, where: str) -> list[str]:
-    """The names of the weight files among the files `held`. shards: those that the index names, None without an index.
+    """The names of the weight files among the files `held`. shards: those that the index names; None without an index.
 
     Raises InputError, which names the place `where`, if one is missing or if there are only pickles.
     """

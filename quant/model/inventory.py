@@ -1,7 +1,7 @@
 """The inventory: every weight of a model once, under its name in transformers, from the config and the checkpoint's headers.
 
 Checkpoints differ in how they name and tie their weights. Some lack the prefix of the model's body, some hold masks beside
-the weights, and a weight that embedding and head share may be stored under either name, or under both.
+the weights, and a weight that the embedding and the head share may be stored under either name, or under both.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Weight:
 
     @property
     def is_block_matrix(self) -> bool:
-        """Whether it is a matrix of a decoder block, which is what quantizers take by default."""
+        """Whether it is a matrix of a decoder block; quantizers take these by default."""
         return self.block is not None and not self.is_bias and len(self.shape) == 2
 
     @property
@@ -82,17 +82,17 @@ class Inventory:
 
     @cached_property
     def parameters(self) -> int:
-        """How many numbers the weights hold, shared ones counted once."""
+        """Number of parameters, shared weights counted once."""
         return sum(weight.count for weight in self.weights)
 
     @cached_property
     def stored_bytes(self) -> int:
-        """Bytes of the weights in the checkpoint, a second copy of a tied one left out."""
+        """Bytes of the weights in the checkpoint, without a second copy of a tied weight."""
         return sum(weight.stored.bytes for weight in self.weights)
 
     @property
     def dtype(self) -> str:
-        """The dtype of most bytes, such as "float16"."""
+        """The dtype in which most bytes are stored, such as "float16"."""
         sizes: dict = {}
         for weight in self.weights:
             sizes[weight.stored.dtype] = sizes.get(weight.stored.dtype, 0) + weight.stored.bytes
@@ -110,15 +110,15 @@ class Inventory:
         return {weight.block for weight in self.weights} - {None}
 
     def rows(self, weight: Weight) -> dict[str, list[Range]]:
-        """Which rows [start, stop) of a weight belong to each of its roles; a vector is one row."""
+        """Row ranges [start, stop) of each role of a weight; a vector is one row."""
         return fused_rows(self.config, weight.roles, weight.shape[0] if len(weight.shape) > 1 else 1)
 
 
 def take_inventory(config: Mapping, tensors: Mapping[str, TensorInfo]) -> Inventory:
     """The weights of a model. tensors: of its checkpoint, by name.
 
-    Raises InputError for an unknown architecture, and for a checkpoint that lacks a weight or names it otherwise: transformers
-    would open it with random numbers in that weight's place.
+    Raises InputError for an unknown architecture, and for a checkpoint that lacks a weight or has it under an unknown name:
+    transformers would open it with random numbers in that weight's place.
     """
     architecture = architecture_of(config)
     tied, embedding = architecture.is_tied(config), architecture.main_embedding

@@ -19,7 +19,7 @@ from quant.tensor.qtensor import CHUNK, quantize
 from quant.tensor.scheme import Scheme
 
 DISK_RATE = 10**9  # bytes a second read and written; assumed, because the disk cache hides the real rate
-INTERMEDIATES = 16  # most float32 copies of a chunk that one core holds while quantizing
+INTERMEDIATES = 16  # float32 copies of a chunk that one core holds at most while quantizing
 SPARE_DISK = 2**24  # for config, tokenizer and index
 
 
@@ -48,7 +48,7 @@ class Needs:
 def estimate(tensors: Mapping[str, TensorInfo], layout: Mapping[str, TensorInfo], weights: list[Selected], out: Path) -> Needs:
     """The needs of reading `tensors`, quantizing `weights` and writing `layout` to the folder `out`.
 
-    The rate of each scheme is measured on a small random weight of the same width.
+    The time per weight of each scheme is measured on a small random weight of the same width.
     """
     reads, disk = (sum(info.bytes for info in infos.values()) for infos in (tensors, layout))
     quantized: dict[Scheme, tuple[int, int]] = {}

@@ -19,7 +19,7 @@ from quant.tensor.scheme import Scheme
 
 @dataclass(frozen=True)
 class Recipe:
-    """The rows of params.yaml's method `quant`: see the module's text for the fields."""
+    """A row of params.yaml with the method `quant`; the module's docstring explains the fields."""
 
     scheme: Scheme
     include: tuple[str, ...] = ("attention", "mlp")
@@ -29,7 +29,7 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, values: Mapping, start: Scheme) -> Recipe:
-        """From a row of params.yaml, whose keys of a scheme override `start`. Raises InputError for an unknown or wrong key."""
+        """Read a row of params.yaml; its scheme keys override `start`. Raises InputError for an unknown key or a wrong value."""
         scheme_keys = {f.name for f in fields(Scheme)}
         selection_keys = {f.name for f in fields(cls)} - {"scheme"}
         unknown = sorted(set(values) - scheme_keys - selection_keys)

@@ -32,12 +32,12 @@ PIECE = 2**20  # bytes compared at a time
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """A tensor without its data: of a file, or of one still to be written (file None)."""
+    """A tensor's dtype, shape and place in a file; file: None for a tensor that is still to be written."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
     file: Path | None = None
-    offset: int = 0  # of the first byte, in the file
+    offset: int = 0  # of its first byte from the start of the file
 
     @property
     def count(self) -> int:

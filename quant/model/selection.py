@@ -80,7 +80,7 @@ def select(inventory: Inventory, recipe: Recipe) -> list[Selected]:
 
 
 def _parts(schemes: Mapping[str, Scheme | None], ranges: Mapping[str, list[Range]]) -> tuple[Part, ...]:
-    """Parts of a weight, one for each distinct scheme: rows stored together are multiplied together."""
+    """Parts of a weight, one per distinct scheme; the rows of a part are stored together and multiplied together."""
     together: dict[Scheme | None, list[str]] = {}
     for role, scheme in schemes.items():
         together.setdefault(scheme, []).append(role)
@@ -92,7 +92,7 @@ def _parts(schemes: Mapping[str, Scheme | None], ranges: Mapping[str, list[Range
 
 
 def _matches(terms: tuple[str, ...], name: str, roles: set[str], matched: set[str]) -> bool:
-    """Whether any term names the weight; adds every term that does to `matched`."""
+    """Whether any of the terms matches the weight; adds those that match to `matched`."""
     hits = {
         term for term in terms
         if (bool(roles & set(GROUPS.get(term, (term,)))) if is_role(term) else fnmatchcase(name, term))

@@ -1,1 +1,1 @@
-"""Torch modules that stand in for a model's own: quantized weights (modules.py), and a cheaper decoded token (decoding.py)."""
+"""Torch modules that replace a model's own: with quantized weights (modules.py), and for faster decoding (decoding.py)."""

@@ -1,9 +1,9 @@
-"""A decoder block's whole work for one token as one program of compiled loops (quant.kernels.threads).
+"""Runs a decoder block on one token as a single program of compiled loops (quant.kernels.threads).
 
-A token through a block is some forty calls of torch in Python, each a few microseconds, and a team of threads started for
-each product. For the blocks in KINDS the loops are called once, in the same order: norm, q k v, attention with the cache,
-output, norm, feed-forward. The block's own forward does everything else: prompts, batches, masks, training, weights that
-are not quantized, other dtypes and devices.
+For one token, a block makes some forty torch calls from Python, a few microseconds each, and starts a team of threads for each
+product. For the blocks in KINDS a single call runs all loops, in the same order: norm, q k v, attention with the cache, output,
+norm, feed-forward. The block's own forward does everything else: prompts, batches, masks, training, weights that are not
+quantized, other dtypes and devices.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from quant.model.architectures import ARCHITECTURES
 from quant.nn.cache import GrowingLayer
 from quant.nn.modules import FusedLinear, QLinear, QNorm, QWeight
 
-LINE = 16  # floats of a line of the processor's cache
+LINE = 16  # floats in a cache line of the processor
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Parts:
 
 
 def parts_of(model_type: str, activation: str) -> Parts:
-    """The parts of an architecture's block, by the roles of its weights; the activation has none, so its name is given."""
+    """Look up the modules of an architecture's block by the roles of their weights. activation: a name, as it has no weight."""
     names: dict[str, list[str]] = {}
     for name, roles in ARCHITECTURES[model_type].inside.items():
         for role in (roles,) if isinstance(roles, str) else roles:
@@ -58,7 +58,7 @@ def parts_of(model_type: str, activation: str) -> Parts:
 
 
 class Layout:
-    """Named buffers of float32, one after another in a single tensor; each starts on a line of the cache."""
+    """Named buffers of float32, one after another in a single tensor; each starts on a cache line."""
 
     def __init__(self, **counts: int):
         self.size = 0
@@ -68,24 +68,24 @@ class Layout:
             self.size += -(-count // LINE) * LINE
 
     def __getitem__(self, name: str) -> int:
-        """Where a buffer starts, in floats."""
+        """Offset of a buffer, in floats."""
         return self._starts[name]
 
 
 class BlockProgram:
-    """The program of one block, made from its quantized weights; valid as long as `is_current`."""
+    """The program of one block, made from its quantized weights; valid while `is_current` returns true."""
 
     def __init__(self, block: nn.Module, parts: Parts, heads: int, key_heads: int, width: int, scaling: float):
         from quant.kernels import attention, loops, threads  # here, because they are compiled when imported
 
         self._threads = threads
-        self._held: list[torch.Tensor] = []  # tensors whose addresses the program has
-        self._versions: list[tuple[QWeight, int]] = []  # weights that the program was made of
+        self._held: list[torch.Tensor] = []  # kept alive: the program has their addresses
+        self._versions: list[tuple[QWeight, int]] = []  # the weights built in, and their versions at that time
         self._hooks = [hooks for module in block.modules() if module is not block
                        for hooks in (module._forward_hooks, module._forward_pre_hooks)]
         self._jobs: list[ctypes.Array] = []
         self._places: dict[str, list[int]] = {}  # name of a number known at run time -> its places in the program
-        self._offsets: list[tuple[int, int]] = []  # places in the program of addresses of buffers, and where these start
+        self._offsets: list[tuple[int, int]] = []  # (place of a buffer's address in the program, its offset)
         self.hidden = _norm_weight(block.get_submodule(parts.norms[0])).numel()
         inner = _width(block, parts.up)
         self._layout = Layout(
@@ -117,7 +117,7 @@ class BlockProgram:
         self._kind = ctypes.c_int64 * (len(self._template) // 8)
 
     def is_current(self) -> bool:
-        """Whether the weights are still those it was made of, and no module inside the block has a hook, which it would skip."""
+        """Whether no weight has changed since it was made and no module inside the block has a hook, which it would skip."""
         return all(weight.version == version for weight, version in self._versions) and not any(self._hooks)
 
     def __call__(
@@ -125,7 +125,7 @@ class BlockProgram:
     ) -> torch.Tensor:
         """Run the block on one token: float32 [1, 1, hidden] -> [1, 1, hidden].
 
-        layer: of the cache, which gets one token longer. cos_sin: of the token's position, [1, 1, width] each; None without RoPE.
+        layer: the block's in the cache; grows by one token. cos_sin: RoPE's at the token's position, [1, 1, width] each, or None.
         """
         layer.extend(layer.keys, layer.values, 1)
         keys, values = layer.keys, layer.values
@@ -160,7 +160,7 @@ class BlockProgram:
         return tensor.data_ptr()
 
     def _add(self, job: ctypes.Array, filled: dict[int, str | int]) -> None:
-        """Append a job. filled: place in the job -> the name of a number known at run time, or where a buffer starts."""
+        """Append a job. filled: place in the job -> the name of a number known at run time, or a buffer's offset."""
         self._jobs.append(job)
         start = self._threads.SIZE * len(self._jobs)  # the program's head comes first
         for place, source in filled.items():
@@ -209,7 +209,7 @@ class BlockProgram:
 
 
 class Unfit(Exception):
-    """Raised for a block that can have no program: something in it is not quantized, or not float32 on the CPU."""
+    """Raised for a block that no program can run: something in it is not quantized, or not float32 on the CPU."""
 
 
 def _width(block: nn.Module, name: str) -> int:
@@ -221,7 +221,7 @@ def _width(block: nn.Module, name: str) -> int:
 
 
 def _activation(module: nn.Module) -> int:
-    """The activation's number in quant.kernels.loops. Raises Unfit if it has none there."""
+    """Number of an activation function in quant.kernels.loops. Raises Unfit for others."""
     from quant.kernels import loops
 
     if isinstance(module, nn.GELU) and module.approximate == "tanh":
@@ -239,10 +239,10 @@ class DecodingBlock:
     """Mixin placed before the block's class: a single token runs the compiled program, all else the block's own forward."""
 
     parts: Parts
-    _program: BlockProgram | bool | None = None  # None: not made yet; False: it can have none
+    _program: BlockProgram | bool | None = None  # None: not made yet; False: no program can run it
 
     def shape(self) -> tuple[int, int, int, float]:
-        """Heads, heads of keys, width of a head, and the factor of the scores."""
+        """Number of heads, number of key heads, width of a head, and the factor that scales the scores."""
         raise NotImplementedError
 
     def __getstate__(self) -> dict:
@@ -250,7 +250,7 @@ class DecodingBlock:
         return {name: value for name, value in self.__dict__.items() if name != "_program"}
 
     def decoded(self, x, cache, mask, cos_sin) -> torch.Tensor | None:
-        """What the block's forward returns, if this is a single token that attends to all before it; else None."""
+        """Output of the block for a single token that attends to all before it; None where the block's own forward must run."""
         if x.shape[:2] != (1, 1) or mask is not None or type(cache) is not DynamicCache or x.requires_grad:
             return None
         index = self.get_submodule(self.parts.attention).layer_idx

@@ -29,7 +29,10 @@ class GrowingLayer(DynamicLayer):
         return self.keys, self.values
 
     def extend(self, like_keys: torch.Tensor, like_values: torch.Tensor, count: int) -> None:
-        """Lengthen keys and values by `count` tokens, which the caller fills in; `like_...` have the shape of one."""
+        """Lengthen keys and values by `count` tokens, which the caller fills in.
+
+        like_keys, like_values: give the other sizes, the dtype and the device of new buffers.
+        """
         after = self.get_seq_length() + count
         if not self._fits(after):
             self._buffers = _enlarged(self.keys, like_keys, after), _enlarged(self.values, like_values, after)
@@ -37,9 +40,9 @@ class GrowingLayer(DynamicLayer):
         self.keys, self.values = keys[:, :, :after], values[:, :, :after]
 
     def _fits(self, length: int) -> bool:
-        """Whether the buffers have capacity for `length` tokens, and keys and values still lie in them: reordering replaces them.
+        """Whether the buffers have room for `length` tokens and still hold keys and values, which reordering the cache replaces.
 
-        A buffer made in inference mode can't be written to outside of it.
+        Outside inference mode, a buffer made in inference mode can't be written to.
         """
         return bool(self._buffers) and length <= self._buffers[0].shape[2] and all(
             held.data_ptr() == buffer.data_ptr() and held.shape[:2] == buffer.shape[:2] and held.stride() == buffer.stride()
@@ -49,7 +52,7 @@ class GrowingLayer(DynamicLayer):
 
 
 def _enlarged(held: torch.Tensor, new: torch.Tensor, length: int) -> torch.Tensor:
-    """Copy `held` into a larger buffer, with capacity for at least `length` tokens of the shape of `new`."""
+    """Copy `held` into a larger buffer for at least `length` tokens. new: gives the other sizes, the dtype and the device."""
     size = max(CAPACITY, 2 ** (length - 1).bit_length())
     buffer = new.new_empty((*new.shape[:2], size, new.shape[3]))
     if held.numel():
@@ -58,7 +61,7 @@ def _enlarged(held: torch.Tensor, new: torch.Tensor, length: int) -> torch.Tenso
 
 
 def grow_in_place(model: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-    """A hook before a forward pass: replaces the layers of an empty cache, which grow by copying, by GrowingLayers."""
+    """Forward pre-hook: replace the layers of an empty cache, which grow by copying, with GrowingLayers."""
     cache = kwargs.get("past_key_values")
     if cache is None and kwargs.get("use_cache", model.config.use_cache) and not torch.is_grad_enabled():
         cache = kwargs["past_key_values"] = DynamicCache(config=model.config)

@@ -19,8 +19,8 @@ ATTENTION = "decode"  # the name under which transformers knows `attention`
 
 
 def speed_up_decoding(model: nn.Module) -> None:
-    """Replace, in place, what the model has of these: blocks by compiled programs, sdpa by `attention`, a cache that is copied by
-    one that grows in place, and GELU in Python by one call."""
+    """Speed up a model in place, so far as it has these: known blocks run compiled programs, sdpa becomes `attention`, the cache
+    grows in place, GELU is one call of torch, and dropout is removed."""
     for module in list(model.modules()):
         for name, child in module.named_children():
             if type(child) in (NewGELUActivation, GELUTanh):

@@ -15,8 +15,8 @@ from quant.tensor.scheme import Scheme
 class QWeight(nn.Module):
     """The stored tensors of a QTensor, named as in the artifact (see quant.tensor.qtensor.layout).
 
-    dtype: what callers see as `weight.dtype`. version: counts how often the tensors or the kernel were replaced, so that who
-    keeps addresses of them can tell.
+    dtype: what callers see as `weight.dtype`. version: counts replacements of the tensors or the kernel, so
+    that holders of their addresses notice.
     """
 
     def __init__(self, shape: tuple[int, ...], scheme: Scheme, dtype: torch.dtype = torch.float32):
@@ -31,7 +31,7 @@ class QWeight(nn.Module):
 
     @property
     def qtensor(self) -> QTensor:
-        """The weight as one value; its tensors are the module's own."""
+        """The weight as a QTensor, which shares the module's tensors."""
         return QTensor.from_tensors(self._parameters, self.shape, self.scheme)
 
     def multiply(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -56,7 +56,7 @@ class QWeight(nn.Module):
         self._matmul = matmul
 
     def dense(self) -> torch.Tensor:
-        """Dequantize the weight to `dtype` and keep the result: for the small weights of norms."""
+        """Dequantize the weight to `dtype` and cache the result: for the small weights of norms."""
         if self._dense is None:
             self._dense = dequantize(self.qtensor, self.dtype)
         return self._dense
@@ -85,7 +85,7 @@ class QWeight(nn.Module):
 
 
 class QLinear(nn.Module):
-    """y = x W^T + b with a quantized W [out, in]; stands for Linear and for GPT-2's Conv1D."""
+    """y = x W^T + b with a quantized W [out, in]; replaces Linear and GPT-2's Conv1D."""
 
     def __init__(self, weight: QWeight, bias: torch.Tensor | None = None):
         super().__init__()
@@ -112,7 +112,7 @@ class QTiedHead(nn.Module):
 
     def __init__(self, embedding: QEmbedding):
         super().__init__()
-        self._embedding = (embedding,)  # in a tuple, so that the embedding is not a second time a module
+        self._embedding = (embedding,)  # in a tuple, so that torch does not register it a second time
 
     @property
     def weight(self) -> QWeight:
@@ -134,7 +134,7 @@ class FusedLinear(nn.Module):
         for role, (linear, _) in parts.items():
             self.add_module(role, linear)
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach(), requires_grad=False))
-        # On the CPU whatever device the model is built on: these are plain numbers, not a tensor of the model.
+        # On the CPU, whatever device the model is built on: this is an index, not a weight.
         rows = [row for _, ranges in parts.values() for start, stop in ranges for row in range(start, stop)]
         self.is_ordered = rows == list(range(len(rows)))
         order = [] if self.is_ordered else sorted(range(len(rows)), key=rows.__getitem__)
@@ -175,7 +175,7 @@ class QNorm(nn.Module):
         self.register_parameter("bias", getattr(norm, "bias", None))
         norm._parameters.clear()
         norm.weight = None
-        self._norm = (norm,)  # in a tuple, so that the emptied norm is not a module of the model
+        self._norm = (norm,)  # in a tuple, so that torch does not register the emptied norm
 
     @property
     def norm(self) -> nn.Module:

@@ -24,7 +24,7 @@ HEADERS_AT_ONCE = 8
 
 @dataclass(frozen=True)
 class Facts:
-    """A model. folder: of its config and tokenizer; files: number of weight files; to_fetch: bytes to download."""
+    """Facts of a model. folder: holds its config and tokenizer; files: number of weight files; to_fetch: bytes to download."""
 
     name: str
     folder: Path
@@ -73,7 +73,7 @@ def _remote_tensors(snapshot: Snapshot, names: list[str]) -> dict[str, TensorInf
                                      f"of {', '.join(DTYPES)}: give a copy of the model in 16 or 32 bits")
                 end, listed = max((one.data_offsets[1] for one in found.tensors.values()), default=0), snapshot.files[file].size
                 if end > listed:
-                    raise InputError(f"{snapshot.repo}: {file} has {listed:,} bytes, but its header {end:,}: truncated")
+                    raise InputError(f"{snapshot.repo}: {file} has {listed:,} bytes, its header describes {end:,}: truncated")
                 tensors |= {name: TensorInfo(DTYPES[one.dtype], tuple(one.shape)) for name, one in found.tensors.items()}
         except SafetensorsParsingError as error:
             raise InputError(f"{snapshot.repo} has a safetensors header that can't be read: {first_line(error)}") from None

@@ -25,7 +25,7 @@ class Forecast:
 def forecasts(inventory: Inventory, folder: Path, params: Mapping) -> list[Forecast]:
     """The base and every variant of params.yaml, in order. folder: holds the model's config and tokenizer.
 
-    A wrong row is that row's obstacle; the others are still predicted.
+    An invalid row becomes its own obstacle; the others are still predicted.
     """
     base = variants({})[0]
     found = [Forecast(BASE, base.method, base.method.sizes(inventory, folder, base.values))]

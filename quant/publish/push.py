@@ -42,7 +42,7 @@ class Publication:
     warning: str | None
 
     def listing(self) -> str:
-        """The files and their sizes, one a line, and the warning."""
+        """The files and their sizes, one per line, and the warning."""
         sizes = {**{name: path.stat().st_size for name, path in self.files.items()}, "README.md": len(self.card.encode())}
         lines = [f"{self.variant} -> {self.repo}: {len(sizes)} files, {size(sum(sizes.values()))}"]
         lines += [f"  {name:40} {count:>14,} bytes" for name, count in sorted(sizes.items())]
@@ -73,7 +73,7 @@ def publication(variant: Variant, folder: Path, base: Path, text: Path, repo: st
 
 
 def is_shareable(variant: Variant) -> bool:
-    """Whether a variant has weights of its own; the base, and a variant that opens the base's files, have not."""
+    """Whether a variant has weights of its own, unlike the base and variants that open the base's files."""
     return variant.method.name != UNQUANTIZED
 
 
@@ -86,7 +86,7 @@ def render_card(variant: Variant, folder: Path, repo: str, base: Mapping, names:
     rows = [(metric.sentence, metric.format(base_metrics[metric.key]), metric.format(metrics[metric.key]))
             for metric in shown_in(CARD) if metric.key in metrics]
     license = License(**base["license"])
-    if base["revision"] is None:  # a local path means nothing to a reader, and says something about this machine
+    if base["revision"] is None:  # a local path is useless to a reader, and reveals something about this machine
         base = {**base, "source": Path(base["source"]).name}
     elif license.link and "://" not in license.link:  # a file beside the base model's card
         license = replace(license, link=f"https://huggingface.co/{base['source']}/blob/{base['revision']}/{license.link}")
@@ -111,7 +111,7 @@ def render_card(variant: Variant, folder: Path, repo: str, base: Mapping, names:
 
 
 def push(what: Publication, revision: str | None, public: bool, confirm: Callable[[str], bool]) -> str:
-    """Send a publication in one commit, unless the repository already holds it; a line with its address on the Hub.
+    """Send a publication in one commit, unless the repository already holds it. Returns a line with its address on the Hub.
 
     revision: the branch, created if missing; None: main. Files on main are replaced only if confirm(question) is true.
     public: the visibility of a new repository. Raises InputError where the Hub refuses or the user does not confirm.
@@ -123,7 +123,7 @@ def push(what: Publication, revision: str | None, public: bool, confirm: Callabl
     if constants.is_offline_mode():
         raise InputError("HF_HUB_OFFLINE is set, and a push needs the Hub; unset it")
 
-    if not sys.stderr.isatty():  # a log file wants no bars
+    if not sys.stderr.isatty():  # no progress bars in a log file
         disable_progress_bars()
     api = HfApi()
     with translating_errors(what.repo, revision):

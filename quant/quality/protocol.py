@@ -4,11 +4,11 @@ joined/1     The lines as one text, after the beginning-of-text token where the 
              tokens that advance by `stride`; a token is scored in the first window that reaches it. Every token is scored.
 sentence/1   Each line alone after the beginning-of-text token; every token of it is scored. A line longer than the context
              is continued in windows that advance by `stride`.
-llama.cpp/1  What llama-perplexity does: the text in chunks of `context` tokens without overlap, of which the second half
+llama.cpp/1  As in llama-perplexity: the text in chunks of `context` tokens without overlap; the second half of each chunk
              is scored. Where the tokenizer adds a beginning-of-text token by itself, that token replaces the first of each
              chunk. An incomplete chunk at the end is dropped.
 
-A change that would change a protocol's numbers gives it a new version.
+A change that affects a protocol's numbers requires a new version of it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class ScoringProtocol:
     """The section `evaluate` of params.yaml.
 
     protocol: one of PROTOCOLS. context, stride: in tokens. line: template of a line, {} for its words. unk: "text" encodes
-    `<unk>` in the text as its letters, "token" lets the tokenizer make it its special token.
+    `<unk>` in the text as its letters, "token" lets the tokenizer turn it into its special token.
     """
 
     protocol: str = "joined/1"
@@ -65,7 +65,7 @@ class ScoringProtocol:
         return int(self.protocol.partition("/")[2])
 
     def describe(self, context: int) -> dict:
-        """The protocol as part of a result, for JSON. context: most tokens of the model, which bound the protocol's."""
+        """The protocol as part of a result, for JSON. context: the model's limit in tokens, which caps the protocol's."""
         return {
             "name": self.name,
             "version": self.version,

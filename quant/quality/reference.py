@@ -1,8 +1,8 @@
 """The base's predictions, stored as last hidden states; its head recomputes the logits.
 
-So the base runs once, not again beside every variant. A hidden state is much smaller than a row of logits: the model's width
-against its vocabulary. A model whose logits are more than a product with its head (Gemma 2 caps them) stores no states; it
-runs again beside every variant.
+So the base runs once, not again for every variant. A hidden state is much smaller than a row of logits: it has as many numbers
+as the model is wide, not as many as the vocabulary has tokens. For a model whose logits are not just a product with its head
+(Gemma 2 caps them) no states are stored; the base then runs again for every variant.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TOLERANCE = 1e-3  # relative to the largest logit; float32 sums in another order
 
 
 class Recorder:
-    """Predictions of the running base. Writes its states to `folder` during one pass over the tokens, which `finish` ends."""
+    """Predictions of the running base. Writes its states to `folder` during one pass over the tokens; call `finish` after it."""
 
     def __init__(self, runner: RunnerWithStates, model: Path, tokens: Tokens, protocol: ScoringProtocol, folder: Path):
         self.vocabulary, self.context = runner.vocabulary, runner.context
@@ -92,6 +92,6 @@ def _about(tokens: Tokens, protocol: ScoringProtocol, context: int) -> dict:
 
 
 def _head(model: Path) -> torch.Tensor:
-    """The weight of the head, float32 [vocabulary, width]; that of the embedding where they are tied."""
+    """Weight of the head, float32 [vocabulary, width]; the embedding's where they are tied."""
     checkpoint = Checkpoint(model)
     return checkpoint.read(checkpoint.inventory.head.tensor).float()

@@ -22,7 +22,7 @@ from quant.quality.protocol import ScoringProtocol
 from quant.quality.windows import Tokens, Window, windows
 from quant.runners import Runner
 
-BATCH_LOGITS = 2**22  # most logits of a batch: 16 MB per model; larger batches spend their time on fresh memory
+BATCH_LOGITS = 2**22  # most logits of a batch: 16 MB per model; larger batches lose time to allocating memory
 CHUNK_LOGITS = 2**18  # logits reduced together: 1 MB, which stays in the processor's cache from one step to the next
 TOP = 5
 LEVELS = (0, 0.1, 1, 2.5, 5, 10, 20, 25, 30, 40, 50, 60, 70, 75, 80, 90, 95, 97.5, 99, 99.9, 100)
@@ -115,7 +115,7 @@ def score(variant: Predictions, base: Predictions | None, tokens: Tokens, protoc
 
 
 def batches(items: Iterable[Window], vocabulary: int) -> Iterator[Batch]:
-    """Batches of equal windows, as large as BATCH_LOGITS allows; the longest first, so that too little memory shows early."""
+    """Batches of equal windows, as large as BATCH_LOGITS allows; the longest first, so that a lack of memory shows early."""
     def shape(window: Window) -> tuple[int, int]:
         return window.length, window.scored
 

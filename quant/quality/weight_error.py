@@ -1,7 +1,7 @@
 """Rounding errors of a model's own weights, without any text: the numbers behind three figures.
 
-Errors are relative: root mean square of (dequantized - weight) over that of the weight, in per cent. Of large weights a sample
-of whole rows at even distances is taken, so the cost does not grow with the model.
+Errors are relative: root mean square of (dequantized - weight) over that of the weight, in per cent. Large weights are sampled,
+in evenly spaced whole rows, so the cost does not grow with the model.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def compare_schemes(checkpoint: Checkpoint) -> dict:
 
 
 def samples(checkpoint: Checkpoint, weights: Iterable[Weight], most: int) -> Iterator[Sample]:
-    """Sample about `most` numbers at most of each weight, or of each role's rows where a weight is fused."""
+    """Sample at most about `most` numbers of each weight, or of each role's rows where a weight is fused."""
     for weight in weights:
         matrix = checkpoint.read(weight.tensor)
         matrix = (matrix.T if weight.transposed else matrix).reshape(weight.shape[0] if len(weight.shape) > 1 else 1, -1)
@@ -68,7 +68,7 @@ def samples(checkpoint: Checkpoint, weights: Iterable[Weight], most: int) -> Ite
 
 
 def error_map(chosen: Iterable[Sample]) -> dict:
-    """Error by block and role under MAP_SCHEME; weights of the same block and role are added up."""
+    """Error by block and role under MAP_SCHEME; weights of the same block and role are pooled."""
     squared_error: defaultdict[tuple, float] = defaultdict(float)
     squared: defaultdict[tuple, float] = defaultdict(float)
     sampled = weights = 0
@@ -86,9 +86,9 @@ def error_map(chosen: Iterable[Sample]) -> dict:
 
 
 def error_of_schemes(chosen: Sequence[Sample]) -> dict:
-    """Bits per weight, scales included, and error, of every width, grid and group size on the same numbers.
+    """Bits per weight, scales included, and error of every width, grid and group size on the same numbers.
 
-    A group size that does not divide all rows is left out, so that all points are of the same numbers. kind: plain, double
+    A group size that does not divide all rows is left out, so that all points cover the same numbers. kind: plain, double
     (quantized scales) or clipped (least squared error).
     """
     widths = {sample.values.shape[1] for sample in chosen}
@@ -144,7 +144,7 @@ def histogram(sample: Sample) -> dict:
 
 
 def _middle(checkpoint: Checkpoint, matrices: Sequence[Weight]) -> Sample:
-    """The first feed-forward matrix of the middle block; every architecture has one."""
+    """Sample the up projection of the middle decoder block; every architecture has one."""
     ups = [weight for weight in matrices if "up" in weight.roles]
     chosen = samples(checkpoint, [ups[len(ups) // 2]], SCHEMES_SAMPLE)
     return next(sample for sample in chosen if sample.role == "up")

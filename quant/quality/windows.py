@@ -39,8 +39,8 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Window:
-    """One call of a model: inputs [length] predict targets [length], tokens first, first + 1, ... of the text, of which the last
-    `scored` are scored."""
+    """One call of a model: inputs [length] predict targets [length], which are the tokens first, first + 1, ... of the text; the
+    last `scored` of them are scored."""
 
     inputs: torch.Tensor
     targets: torch.Tensor
@@ -59,7 +59,7 @@ class Window:
 
 
 def windows(tokens: Tokens, protocol: ScoringProtocol, context: int) -> list[Window]:
-    """The windows of a protocol, in text order. context: most tokens of the model, which bound the protocol's.
+    """The windows of a protocol, in text order. context: the model's limit in tokens, which caps the protocol's.
 
     Raises InputError where the text is shorter than a chunk of llama.cpp/1.
     """
@@ -72,7 +72,7 @@ def windows(tokens: Tokens, protocol: ScoringProtocol, context: int) -> list[Win
 
 
 def _sliding(ids: torch.Tensor, begin: int, end: int, length: int, stride: int) -> list[Window]:
-    """Windows over the inputs [begin, end) of one text, each of which predicts the next token."""
+    """Windows over the inputs [begin, end) of one text; each input predicts the next token."""
     found, reached = [], begin
     for start in range(begin, end, stride):
         stop = min(start + length, end)

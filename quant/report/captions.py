@@ -13,7 +13,7 @@ from quant.report.subsets import FRONT, equal_grids, front_names, grid_of, pairs
 from quant.report.wording import code, joined, named, scale
 from quant.tensor.codebooks import LINEAR, label_of
 
-LEAST_KLD = 1e-3  # mnat; smaller values are drawn here, since the scorer itself rounds by about as much
+LEAST_KLD = 1e-3  # mnat; smaller values are drawn as this, because the scorer's own rounding errors are about as large
 
 
 def size_quality(run: Run) -> str:
@@ -112,16 +112,16 @@ def error_bits(run: Run) -> str:
     if data["left_out"]:
         left = f" Left out, since they do not divide every row: groups of {joined([str(each) for each in data['left_out']])}."
     return (f"Lower left is better. From 4 to 8 bits, each further bit divides the error by {factor:.2f}. With {scale(group)}, "
-            f"the error at 4 bits is {errors}. Scales are 32-bit unless quantized too; attention and feed-forward weights, "
-            f"{_sampled(data)}.{left}")
+            f"the error at 4 bits is {errors}. Scales are 32-bit unless quantized too. Measured on the weights of attention "
+            f"and feed-forward layers: {_sampled(data)}.{left}")
 
 
 def error_map(run: Run) -> str:
     data = run.weights["map"]
     worst = max(data["cells"], key=lambda cell: cell["error_pct"])
     where = "outside the blocks" if worst["block"] is None else f"of block {worst['block']}"
-    return (f"Relative RMS error of the weights when all are rounded with `{data['scheme']}`. The largest is "
-            f"{worst['error_pct']:.1f} % for `{worst['role']}` {where}; {_sampled(data)}.")
+    return (f"Relative RMS error of the weights ({_sampled(data)}), each rounded with `{data['scheme']}`. The largest is "
+            f"{worst['error_pct']:.1f} % for `{worst['role']}` {where}.")
 
 
 def histogram(run: Run) -> str:

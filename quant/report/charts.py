@@ -15,9 +15,9 @@ _OFFSETS = [(x, y) for y in (4, -11, 15, -22, 26, -33, 37, -44, 48, -55) for x i
 
 def scatter(axes, results: Sequence[Result], points: Sequence[tuple[float, float]], bold: Collection[str] = (),
             line: Sequence[tuple[float, float]] = ()) -> None:
-    """Draw labelled points by method; a label moves until it covers neither an earlier one, a point, the legend nor `line`.
+    """Draw labelled points by method; a label moves until it is clear of earlier labels, points, the legend and `line`.
 
-    bold: names in bold; line: the corners of a line of steps, in the axes' units.
+    bold: names in bold; line: the corners of a stepped line, in the axes' units.
     """
     for result, (x, y) in zip(results, points, strict=True):
         look = look_of(result.method)
@@ -62,7 +62,7 @@ def log_axis(axis, axes, which: str) -> None:
 
 
 def by_variant(axes, results: Sequence[Result], label: str, names: bool = True) -> None:
-    """Give the y axis a line per variant, the first on top. label: of the x axis."""
+    """Give the y axis a row per variant, the first on top. label: of the x axis."""
     axes.set_yticks(range(len(results)), [r.name for r in results] if names else [])
     axes.set_ylim(len(results) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)

@@ -31,7 +31,7 @@ from quant.report.templates import environment
 from quant.tensor.codebooks import LINEAR
 
 AGREE_PCT = 0.1  # per cent of perplexity within which two runtimes of one model agree
-MEMORY_BOUND = 0.5  # share of memory's speed at which base has to read its weights for size to decide speed
+MEMORY_BOUND = 0.5  # below this share of the memory bandwidth, base's decoding is not limited by memory
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def _smallest(run: Run) -> Finding:
 
 
 def _fastest(run: Run) -> Finding:
-    """The fastest of those that beat base in every round, with those whose rounds overlap with its own."""
+    """The fastest variant of those that beat base in every round, and the variants whose rounds overlap with its rounds."""
     speed = METRICS["decode_speedup"]
 
     def median(result: Result) -> float:
@@ -164,7 +164,7 @@ def _size_and_speed(run: Run) -> Finding | None:
 
 
 def _selections(run: Run) -> Finding | None:
-    """What it costs to quantize more of the weights, under one scheme."""
+    """The cost of quantizing more of the weights, under one scheme."""
     sets = equal_but_for_the_selection(run)
     if not sets:
         return None
@@ -175,7 +175,7 @@ def _selections(run: Run) -> Finding | None:
 
 
 def _same_format(run: Run) -> Finding | None:
-    """Whether two implementations of one format agree; by divergence, the finer measure, as everywhere in the report."""
+    """Whether two implementations of one format agree, judged by divergence, the finer measure."""
     pairs = [{"names": (one.name, other.name), "kld_mnats": (one.metrics["kld_mnats"], other.metrics["kld_mnats"]),
               "is_significant": difference(one.blocks, other.blocks, "kld").is_significant,
               "only_second": sorted(set(other.quality["held_bytes"]) - set(one.quality["held_bytes"]))}

@@ -38,7 +38,7 @@ def warnings(run: Run, corpus: Mapping) -> list[str]:
 
 
 def skipped(run: Run) -> list[str]:
-    """What this run left out, each with its reason."""
+    """Notes on everything that this run left out, each with its reason."""
     unused = [method.label for method in map(load, names()) if method.name not in {used.name for used in run.methods}]
     notes = [f"Variants of {label}: no row of params.yaml asks for one." for label in unused]
     notes += _prompts(run)
@@ -79,7 +79,7 @@ def _prompts(run: Run) -> list[str]:
 
 
 def bandwidth(run: Run) -> str:
-    """The bandwidth that decoding used, against the memory's."""
+    """The rate at which decoding read weights, compared with the memory's bandwidth."""
     machine = run.base.speed["environment"]["memory_read_gb_per_s"]
     base = f"base read {run.base.decode['gb_per_s']:.2g} GB/s of weights while decoding"
     if not quantized(run):
@@ -137,6 +137,6 @@ def grid_errors(run: Run) -> str:
 
 
 def commits(run: Run) -> str:
-    """The commits of the code that the times were measured with."""
+    """The commits of the code whose speed was measured."""
     found = sorted({r.speed["environment"]["commit"] or "unknown, no git" for r in run.results})
     return joined([f"`{commit}`" for commit in found])

@@ -27,7 +27,7 @@ class Look:
     hatch: str = ""
 
 
-# Okabe & Ito's palette, whose members differ in lightness too: for methods and grids that bring no look of their own.
+# Okabe & Ito's palette, whose colours differ in lightness too. _SPARE: for methods without a look of their own.
 _SPARE = (("#CC79A7", "v", "xx"), ("#56B4E9", "P", "\\\\"), ("#D55E00", "X", "//"), ("#F0E442", "<", ".."))
 _GRIDS = {"linear": ("#0072B2", "o", ""), "nf4": ("#CC79A7", "*", ".."), "fp4": ("#D55E00", "X", "//")}
 

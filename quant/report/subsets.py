@@ -18,7 +18,7 @@ EQUAL_SIZE = 1.001  # up to this ratio, sizes count as equal
 
 
 def near_base(run: Run) -> list[Result]:
-    """Variants whose whole 95 % interval of the change of perplexity is at most NEAR_PCT."""
+    """Variants whose 95 % interval of the change of perplexity ends at NEAR_PCT or below."""
     return [r for r in run.others if r.quality["intervals"]["ppl_change_pct"][1] <= NEAR_PCT]
 
 

@@ -1,10 +1,10 @@
-"""A figure and a table of one parameter's experiments:
+"""Draws and tabulates the experiments on one parameter:
 
     dvc exp run --queue -S 'quant.bits=2,3,4,5,6,8' evaluate@whole && dvc queue start
     python -m quant.report.sweep quant.bits whole
 
-writes reports/sweep.svg, .png and .csv: the variant's perplexity and size at each value. An experiment counts only where
-its dvc.lock shows that the variant was evaluated with that experiment's parameters.
+writes reports/sweep.svg, .png and .csv: the variant's quality and size at each value. An experiment counts only if its
+dvc.lock shows that the variant was evaluated with the experiment's parameters.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def read_sweep(parameter: str, variant: str, project: Path = Path()) -> list[dic
             if value is None or stage is None or not is_current(stage, lock, params, md5_of):
                 continue
             metrics = json.loads(files.read_text(f"reports/quality/{variant}.json"))["metrics"]
-        except FileNotFoundError:  # recorded in dvc.lock, as in every clone, and never computed here
+        except FileNotFoundError:  # dvc.lock comes with every clone, but the result was not computed here
             continue
         rows = sets.setdefault(_without(params, parameter), {})
         rows.setdefault(str(value), {"value": value, **{metric.key: metrics[metric.key] for metric in shown_in(SWEEP)}})

@@ -11,7 +11,7 @@ from quant.report.metrics import METRICS, REPORT, Metric, shown_in
 from quant.report.results import Result, Run
 from quant.report.wording import named, number
 
-LEAST_MIB = 0.005  # biases and norms of less round to nothing, and are not listed
+LEAST_MIB = 0.005  # smaller groups would show as 0.00, and are not listed
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def ranking(run: Run, tiers: Sequence[Sequence[str]], key: str) -> str:
 
 
 def of_another_runtime(run: Run, method: Method) -> str:
-    """Base, and a method's variants where another runtime than base's runs them: tensors by type, and what they gave.
+    """Base and the variants of a method that another runtime than base's runs: tensors by type, and the main metrics.
 
     Empty where base's runtime runs them.
     """

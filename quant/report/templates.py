@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 
 @cache
 def environment() -> jinja2.Environment:
-    """The environment of every template. A name that a template is not given is an error.
+    """The jinja environment of every template. An undefined name in a template is an error.
 
     Filters: those of quant.report.wording; `metric(key)` shows a number as the tables show that metric.
     """

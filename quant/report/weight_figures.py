@@ -45,7 +45,7 @@ def draw_histogram(weights: Mapping):
     data = weights["histogram"]
     count = len(data["share_pct"])
     edges = [-1 + 2 * i / count for i in range(count + 1)]
-    heights = [share * count / 16 for share in data["share_pct"]]  # share of a sixteenth of the range, as a code of 4 bits covers
+    heights = [share * count / 16 for share in data["share_pct"]]  # share per sixteenth of the range, like a 4-bit code
     figure, panels = new_axes(8, 1.8 * len(data["grids"]), nrows=len(data["grids"]), sharex=True, sharey=True)
     for axes, (name, grid) in zip(panels, data["grids"].items(), strict=True):
         look = GRIDS[name]

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Sequence
 
 
 def joined(parts: Sequence[str]) -> str:
-    """a, b and c"""
+    """Join parts as in "a, b and c"."""
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
 
 
 def code(names: Iterable[str]) -> str:
-    """`a`, `b` and `c`"""
+    """Join names as in "`a`, `b` and `c`"."""
     return joined([f"`{name}`" for name in names])
 
 
@@ -22,18 +22,18 @@ def named(things: Iterable) -> str:
 
 
 def number(value: float, form: str) -> str:
-    """The number in a format such as "{:.2f}"; one that rounds to zero has no sign."""
+    """Format a number by a form such as "{:.2f}"; one that rounds to zero has no sign."""
     text = form.format(value)
     return text.lstrip("+-") if float(text) == 0 else text
 
 
 def signed(value: float) -> str:
-    """+0.012, -0.500, 0.000"""
+    """Format a number with its sign, as in "+0.012", "-0.500" and "0.000"."""
     return number(value, "{:+.3f}")
 
 
 def span(values: Iterable[float], form: str) -> str:
-    """The least and the largest, such as "0.401 to 0.416"; one number where both read alike."""
+    """The smallest and the largest value, as in "0.401 to 0.416"; one number where both read alike."""
     low, high = number(min(found := list(values)), form), number(max(found), form)
     return low if low == high else f"{low} to {high}"
 

@@ -69,8 +69,8 @@ class Options:
     """How a runtime opens a model.
 
     dtype: of activations and of weights that are not quantized, where the runtime lets one choose. device: cpu or cuda.
-    threads: None keeps the runtime's default. max_tokens: most tokens of a text, for which the runtime may reserve memory;
-    None means the model's context.
+    threads: None keeps the runtime's default. max_tokens: the longest text, for which the runtime may reserve memory; None
+    means the model's context.
     """
 
     dtype: str = "float32"
@@ -90,7 +90,7 @@ class Opening:
 
 
 def opening_of(folder: Path) -> Opening:
-    """Read a folder's manifest; without one it is a plain model of transformers. Raises InputError for a missing folder."""
+    """Read a folder's manifest; a folder without one holds a plain transformers model. Raises InputError for a missing folder."""
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder} does not exist; make it with dvc repro")

@@ -32,7 +32,7 @@ def held_bytes(runner: Runner) -> dict[str, int]:
 
 
 def bytes_per_token(tensors: list[StoredTensor]) -> int:
-    """Bytes of weights read to decode one token: all except embeddings, of which it reads a row, unless they are the head too."""
+    """Bytes of weights read to decode one token: all except an embedding (one row is read), unless it is also the head."""
     return sum(tensor.bytes for tensor in tensors if tensor.roles != ("embedding",))
 
 

@@ -30,7 +30,7 @@ T = TypeVar("T")
 def benchmark(folder: Path, base: Path, corpus: Corpus, plan: TimingPlan, device: str, modules: tuple[str, ...] = ()) -> dict:
     """Speed of the variant in `folder` compared with the base, and its peak memory, for JSON.
 
-    Call it in a fresh process: memory is measured from the first model that it loads. modules: to import before loading is timed.
+    Call it in a fresh process, so that the peak is this variant's alone. modules: to import before loading is timed.
     """
     device = resolve_device(device)
     torch.set_num_threads(plan.threads)
@@ -102,7 +102,7 @@ def _add_bandwidth(decode: dict, model: Runner, base: Runner) -> None:
 
 
 def _generation(base: Path, corpus: Corpus, prompt: torch.Tensor, generated: dict[str, list[int]]) -> dict:
-    """The text that both generated after the same prompt. The prompt itself only where the corpus may be published."""
+    """The texts that both generated after the same prompt, and the prompt, if its text may be published."""
     tokenizer = open_tokenizer(base)
     texts = {name: tokenizer.decode(ids) for name, ids in generated.items()}
     return {

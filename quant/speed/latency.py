@@ -2,9 +2,9 @@
 
 A round runs, for both in turn, a long prompt (prefill_long), the prompt (prefill: one call, until the next token is known),
 and then single tokens with the cache (decode), SLICE tokens of one model before the other's turn. Prompt and all tokens together
-are the phase `generate`. The first round only warms up; the samples of all others are kept. Where samples scatter too widely,
-everything is measured once more, decoding only if it is decoding that scatters. Of each phase the samples that scatter less
-count, the others are set aside, and a phase that still scatters is flagged as noisy.
+are the phase `generate`. The first round only warms up; the samples of all others are kept. If samples scatter too widely, all
+prompts are timed once more, and decoding too if decode or generate scattered. For each phase, the attempt that scatters less
+counts and the other is set aside; a phase that still scatters is flagged as noisy.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Samples:
         return {phase for phase in self.ms if self.scatter(phase) > MAX_SCATTER}
 
     def calmer(self, other: Samples) -> tuple[Samples, dict]:
-        """For each phase the samples that scatter less, and the rest: (all phases of this one, those set aside as JSON)."""
+        """Choose for each phase the samples that scatter less. Returns all phases, and the rejected samples for JSON."""
         chosen, aside = dict(self.ms), {}
         for phase in other.ms:
             swap = other.scatter(phase) < self.scatter(phase)
@@ -104,7 +104,7 @@ def measure(models: dict[str, Runner], prompts: dict[str, torch.Tensor], tokens:
 
 def _round(models: dict[str, Runner], prompts: dict[str, torch.Tensor], tokens: int, number: int, samples: Samples,
            clock: Clock) -> None:
-    """One round. The model that starts changes from round to round, and from slice to slice."""
+    """Run one round. The order of the models rotates from round to round, and from slice to slice."""
     total = dict.fromkeys(models, 0.0)
     for phase, prompt in prompts.items():
         for name in _order(models, number):

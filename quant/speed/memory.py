@@ -11,7 +11,7 @@ import torch
 class PeakMemory:
     """Peak memory of each phase, above the process's memory at the start (Linux).
 
-    Resident memory includes the pages of mapped files. device cuda: torch's memory on the GPU as well; llama.cpp's is not seen.
+    Resident memory includes the pages of mapped files. device cuda: torch's memory on the GPU as well, but not llama.cpp's.
     """
 
     def __init__(self, device: str = "cpu") -> None:

@@ -12,8 +12,8 @@ from quant.errors import InputError
 class TimingPlan:
     """The plan of a measurement.
 
-    prompts: lengths in tokens; the first of the prompt before generation (prefill), the second of prefill_long. tokens: to
-    generate. rounds: repetitions that count. threads: of every runtime.
+    prompts: lengths in tokens: of the prompt before generation (prefill), and of a longer one (prefill_long). tokens: number to
+    generate. rounds: repetitions after the warm-up. threads: of every runtime.
     """
 
     prompts: tuple[int, ...] = (128, 512)

@@ -1,7 +1,7 @@
 """Double quantization: the scales of a weight, stored in 8 bits themselves.
 
 QLoRA (Dettmers et al. 2023), section 3: at 64 weights a group, 32-bit scales cost 0.5 bit per weight; in 8 bits with a
-32-bit scale for every 256 of them, 0.127. The mean is taken off first, as scales are all positive. The 8-bit values are
+32-bit scale for every 256 of them, 0.127. The mean is subtracted first, because all scales are positive. The 8-bit values are
 those of "dynamic tree" quantization (Dettmers, 8-Bit Approximations, 2015): more bits for the exponent near zero.
 """
 
@@ -12,7 +12,7 @@ from functools import cache
 
 import torch
 
-SCALES_PER_BLOCK = 256  # that share a scale of their own
+SCALES_PER_BLOCK = 256  # scales that share one float32 scale
 RASTER = 65535  # differences are first rounded to this many equal steps over [-1, 1], as bitsandbytes does on a CPU
 
 
@@ -61,7 +61,7 @@ class DoubleQuantized:
 
 @cache
 def dynamic_map() -> torch.Tensor:
-    """The 256 values, rising: a sign, zeros that count powers of ten, a one, and the rest of the bits as a fraction."""
+    """The 256 values in ascending order: sign bit, zeros (each a power of ten), a one, and the remaining bits as a fraction."""
     values = [0.0, 1.0]
     for exponent in range(7):
         edges = torch.linspace(0.1, 1, 2**exponent + 1, dtype=torch.float32)
@@ -72,7 +72,7 @@ def dynamic_map() -> torch.Tensor:
 
 @cache
 def _nearest_codes() -> torch.Tensor:
-    """uint8 [RASTER + 1]: the code nearest to each step of the raster."""
+    """The code nearest to each step of the raster, uint8 [RASTER + 1]."""
     values = dynamic_map().double()
     steps = torch.arange(RASTER + 1, dtype=torch.float64) / (RASTER / 2) - 1
     return torch.bucketize(steps, (values[1:] + values[:-1]) / 2).to(torch.uint8)

@@ -1,8 +1,8 @@
 """Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0, the plain block types of ggml: how they choose and store a block's range.
 
-A block is 32 weights of a row with a float16 scale (and, in the _1 types, a float16 lowest value). Three things set the rule
-apart from this project's own: codes are rounded under the scale before that is rounded to float16; the symmetric 4- and
-5-bit types use all codes, by mapping the weight of largest magnitude, sign included, onto the lowest; halves round another way
+A block is 32 weights of a row with a float16 scale (and, in the _1 types, a float16 lowest value). The rule differs from this
+project's own in three points: codes are computed with the scale before it is rounded to float16; the symmetric 4- and 5-bit
+types use all codes, by mapping the weight of largest magnitude, sign included, onto the lowest; halves are rounded differently
 (quant.tensor.grids). The bytes of a block: quant.tensor.ggml_blocks. Reference: ggml-quants.c of llama.cpp.
 """
 
@@ -34,7 +34,7 @@ def choose_range(
 def store_scales(
     span: torch.Tensor, zeros: torch.Tensor | None, grid: Grid, _: Scheme
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-    """Scales in float16; zeros and inverse scales in float32, as codes are rounded with them before they are stored."""
+    """Scales in float16; zeros and inverse scales in float32, because codes are computed with the unrounded values."""
     scales = span / grid.limit
     return scales.to(torch.float16), zeros, torch.where(scales == 0, 0.0, 1 / scales)
 

@@ -1,8 +1,9 @@
 """Bytes of ggml's plain block types, as a GGUF file stores them: written from a QTensor, and read back.
 
-A block of 32 weights is its scale, in the _1 types its lowest value, in 5 bits the fifth bits of its codes, and then bytes
-whose low and high half are the low bits of codes i and i + 16; of Q8_0 it is its scale and 32 signed bytes. Scales and lowest
-values are float16. Reference: ggml-common.h of llama.cpp, and the `gguf` package.
+A block of 32 weights stores, in this order: its scale; in the _1 types, its lowest value; in the 5-bit types, the fifth bits of
+its codes; then 16 bytes, byte i with the low 4 bits of code i in its low half and those of code i + 16 in its high half. Q8_0
+stores the scale and 32 signed bytes. Scales and lowest values are float16.
+Reference: ggml-common.h of llama.cpp, and the `gguf` package.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from quant.tensor.qtensor import QTensor
 from quant.tensor.scheme import Scheme
 
 _HALF = BLOCK // 2
-_SIGN = 128  # a stored code counts from 0, a signed byte from the middle: they differ in the first bit
+_SIGN = 128  # XOR with it turns a code, 0 to 255, into the signed byte code - 128
 
 
 def to_bytes(tensor: QTensor) -> torch.Tensor:

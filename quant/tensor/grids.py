@@ -1,9 +1,9 @@
 """Grids: the real number that each code stands for, before the scale.
 
 A grid knows the value of each code (`decode`), the code nearest to a value (`encode`), and its `limit`, the value onto which
-the scale maps the end of a group's range. Linear steps and tables of values differ in nothing else.
-Half way between two values, linear steps take the even code (IEEE) and tables the lower value; ggml's types round halves up or
-away from zero.
+the scale maps the end of a group's range. Linear steps and tables of values differ only in these three.
+Half-way between two values, linear steps round to the even code (IEEE) and tables to the lower value; ggml's types round halves
+up or away from zero.
 """
 
 from __future__ import annotations
@@ -92,8 +92,8 @@ Grid = LinearGrid | TableGrid
 
 @cache
 def grid_of(scheme: Scheme) -> Grid:
-    """The grid of a scheme. Linear and symmetric: codes 1 to 2^b - 1 around 2^(b-1), asymmetric: 0 to 2^b - 1 upwards; the ggml
-    types use code 0 as well."""
+    """The grid of a scheme. Linear: codes 1 to 2^b - 1 around 2^(b-1) if symmetric, 0 to 2^b - 1 if not; with fit ggml, code 0 is
+    allowed in symmetric grids too."""
     if not scheme.is_linear:
         return TableGrid(scheme.codebook if isinstance(scheme.codebook, tuple) else CODEBOOKS[scheme.codebook].values)
     highest, offset = 2**scheme.bits - 1, 2 ** (scheme.bits - 1) if scheme.symmetric else 0

@@ -1,4 +1,4 @@
-"""Step 4 of quantizing: codes of 1 to 8 bits to bytes and back, without a gap between them.
+"""Step 4 of quantizing: pack codes of 1 to 8 bits into bytes without gaps, and unpack them.
 
 A row is one little-endian stream of bits: code i takes bits i*b to (i+1)*b. Eight codes of b bits are b
 bytes and fit one 64-bit word, so every width takes the same path. Rows start on a byte.
@@ -32,7 +32,7 @@ def unpack(packed: torch.Tensor, bits: int, columns: int) -> torch.Tensor:
     if bits == 8:
         return packed
     rows, width = packed.shape
-    if 8 % bits == 0:  # whole codes in every byte: the same stream, read without the detour over words
+    if 8 % bits == 0:  # whole codes in every byte: the same stream, read without going through words
         shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)
         codes = (packed.unsqueeze(-1) >> shifts) & (2**bits - 1)
         return codes.view(rows, -1)[:, :columns]

@@ -1,7 +1,7 @@
-"""Work on pieces of a tensor, one piece per core at a time.
+"""Runs a function on pieces of a tensor in parallel, one piece per core at a time.
 
-torch splits every operation over its threads and waits for all of them at its end. Pieces that fit a core's cache finish
-faster when each core takes whole pieces, and a busy machine then slows the work down instead of stopping it at every wait.
+torch splits every operation over its threads and waits for all of them at the end of each. Pieces that fit a core's cache finish
+faster when each core takes whole pieces, and a thread that is delayed on a busy machine does not hold up the others.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""QTensor: one quantized weight, and the two functions between it and real numbers.
+"""QTensor: one quantized weight, with the functions that quantize and dequantize it.
 
     weight[row, column] is about  grid[code] * scale + zero
 
@@ -43,7 +43,7 @@ class QTensor:
     scheme: Scheme
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """What has to be stored, by name, as `layout` describes it."""
+        """The tensors to store, by name, as `layout` describes them."""
         return {"codes": self.codes, **vars(self.scales), **({} if self.zeros is None else {"zeros": self.zeros})}
 
     @classmethod
@@ -53,7 +53,7 @@ class QTensor:
         return cls(tensors["codes"], _scales_kind(scheme)(**scales), tensors.get("zeros"), shape, scheme)
 
     def dequantize_rows(self, index: slice | torch.Tensor) -> torch.Tensor:
-        """Some rows of the weight as a matrix, float32 [n, columns]."""
+        """Dequantize some rows of the weight, as a matrix, to float32 [n, columns]."""
         columns = matrix_shape(self.shape)[1]
         values = grid_of(self.scheme).decode(unpack(self.codes[index], self.scheme.bits, columns))
         scales = self.scales.rows(index).float()

@@ -1,7 +1,7 @@
-"""Step 3 of quantizing: weights to codes, under scales that are chosen already.
+"""Step 3 of quantizing: round weights to codes, with the scales already chosen.
 
 A rounding rule takes blocks of weights, the inverse scales and zeros of their groups, and the grid, and returns codes. A rule
-that corrects later columns for the error of earlier ones, such as GPTQ's, has the same arguments and can stand in for `nearest`.
+that corrects later columns for the error of earlier ones, such as GPTQ's, also needs statistics of the layer's inputs.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Steps 1 and 2 of quantizing: choose each group's range, and store it as a scale and a zero.
 
-A range is a span, the weight that the grid's `limit` stands for (of a symmetric group its largest magnitude), and, if the scheme
-is asymmetric, a zero, the value of code 0. Blocks are tensors [outer, groups, n], pieces of one weight that share their scales;
-there are several only where the whole tensor shares one scale. Spans, zeros and scales are [outer, groups].
+A range is a span and, if the scheme is asymmetric, a zero. The span is scale * grid.limit: unclipped, the largest magnitude of a
+symmetric group, or highest minus lowest weight of an asymmetric one. The zero is the value of code 0. Blocks are tensors [outer,
+groups, n], pieces of one weight that share their scales; there are several only where the whole tensor shares one scale. Spans,
+zeros and scales are [outer, groups].
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class PlainScales:
 
 
 def rows_of(parameters: torch.Tensor, index: slice | torch.Tensor) -> torch.Tensor:
-    """Scales or zeros of some rows; a single row serves them all by broadcasting."""
+    """Scales or zeros of some rows of the weight; a single row of them is returned whole, and broadcast by the caller."""
     return parameters if len(parameters) == 1 else parameters[index]
 
 
@@ -68,11 +69,11 @@ def extremes(blocks: Blocks) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def store_scales(span: torch.Tensor, zeros: torch.Tensor | None, grid: Grid, scheme: Scheme) -> tuple[torch.Tensor, ...]:
-    """Scales and zeros in the scheme's dtype, and the inverse scales, float32, to round codes with.
+    """Scales and zeros in the scheme's dtype, and the inverse scales, float32, for rounding to codes.
 
-    The inverse is limit / span where the scale is float32 (as bitsandbytes and LLM.int8() round), and belongs to the
-    scale as stored where that is coarser. A float32 scale below the smallest normal number is stored as 0 and
-    its group as zeros, because processors differ in what they do with smaller ones.
+    With float32 scales the inverse is limit / span (as in bitsandbytes and LLM.int8()); with coarser dtypes it is 1 / the stored
+    scale. A scale below the smallest normal float32 number is stored as 0 and its group as zeros, because processors differ in
+    how they treat subnormal numbers.
     """
     dtype = dtype_of(scheme)
     scales = span / grid.limit
@@ -91,7 +92,7 @@ def whole_range(_: Blocks, low: torch.Tensor, high: torch.Tensor, __: Grid, sche
 
 
 def least_squares(blocks: Blocks, low: torch.Tensor, high: torch.Tensor, grid: Grid, scheme: Scheme) -> Range:
-    """Of some clipped ranges, the one with the smallest sum of squared errors; the widest of equals."""
+    """Per group, the range clipped by one of SHRINKS with the smallest sum of squared errors; of equal sums, the widest range."""
     width = high - low
 
     def candidates() -> Iterable[Range]:
@@ -106,9 +107,10 @@ def least_squares(blocks: Blocks, low: torch.Tensor, high: torch.Tensor, grid: G
 
 
 def half_quadratic(blocks: Blocks, low: torch.Tensor, high: torch.Tensor, grid: Grid, scheme: Scheme) -> Range:
-    """HQQ (Badri & Shaji 2023): moves the zeros, at the scales of the whole range, towards the least l_0.7 error.
+    """HQQ (Badri & Shaji 2023): keeps the scales of the whole range and moves the zeros to reduce the l_0.7 norm of the error.
 
-    Errors split into a part that is sparse (found by a shrinkage step) and a rest whose mean corrects the zero.
+    Each step splits the error into a sparse part, found by shrinkage, and a rest whose mean corrects the zero. Of all steps, the
+    zero with the smallest sum of absolute errors is taken.
     """
     span, zeros = whole_range(blocks, low, high, grid, scheme)
     count = sum(block.shape[-1] for block in blocks)
@@ -147,7 +149,7 @@ FITS = {  # by a scheme's `fit`; quant.tensor.scheme.FITS has the names
 def _best(candidates: Iterable[Range], blocks: Blocks, grid: Grid, scheme: Scheme, loss: Callable) -> Range:
     """Per group, the first of the candidates with the smallest sum of losses.
 
-    Sums are float64, so that the choice does not hang on the order in which a processor adds.
+    Sums are float64, so that the choice does not depend on the order in which a processor adds.
     """
     best = best_span = best_zeros = None
     for span, zeros in candidates:

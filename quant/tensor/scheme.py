@@ -10,7 +10,7 @@ from quant.errors import InputError
 from quant.tensor.codebooks import CODEBOOKS, LINEAR, NAMES
 
 SCALE_DTYPES = ("float32", "float16", "bfloat16")
-FITS = ("range", "mse", "hqq", "ggml")  # quant.tensor.scales has a function for each
+FITS = ("range", "mse", "hqq", "ggml")  # quant.tensor.scales has a Fit for each
 GGML_TYPES = {"Q4_0": (4, True), "Q4_1": (4, False), "Q5_0": (5, True), "Q5_1": (5, False), "Q8_0": (8, True)}
 
 
@@ -76,11 +76,11 @@ class Scheme:
         return cls(**known_keys(cls, values, "scheme"))
 
     def override(self, values: dict) -> Scheme:
-        """Replace some fields. Raises InputError for a key that is no field."""
+        """A copy with some fields replaced. Raises InputError for an unknown key."""
         return replace(self, **known_keys(type(self), values, "scheme"))
 
     def to_dict(self) -> dict:
-        """The fields as JSON holds them; the inverse of `from_dict`."""
+        """The fields as values that JSON can hold; the inverse of `from_dict`."""
         values = asdict(self)
         return values | ({"codebook": list(self.codebook)} if isinstance(self.codebook, tuple) else {})
 
@@ -106,7 +106,7 @@ class Scheme:
 
     @property
     def label(self) -> str:
-        """Short and complete: "int8 row", "nf4 g64 dq", "int4 g32 asym fp16 mse"."""
+        """A short name with all fields that are not defaults: "int8 row", "nf4 g64 dq", "int4 g32 asym fp16 mse"."""
         span = self.group_size if isinstance(self.group_size, str) else f"g{self.group_size}"
         words = [
             self._kind, span, "" if self.symmetric else "asym",

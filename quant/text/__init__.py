@@ -1,1 +1,1 @@
-"""The text that quality is measured on: where it comes from, the embedded grammar, and the corpus that the stages share."""
+"""The evaluation text: its sources, the embedded grammar and novels, and the corpus that the stages share."""

@@ -1,9 +1,9 @@
-"""A probabilistic grammar of lines like the Penn Treebank's: the text of the embedded default.
+"""A probabilistic grammar whose lines resemble the Penn Treebank's: it generates the text of the embedded default.
 
 The lines are lower case, contain `<unk>` for rare words and `N` for numbers, and are drawn independently. No two derivations
 yield the same line, so the probability of a line is the probability of its derivation, and the entropy of the lines is the
-entropy of the derivations, the solution of a linear system (Grenander 1967; Booth & Thompson 1973). So the lowest perplexity
-that a model can reach is known exactly, which it is for no natural corpus.
+entropy of the derivations, the solution of a linear system (Grenander 1967; Booth & Thompson 1973). So, unlike for any natural
+corpus, the lowest perplexity that a model can be expected to reach is known exactly.
 
     grammar = treebank_like()
     line = grammar.sample(random.Random(7))      # line.words, line.nats
@@ -25,7 +25,7 @@ from quant.text import lexicon
 
 START = "S"
 SEEDS = {"train": 1, "test": 2}
-TEST_SHARE = 10  # one line in ten may appear in the test text only
+TEST_SHARE = 10  # about one distinct line in ten belongs to the split test
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Grammar:
         """`count` lines of the split "train" or "test", the same on every machine.
 
         A hash of its text assigns a line to a split, so the two share no line. A model can't learn the hash, so `nats` remains
-        the best that a model can expect.
+        the best score that a model can expect.
         """
         rng = random.Random(SEEDS[split])
         drawn = (self.sample(rng) for _ in repeat(None))

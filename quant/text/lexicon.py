@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Topic:
-    """The words of one topic. Keys: "agent", the noun that acts, and "matter", its object; verbs_for: by the kind of object."""
+    """The words of one topic. Keys: "agent", nouns that can act, and "matter", nouns that can't; verbs_for: by kind of object."""
 
     nouns: dict[str, list[str]]
     adjectives: dict[str, list[str]]

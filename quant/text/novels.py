@@ -1,8 +1,8 @@
 """The embedded prose: Jane Austen's six novels, public domain, a sentence per line.
 
 The files in data/embedded/austen are Project Gutenberg's texts, wrapped at some 70 characters; an empty line ends a paragraph.
-A sentence ends at a full stop, a question mark or an exclamation mark, with the quotation marks and brackets that close
-behind it, where a capital letter or an opening quotation mark follows; not behind an abbreviation or an initial.
+A sentence ends at a full stop, a question mark or an exclamation mark, including closing quotation marks and brackets, if a
+capital letter follows, perhaps after an opening quotation mark or bracket; but not after an abbreviation or an initial.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _HEADING = re.compile(r"(chapter|volume)\s+[\divxlc]+\.?|the end|finis", re.IGNO
 
 
 def chapters(novel: str) -> list[list[str]]:
-    """The sentences of each chapter of a novel; what stands before the first chapter is left out.
+    """The sentences of each chapter of a novel; text before the first chapter is left out.
 
     Raises InputError for a novel that is not embedded.
     """
@@ -44,7 +44,7 @@ def chapters(novel: str) -> list[list[str]]:
 
 
 def sentences(paragraph: str) -> list[str]:
-    """The sentences of a paragraph, which is one line."""
+    """Split a paragraph, given as one line, into sentences."""
     found, start = [], 0
     for end in _END.finditer(paragraph):
         before = paragraph[start : end.end(1)]

@@ -131,7 +131,7 @@ def count_lines(source: str) -> int:
 
 
 def _chosen(rows: Iterable[str], source: TextSource, about: Corpus) -> Corpus:
-    """A corpus of the first lines of `rows`: a row may hold several lines, and a file's first one a byte order mark."""
+    """A corpus of the first lines of `rows`. A row may hold several lines, and a file's first row a byte order mark."""
     lines = (line.strip() for row in rows for line in row.removeprefix("\ufeff").splitlines())
     chosen = tuple(islice((line for line in lines if line), source.sentences))
     if not chosen:

@@ -14,7 +14,7 @@ HUB = "hub:"
 
 @dataclass(frozen=True)
 class KnownText:
-    """title: for a sentence; about: where it comes from, how long it is."""
+    """title: its name within a sentence; about: its origin and, where known, its length."""
 
     title: str
     about: str

@@ -20,7 +20,7 @@ class KneserNey:
         for i in range(len(padded)):
             if i + 1 >= order:
                 counts[-1][padded[i + 1 - order : i + 1]] += 1
-        for shorter in range(order - 2, -1, -1):  # below the highest order: in how many contexts an n-gram stands
+        for shorter in range(order - 2, -1, -1):  # lower orders count the distinct tokens before an n-gram
             for gram in counts[shorter + 1]:
                 counts[shorter][gram[1:]] += 1
         self._counts = counts
@@ -37,20 +37,20 @@ class KneserNey:
             self._followers.append(followers)
 
     def probability(self, context: Sequence[int], token: int) -> float:
-        """Of `token` after the last order - 1 tokens of `context`."""
+        """Probability of `token` after the last order - 1 tokens of `context`."""
         value = 1 / self.vocabulary
         for length in range(self.order):
             before = tuple(context[len(context) - length :]) if length else ()
             total = self._totals[length].get(before, 0)
             if not total:
-                break  # a context that was never seen has no longer one either
+                break  # this context was never seen, so no longer one was either
             discount = self._discounts[length]
             seen = max(0.0, self._counts[length].get((*before, token), 0) - discount)
             value = (seen + discount * self._followers[length][before] * value) / total
         return value
 
     def perplexity(self, tokens: Sequence[int]) -> float:
-        """Of all tokens but the first."""
+        """Perplexity of all tokens but the first."""
         context = self.order - 1
         total = sum(math.log(self.probability(tokens[max(0, i - context) : i], tokens[i])) for i in range(1, len(tokens)))
         return math.exp(-total / (len(tokens) - 1))

@@ -1,4 +1,4 @@
-"""Makes a byte-level BPE from a text, as GPT-2's is made."""
+"""Trains a byte-level BPE tokenizer like GPT-2's."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ END = "<|endoftext|>"
 
 
 def make_tokenizer(texts: Iterable[str], vocabulary: int, context: int) -> PreTrainedTokenizerFast:
-    """A tokenizer of `vocabulary` tokens, which splits text as GPT-2 does; END begins and ends a text."""
+    """Train a tokenizer of `vocabulary` tokens, which splits text as GPT-2's does; END is its bos and eos token."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -1,7 +1,7 @@
-"""Trains a causal language model on a small corpus, many times over: AdamW, warm-up, a cosine schedule, a moving average.
+"""Trains a causal language model on a small corpus for many epochs: AdamW, warm-up, a cosine schedule, a moving average.
 
-On a corpus that a model can learn by heart, dropout and the number of epochs decide. So a validation text is scored after
-every epoch, by the moving average of the weights, and the best epoch's weights are what is left.
+A model can learn a small corpus by heart, so dropout and the number of epochs matter most. After every epoch the moving average
+of the weights is scored on a validation text; the best epoch's average is kept.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from quant.text.corpus import as_text
 
 @dataclass(frozen=True)
 class Schedule:
-    """epochs: passes over the text; batch_size: windows of a step; peak_rate: of AdamW, after `warmup` steps; decay: of its
-    weights; average: of the moving average of the weights, a step; patience: epochs without a better validation to stop after."""
+    """epochs: passes over the text; batch_size: windows per step; peak_rate: AdamW's learning rate after `warmup` steps; decay:
+    its weight decay; average: decay per step of the moving average of the weights; patience: tolerated epochs in a row without a
+    better validation."""
 
     epochs: int
     batch_size: int = 16
@@ -36,14 +37,14 @@ class Schedule:
     patience: int = 3
 
     def rate(self, step: int, steps: int) -> float:
-        """Share of the peak rate at a step: a line up, then half a cosine down to a fiftieth."""
+        """Share of the peak rate at a step: linear warm-up, then a half cosine down to a fiftieth."""
         if step < self.warmup:
             return (step + 1) / self.warmup
         return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - self.warmup) / max(1, steps - self.warmup)))
 
 
 def token_stream(tokenizer: PreTrainedTokenizerFast, texts: Sequence[Sequence[str]], line: str) -> torch.Tensor:
-    """int64 [n]: texts (lists of lines) one after another, each after the beginning-of-text token."""
+    """Tokenize texts (lists of lines) into one stream, int64 [n], with the beginning-of-text token before each."""
     ids: list[int] = []
     for lines in texts:
         ids += [tokenizer.bos_token_id, *tokenizer.encode(as_text(lines, line), add_special_tokens=False)]
@@ -51,23 +52,23 @@ def token_stream(tokenizer: PreTrainedTokenizerFast, texts: Sequence[Sequence[st
 
 
 def windows_of(stream: torch.Tensor, context: int, offset: int = 0) -> torch.Tensor:
-    """[windows, context + 1]: neighbours share a token, so that every token but the first is predicted once."""
+    """Cut a stream into windows [n, context + 1]; neighbours share a token, so all tokens but the first are predicted once."""
     count = (len(stream) - 1 - offset) // context
     return stream[offset : offset + count * context + 1].unfold(0, context + 1, context)
 
 
 @torch.no_grad()
 def mean_loss(model: PreTrainedModel, windows: torch.Tensor) -> float:
-    """Nats a token over windows [n, context + 1]."""
+    """Mean loss over windows [n, context + 1], in nats per token."""
     model.eval()
     total = sum(_loss(model, batch).item() * len(batch) for batch in windows.split(16))
     return total / len(windows)
 
 
 class Training:
-    """One model in training. A run that was stopped goes on from what it left in `folder`, at the epoch it was in.
+    """Training of one model. An interrupted run resumes from its state in `folder`, at the start of the epoch it was in.
 
-    All randomness comes from the seed and the number of the epoch, so that a run that went on gives what one run gives.
+    All randomness comes from the seed and the number of the epoch, so a resumed run gives the result of an uninterrupted one.
     """
 
     def __init__(self, model: PreTrainedModel, schedule: Schedule, folder: Path, seed: int = 0,
@@ -156,7 +157,7 @@ class Training:
         self.average = {name: state[f"average.{name}"] for name in self.average}
         for name, p in self.model.named_parameters():
             self.optimizer.state[p] = {key: state[f"optimizer.{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
-        self.tell(f"goes on after epoch {self.epoch}")
+        self.tell(f"resumes after epoch {self.epoch}")
 
 
 def _loss(model: PreTrainedModel, batch: torch.Tensor) -> torch.Tensor:

@@ -1,11 +1,11 @@
 """llama.cpp's converter in a process of its own: python -m quant.methods.llama_cpp.converter BASE --outfile F --outtype T
 
-The converter recognizes a BPE tokenizer by the hash of its output for a test string, and refuses all others, so every model
-with a vocabulary of its own. A byte-level BPE that splits text as GPT-2 does is llama.cpp's "gpt-2", whatever its vocabulary:
-here it is recognized by how it splits. Any other unknown tokenizer is still refused.
+The converter recognizes a BPE tokenizer by the hash of its output for a test string and refuses unknown hashes, so it refuses
+every model with a vocabulary of its own. But a byte-level BPE that splits text as GPT-2's does is llama.cpp's "gpt-2", whatever
+its vocabulary: this module recognizes it by the way it splits text. Any other unknown tokenizer is still refused.
 
-Code that comes with a model never runs: the converter asks transformers to trust it for some architectures, and a model's config
-can name any of them, so transformers is told here, before the converter imports it, to trust none.
+Code in a model's folder never runs: the converter passes trust_remote_code=True for some architectures, and a model's config can
+name any of them, so this module makes transformers refuse such code before the converter imports transformers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from quant.methods.llama_cpp.support import splits_like_gpt2
 def never_run_code_of_models() -> None:
     """Make transformers refuse code of a model's folder in this process, whatever trust_remote_code it is given.
 
-    To be called before its classes are imported, which copy these functions.
+    Call it before transformers' classes are imported: their modules import these functions by name.
     """
     from transformers import dynamic_module_utils as dynamic
 

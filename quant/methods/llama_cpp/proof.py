@@ -1,4 +1,4 @@
-"""Converts, quantizes and runs the embedded model with llama.cpp. A child process of set-up, because a bad build crashes."""
+"""Converts, quantizes and runs the embedded model with llama.cpp; a child process of set-up, because a bad build may crash."""
 
 from __future__ import annotations
 

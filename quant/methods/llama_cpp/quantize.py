@@ -1,7 +1,7 @@
 """Quantizes a GGUF file with llama.cpp's own quantizer.
 
-K-quants (Q4_K and its like) work on blocks of 256 weights of a row; llama.cpp silently falls back to another type where 256
-does not divide the row.
+K-quants (such as Q4_K) work on blocks of 256 weights of a row; where 256 does not divide the row, llama.cpp silently falls back
+to another type.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PREFIX = "LLAMA_FTYPE_MOSTLY_"
 
 @dataclass(frozen=True)
 class Spec:
-    """type: a file type of llama.cpp in any case, such as F16, Q8_0, q4_k_m or Q4_0; kept in upper case."""
+    """type: a file type of llama.cpp such as F16, Q8_0, Q4_0 or q4_k_m; stored in upper case."""
 
     type: str
 
@@ -38,7 +38,7 @@ class Spec:
 
 
 def type_number(name: str) -> int:
-    """llama.cpp's number of a file type. Raises InputError, which lists the known types, for any other name."""
+    """llama.cpp's number for a file type. Raises InputError, which lists the known types, for an unknown name."""
     low_level = bindings()
     number = getattr(low_level, PREFIX + name, None)
     if number is None:

@@ -1,9 +1,9 @@
-"""Put a pinned llama.cpp into the virtual environment and prove that it runs: python -m quant.methods.llama_cpp.setup
+"""Install a pinned llama.cpp in the virtual environment and check that it runs: python -m quant.methods.llama_cpp.setup
 
 The source package of llama-cpp-python contains all of llama.cpp. From it come the Python bindings, the library (built here
-for this processor) and the official converter of the same version. A finished library may still crash at its first matrix
-product, as those with AMX do on some virtual machines. So a child process converts, quantizes and runs the embedded model;
-where it fails, the library is built again with fewer of the processor's features.
+for this processor) and the official converter of the same version. A library that builds may still crash at its first matrix
+product, as builds with AMX do on some virtual machines. So a child process converts, quantizes and runs the embedded model; if
+it fails, the library is built again with fewer of the processor's features.
 
 Where the environment variable LLAMA_CPP names a checkout of your own, only the bindings are installed, and your library is
 tested.
@@ -91,7 +91,7 @@ def _install_converter(source: Path) -> None:
 
 
 def _flag_sets() -> list[list[str]]:
-    """CMake's options, from the fastest library to the one that runs anywhere."""
+    """CMake options of the builds to try, from the fastest to the most portable."""
     cpuinfo = Path("/proc/cpuinfo")
     has_amx = cpuinfo.exists() and "amx_tile" in cpuinfo.read_text()
     native = [f"-DCMAKE_C_FLAGS={NO_AMX}", f"-DCMAKE_CXX_FLAGS={NO_AMX}"] if has_amx else []
@@ -117,7 +117,7 @@ def _build_library(source: Path, build: Path, flags: list[str]) -> None:
 
 
 def _proved() -> bool:
-    """Whether a child process can do everything that the pipeline needs of llama.cpp."""
+    """Whether a child process can convert, quantize and run the embedded model (proof.py); prints its output if not."""
     root = Path(__file__).resolve().parents[3]
     done = subprocess.run([sys.executable, "-m", "quant.methods.llama_cpp.proof"], cwd=root, capture_output=True, text=True)
     if done.returncode:

@@ -1,7 +1,7 @@
 """Predicts from shapes which type llama.cpp gives each weight, and its bytes.
 
 Follows llama.cpp's src/llama-quant.cpp for the usual types. In the mixed ones (the _S, _M and _L of K-quants) some
-layers get a larger type; here half of them are assumed to, so sizes are right to a few per cent.
+layers get a larger type; half of them are assumed to here, so sizes are right to a few per cent.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def weights_obstacle(inventory: Inventory) -> str | None:
         return "config.json names no architectures, and llama.cpp's converter needs one"
     if not set(names) & supported_architectures():
         return f"llama.cpp has no architecture for {', '.join(names)}"
-    if inventory.architecture.full_name(head.tensor) != head.name:  # converted, it would lack the embedding
+    if inventory.architecture.full_name(head.tensor) != head.name:  # the converted file would lack the embedding
         return f"llama.cpp's converter needs the weight of embedding and head as {head.name}, which is stored as {head.tensor}"
     return None
 

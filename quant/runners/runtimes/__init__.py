@@ -1,2 +1,2 @@
-"""Runtimes: each module here opens the model folders whose manifest names it, by a class `Runner(folder, options)` that keeps
-quant.runners.Runner, and imports what it needs beforehand by a function `import_libraries(folder)`."""
+"""Runtimes: each module here opens the model folders whose manifest names it. It has a class `Runner(folder, options)`, which
+implements quant.runners.Runner, and a function `import_libraries(folder)`, which imports its libraries in advance."""

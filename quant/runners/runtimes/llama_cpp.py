@@ -24,8 +24,8 @@ ROLES = {
     "position_embd": ("embedding",), "output": ("head",),
 }  # fmt: skip
 FLOATS = {"f64": "float64", "f32": "float32", "f16": "float16", "bf16": "bfloat16"}
-# Bytes of a block's scales and of its lowest values, from ggml-common.h; the other bytes of a block are codes. K-quants pack
-# inner scales and lowest values together: half of these bytes are counted for each.
+# Bytes of a block's scales and zeros (lowest values), from ggml-common.h; the other bytes of a block are codes. K-quants pack
+# inner scales and zeros together: half of these bytes are counted for each.
 BLOCK_LAYOUTS = {
     "q4_0": (2, 0), "q4_1": (2, 2), "q5_0": (2, 0), "q5_1": (2, 2), "q8_0": (2, 0), "q2_k": (10, 10), "q3_k": (14, 0),
     "q4_k": (8, 8), "q5_k": (8, 8), "q6_k": (18, 0), "iq4_nl": (2, 0), "iq4_xs": (8, 0), "tq1_0": (2, 0), "tq2_0": (2, 0),
@@ -119,7 +119,7 @@ def import_libraries(_: Path) -> None:
 
 
 def _parts(tensor, is_tied: bool) -> Iterator[StoredTensor]:
-    """The parts of a tensor of a GGUF file: codes, scales and lowest values of its blocks, or floats."""
+    """Split a tensor of a GGUF file into its parts: codes, scales and zeros, or floats, or blocks of unknown layout."""
     from gguf import GGML_QUANT_SIZES
 
     kind, size = tensor.tensor_type.name.lower(), int(tensor.n_bytes)

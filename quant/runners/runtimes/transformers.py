@@ -19,7 +19,7 @@ from quant.runners.bfloat16 import compute_in_float32, has_bfloat16
 
 
 class Runner:
-    """A folder that transformers opens, on a CPU or a GPU."""
+    """A model that transformers opens from a folder, on a CPU or a GPU."""
 
     def __init__(self, folder: Path, options: Options):
         if options.threads:
@@ -84,7 +84,7 @@ class Runner:
 
 
 def import_libraries(folder: Path) -> None:
-    """Import the model's class, and the kernels where the folder is an artifact of this project."""
+    """Import the model's class and, for an artifact of this project, the kernels."""
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     if getattr(config, "quantization_config", {}).get("quant_method") == METHOD:
@@ -116,7 +116,7 @@ def _weights(model: torch.nn.Module) -> Iterator[tuple[str, str, torch.Tensor]]:
             if getattr(state, "offset", None) is not None:
                 yield f"{name}.offset", "scales", state.offset
             name, state = f"{name}.nested", getattr(state, "state2", None)
-    for name, module in model.named_modules():  # int8: attributes of the weight before the first call, of the state after it
+    for name, module in model.named_modules():  # bitsandbytes int8: on the weight before a first call, then on its state
         for holder in (getattr(module, "weight", None), getattr(module, "state", None)):
             for attribute, part in (("CB", "codes"), ("SCB", "scales")):
                 if isinstance(getattr(holder, attribute, None), torch.Tensor):
