@@ -14,7 +14,7 @@ from quant.pipeline import BASE, PRIVATE, REFERENCE, REPORTS, TEXT, folder_of, p
 def main(variant: str) -> None:
     from quant.quality.evaluate import evaluate, evaluate_base
     from quant.quality.protocol import ScoringProtocol
-    from quant.text.corpus import load_corpus
+    from quant.text.load import load_corpus
 
     params = parameters()
     protocol, corpus = ScoringProtocol.from_dict(params["evaluate"]), load_corpus(TEXT, PRIVATE)
@@ -23,6 +23,9 @@ def main(variant: str) -> None:
     else:
         result = evaluate(folder_of(variant), BASE, corpus, protocol, params["device"], REFERENCE)
     write_json(REPORTS / "quality" / f"{variant}.json", {"variant": variant, **result})
+    found = result["metrics"]
+    print(f"{variant}: perplexity {found['ppl']:.4f} ({found['ppl_change_pct']:+.3f} %), divergence {found['kld_mnats']:.3f} "
+          f"mnat, weights {found['weights_mib']:.2f} MiB")
 
 
 run(main)

@@ -9,6 +9,7 @@ from quant.report.results import read_run
 def main() -> None:
     corpus, model = read_json(TEXT / "corpus.json"), read_json(BASE / "manifest.json")
     write_report(read_run(parameters(), REPORTS), REPORTS, corpus, model)
+    print(f"report: {REPORTS / 'report.html'}, report.pdf, report.md; metrics: {REPORTS / 'variants.csv'}")
 
 
 run(main)

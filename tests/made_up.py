@@ -29,7 +29,7 @@ PARAMS = {
 }  # fmt: skip
 CORPUS = {"source": "grammar", "sentences": 3000, "words": 35000, "sha256": "ab" * 32, "floor_nats": None}
 MODEL = {"source": "made-up", "revision": None, "architecture": "gpt2", "dtype": "float16",
-         "files": {"model.safetensors": {"sha256": "cd" * 32}}}
+         "files": {"model.safetensors": {"sha256": "cd" * 32}, "tokenizer`<img src=x>`{=html}.json": {"sha256": "ef" * 32}}}
 DEFAULTS = {"ppl": 20.0, "ppl_change_pct": 0.0, "kld_mnats": 1.0, "weights_mib": 100.0, "bits_per_weight": 32.0,
             "top1_agree_pct": 99.0, "disk_mib": 50.0}  # of the other metrics: 1
 LEVELS = [1, 5, 25, 50, 75, 90, 95, 99, 99.9]

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,11 @@ def test_arrows_point_down(path):
     needed = {room_of(file_of(name)) for name in imports_of(path) if not name.endswith(".*") and name != "quant"}
     above = {room for room in needed if FLOORS.index(room) > FLOORS.index(room_of(path))}
     assert not above, f"{path} imports {above}, which stand above it"
+
+
+def test_no_two_files_need_each_other():
+    graph = {path: {file_of(name) for name in imports_of(path) if not name.endswith(".*")} - {path} for path in SOURCES}
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the files of a circle
 
 
 def test_every_room_has_a_floor_and_says_what_it_is_for():

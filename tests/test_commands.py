@@ -12,7 +12,7 @@ from quant.benches import streaming as streaming_speed
 from quant.errors import InputError
 from quant.quality.protocol import ScoringProtocol
 from quant.report import sweep
-from quant.text.corpus import load_corpus
+from quant.text.load import load_corpus
 
 
 @pytest.mark.parametrize(("main", "words", "message"), [

@@ -12,7 +12,8 @@ from hub_server import Fault
 
 from quant.errors import InputError
 from quant.hub.download import fetch_file
-from quant.text.corpus import Corpus, as_text, load_corpus, write_corpus
+from quant.text.corpus import Corpus, as_text, write_corpus
+from quant.text.load import load_corpus
 from quant.text.read import WIKITEXT2, count_lines, read_corpus
 from quant.text.source import TextSource
 

@@ -305,6 +305,12 @@ def test_a_run_of_one_variant_reports_too():
     assert "figures/grids" not in render_markdown(made_up(params), CORPUS, MODEL)
 
 
+def test_the_name_of_a_file_is_no_markup(made_up_report):
+    """Of a model's file, which the provenance lists: neither as HTML nor through Markdown's raw attribute."""
+    html = (made_up_report[0] / "report.html").read_text()
+    assert "<img src=x" not in html and "&lt;img src=x&gt;" in html
+
+
 def test_the_document_in_three_forms(made_up_report):
     folder, run = made_up_report
     html = (folder / "report.html").read_text()

@@ -15,7 +15,7 @@ from quant.errors import InputError
 from quant.methods import FROM_SCRATCH
 from quant.pipeline import BASE, PREPARED, PRIVATE, REFERENCE, TEXT, parameters
 from quant.quality.protocol import ScoringProtocol
-from quant.text.corpus import load_corpus
+from quant.text.load import load_corpus
 from quant.variants import variant
 
 GROUPED = {"group_size": 64}

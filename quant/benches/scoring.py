@@ -19,7 +19,7 @@ from quant.quality.score import ModelPredictions, batches, score
 from quant.quality.windows import tokenize, windows
 from quant.runners import open_runner
 from quant.speed.samples import ratios_of_pairs, spread
-from quant.text.corpus import load_corpus
+from quant.text.load import load_corpus
 
 LINES = 600
 

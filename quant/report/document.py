@@ -18,7 +18,7 @@ from quant.report.results import Run
 from quant.report.subsets import equal_grids
 from quant.report.templates import HERE, environment
 
-FORMAT = "markdown-tex_math_dollars-raw_html-raw_tex"
+FORMAT = "markdown-tex_math_dollars-raw_html-raw_tex-raw_attribute"  # nothing of the data is markup that runs
 
 
 def write_report(run: Run, reports: Path, corpus: Mapping, model: Mapping) -> None:

@@ -12,9 +12,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from quant.errors import InputError
-from quant.files import atomic_folder, read_json, write_json, write_manifest, write_text
-from quant.text.source import TextSource
+from quant.files import atomic_folder, write_json, write_manifest, write_text
 
 FEW_LINES = 3000  # with fewer, small differences between variants are lost in the noise of the text
 
@@ -78,27 +76,3 @@ def write_corpus(corpus: Corpus, out: Path, private: Path) -> None:
     if len(corpus.lines) < FEW_LINES:
         print(f"text {corpus.source}: fewer than {FEW_LINES:,} lines; small differences between variants may be noise",
               flush=True)
-
-
-def load_corpus(folder: Path, private: Path) -> Corpus:
-    """The corpus that `write_corpus` wrote. A private text that is missing, as in a clone, is downloaded again if possible.
-
-    Raises InputError if there is no corpus, its lines are missing, or they do not have the hash of corpus.json.
-    """
-    if not (Path(folder) / "corpus.json").is_file():
-        raise InputError(f"{folder} holds no text; run dvc repro download to fetch it")
-    about = read_json(Path(folder) / "corpus.json")
-    path = private / f"{about['sha256']}.txt" if about["private"] else Path(folder) / "lines.txt"
-    if about["private"] and not path.is_file():
-        if about["source"] != "ptb":
-            raise InputError(f"the text of {about['source']} may not be shared and is missing here; provide that file and run "
-                             "dvc repro -f download")
-        from quant.text.read import read_corpus  # a late import: otherwise loading a corpus needs no network code
-
-        write_text(path, read_corpus(TextSource("ptb", sentences=about["sentences"])).text)
-    text = path.read_text(encoding="utf-8")
-    found = sha256(text.encode()).hexdigest()
-    if found != about["sha256"]:
-        raise InputError(f"{path} has sha256 {found}, expected {about['sha256']}; delete it and run dvc repro -f download")
-    return Corpus(about["source"], tuple(text.splitlines()), about["floor_nats"], about["revision"], about["license"],
-                  about["private"], about["split"])
