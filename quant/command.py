@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -30,3 +31,5 @@ def run(main: Callable[[list[str]], None]) -> None:
         main(sys.argv[1:])
     except InputError as error:
         sys.exit(f"error: {error}")
+    except BrokenPipeError:  # the reader, such as head, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -78,3 +78,9 @@ print(sorted({"torch", "transformers", "huggingface_hub"} & set(sys.modules)))
 def test_help_and_refused_arguments_answer_before_anything_heavy_is_imported():
     done = subprocess.run([sys.executable, "-c", QUICK], cwd=ROOT, capture_output=True, text=True)
     assert (done.stdout, done.returncode) == ("[]\n", 0), done.stderr
+
+
+def test_a_reader_that_has_enough_ends_a_command_quietly():
+    done = subprocess.run(f"{sys.executable} -m quant.select models/embedded selective | head -1", shell=True, cwd=ROOT,
+                          capture_output=True, text=True)
+    assert done.stdout.startswith("module") and not done.stderr
