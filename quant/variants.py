@@ -25,10 +25,6 @@ class Variant:
     values: Values
 
     @property
-    def is_base(self) -> bool:
-        return self.name == BASE
-
-    @property
     def nominal_bits(self) -> int | None:
         """The width of most of its codes; None where nothing is quantized."""
         return self.method.nominal_bits(self.values)
@@ -44,18 +40,29 @@ class Variant:
 
 def variants(params: Mapping) -> list[Variant]:
     """The base, then every row of `variants`, in order. Raises InputError, which names the invalid row."""
-    rows = params.get("variants") or {}
-    if not isinstance(rows, Mapping):
-        raise InputError(f"variants is {rows!r}; expected rows such as int4: {{method: quant, bits: 4}}")
-    return [Variant(BASE, load(UNQUANTIZED), load(UNQUANTIZED).resolve({}, {})), *(variant(name, params) for name in rows)]
+    return [base(), *(variant(name, params) for name in rows(params))]
+
+
+def base() -> Variant:
+    """The model as it was found, which every variant is compared with."""
+    method = load(UNQUANTIZED)
+    return Variant(BASE, method, method.resolve({}, {}))
+
+
+def rows(params: Mapping) -> Mapping:
+    """The section `variants`, unchecked except for being rows. Raises InputError if it holds anything else."""
+    found = params.get("variants") or {}
+    if not isinstance(found, Mapping):
+        raise InputError(f"variants is {found!r}; expected rows such as int4: {{method: quant, bits: 4}}")
+    return found
 
 
 def variant(name: str, params: Mapping) -> Variant:
     """The variant of the row called `name`. Raises InputError for an unknown name or an invalid row."""
-    rows = params["variants"]
-    if name not in rows:
-        raise InputError(f"variant {name!r} is not in params.yaml; it has {', '.join(rows)}")
-    row = rows[name]
+    known = rows(params)
+    if name not in known:
+        raise InputError(f"variant {name!r} is not in params.yaml; it has {', '.join(map(str, known)) or 'none'}")
+    row = known[name]
     if not NAME.fullmatch(str(name)) or name in RESERVED:
         raise InputError(f"a variant can't be called {name!r}; expected letters, digits, dots, hyphens and underscores, and none "
                          f"of {', '.join(sorted(RESERVED))}")

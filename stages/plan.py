@@ -5,6 +5,7 @@ that inherit it, and a changed library version reruns only the stages that use t
 """
 
 from quant.device import check_device
+from quant.errors import InputError
 from quant.files import atomic_folder, write_json
 from quant.hub.source import ModelSource
 from quant.pins import COMPUTE, REPORT, pinned
@@ -14,14 +15,17 @@ from quant.speed.plan import TimingPlan
 from quant.text.source import TextSource
 from quant.variants import variants
 
+SECTIONS = {"model": ModelSource, "data": TextSource, "evaluate": ScoringProtocol, "benchmark": TimingPlan}
+
 
 def main() -> None:
     params = parameters()
-    ModelSource.from_dict(params["model"])
-    TextSource.from_dict(params["data"])
-    ScoringProtocol.from_dict(params["evaluate"])
-    TimingPlan.from_dict(params["benchmark"])
-    check_device(params["device"])
+    for section, checked in SECTIONS.items():
+        values = params.get(section)
+        if not isinstance(values, dict):
+            raise InputError(f"{section} is {values!r} in params.yaml; expected a section of keys and values")
+        checked.from_dict(values)
+    check_device(params.get("device"))
     found = variants(params)
     with atomic_folder(PLAN) as folder:
         for variant in found:

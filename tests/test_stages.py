@@ -66,6 +66,10 @@ def complaint(done):
     ({"benchmark": {"rounds": 0}}, ["benchmark.rounds is 0"]),
     ({"device": "gpu"}, ["device is 'gpu'", "auto, cpu, cuda"]),
     ({"data": {"sentences": -5}}, ["data.sentences is -5"]),
+    ({"model": None}, ["model is None", "expected a section"]),
+    ({"quant": 5}, ["scheme is 5", "expected keys and values"]),
+    ({"variants": 5}, ["variants is 5", "expected rows"]),
+    ({"variants": {"x": 5}}, ["variants.x is 5", "a row with a method"]),
 ])  # fmt: skip
 def test_wrong_parameters_are_refused_before_any_work(workspace, sections, words):
     """All of them by the first stage, in one line that names the section, what was found and what was expected."""

@@ -55,11 +55,6 @@ class Weight:
         """Whether it is a matrix of a decoder block; quantizers take these by default."""
         return self.block is not None and not self.is_bias and len(self.shape) == 2
 
-    @property
-    def all_roles(self) -> tuple[str, ...]:
-        """Its roles, followed by "head" where the head shares it."""
-        return (*self.roles, "head") if self.tied_head else self.roles
-
     def name_of(self, role: str) -> str:
         """The name of a role's rows: the module's name, followed by the role where the matrix is fused."""
         return self.module if len(self.roles) == 1 else f"{self.module}.{role}"

@@ -9,7 +9,7 @@ from pathlib import Path
 from quant.errors import InputError
 from quant.methods import Method, Sizes
 from quant.model.inventory import Inventory
-from quant.variants import BASE, load, variant, variants
+from quant.variants import BASE, base, rows, variant
 
 
 @dataclass(frozen=True)
@@ -27,14 +27,14 @@ def forecasts(inventory: Inventory, folder: Path, params: Mapping) -> list[Forec
 
     An invalid row becomes its own obstacle; the others are still predicted.
     """
-    base = variants({})[0]
-    found = [Forecast(BASE, base.method, base.method.sizes(inventory, folder, base.values))]
-    for name, row in (params.get("variants") or {}).items():
-        method = None
+    original = base()
+    found = [Forecast(BASE, original.method, original.method.sizes(inventory, folder, original.values))]
+    for name in rows(params):
+        planned = None
         try:
-            method = load(row["method"])
             planned = variant(name, params)
-            found.append(Forecast(name, method, method.sizes(inventory, folder, planned.values)))
+            found.append(Forecast(name, planned.method, planned.method.sizes(inventory, folder, planned.values)))
         except InputError as error:
+            method = planned.method if planned else None
             found.append(Forecast(name, method, obstacle=str(error).removeprefix(f"variants.{name}: ")))
     return found
