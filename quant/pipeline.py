@@ -20,7 +20,7 @@ PARAMS, REQUIREMENTS = Path("params.yaml"), Path("requirements.txt")
 BASE, MODELS, PREPARED = Path("models/base"), Path("models"), Path("models/prepared")
 PLAN, TEXT, REFERENCE, PRIVATE = Path("data/plan"), Path("data/eval"), Path("data/reference"), Path("data/private")
 TRAINING = Path("data/training")
-REPORTS = Path("reports")
+REPORTS, STUDIES = Path("reports"), Path("reports/studies")
 
 
 def parameters() -> dict:

@@ -1,4 +1,7 @@
-"""Variants: the rows of params.yaml, each with its method and all of its parameters."""
+"""Variants: the rows of params.yaml, each with its method and all of its parameters.
+
+Two keys of a row are not its method's: `method`, and `benchmark` (default true), where false measures quality and size only.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +15,18 @@ from quant.files import read_json
 from quant.methods import UNQUANTIZED, Method, Values, load
 
 BASE = "base"
-RESERVED = {BASE, "embedded", "prepared", "austen", "austen-small"}  # other folders of models/
+RESERVED = {BASE, "embedded", "embedded-small", "prepared", "relatives"}  # other folders of models/
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True)
 class Variant:
-    """values: the parameters of the row, its method's defaults included."""
+    """values: the parameters of the row, its method's defaults included. is_timed: whether its speed is measured."""
 
     name: str
     method: Method
     values: Values
+    is_timed: bool = True
 
     @property
     def nominal_bits(self) -> int | None:
@@ -31,11 +35,11 @@ class Variant:
 
     def to_dict(self) -> dict:
         """The variant as values that JSON can hold; the inverse of `from_dict`."""
-        return {"name": self.name, "method": self.method.name, "values": dict(self.values)}
+        return {"name": self.name, "method": self.method.name, "values": dict(self.values), "benchmark": self.is_timed}
 
     @classmethod
     def from_dict(cls, values: Mapping) -> Variant:
-        return cls(values["name"], load(values["method"]), values["values"])
+        return cls(values["name"], load(values["method"]), values["values"], values["benchmark"])
 
 
 def variants(params: Mapping) -> list[Variant]:
@@ -68,12 +72,16 @@ def variant(name: str, params: Mapping) -> Variant:
                          f"of {', '.join(sorted(RESERVED))}")
     if not isinstance(row, Mapping) or "method" not in row:
         raise InputError(f"variants.{name} is {row!r}; expected a row with a method, such as {{method: quant, bits: 4}}")
+    is_timed = row.get("benchmark", True)
+    if not isinstance(is_timed, bool):
+        raise InputError(f"variants.{name}.benchmark is {is_timed!r}; expected true or false")
     try:
         method = load(row["method"])
-        values = method.resolve(params.get(row["method"]) or {}, {key: value for key, value in row.items() if key != "method"})
+        own = {key: value for key, value in row.items() if key not in ("method", "benchmark")}
+        values = method.resolve(params.get(row["method"]) or {}, own)
     except InputError as error:
         raise InputError(f"variants.{name}: {error}") from None
-    return Variant(name, method, values)
+    return Variant(name, method, values, is_timed)
 
 
 def planned(name: str, plan: Path) -> Variant:
@@ -81,5 +89,6 @@ def planned(name: str, plan: Path) -> Variant:
     path = plan / "variants" / f"{name}.json"
     if not path.is_file():
         known = sorted(other.stem for other in (plan / "variants").glob("*.json"))
-        raise InputError(f"variant {name!r} is not planned; expected one of {', '.join(known) or 'none: run dvc repro plan'}")
+        raise InputError(f"variant {name!r} is not planned; " + (f"expected one of {', '.join(known)}" if known else
+                         "run dvc repro plan first"))
     return Variant.from_dict(read_json(path))

@@ -1,20 +1,35 @@
-"""Time one variant, alternating with the base, and measure its memory; never cached."""
+"""Time one variant, alternating with the base, and measure its memory; never cached.
+
+A variant whose row says `benchmark: false` gets a result that says so.
+"""
 
 from quant.files import write_json
 from quant.pipeline import BASE, PLAN, PRIVATE, REPORTS, TEXT, folder_of, parameters, run
+from quant.speed.plan import TimingPlan
+from quant.speed.quiet import spare_the_processor
+from quant.speed.watch import watch_machine
+from quant.variants import planned
 
 
 def main(variant: str) -> None:
-    from quant.speed.benchmark import benchmark
-    from quant.speed.plan import TimingPlan
-    from quant.text.load import load_corpus
-    from quant.variants import planned
-
+    out, row = REPORTS / "speed" / f"{variant}.json", planned(variant, PLAN)
+    if not row.is_timed:
+        write_json(out, {"variant": variant, "is_timed": False, "metrics": {}})
+        return
     params = parameters()
-    result = benchmark(folder_of(variant), BASE, load_corpus(TEXT, PRIVATE), TimingPlan.from_dict(params["benchmark"]),
-                       params["device"], planned(variant, PLAN).method.imports)
-    write_json(REPORTS / "speed" / f"{variant}.json", {"variant": variant, **result})
-    found, doubt = result["metrics"], "; its samples vary too widely to be trusted" if result["is_noisy"] else ""
+    plan = TimingPlan.from_dict(params["benchmark"])
+    watch = watch_machine(plan.threads, plan.wait)
+    if watch.is_busy:
+        spare_the_processor()  # read when torch is imported
+    from quant.speed.benchmark import benchmark
+    from quant.text.load import load_corpus
+
+    result = benchmark(folder_of(variant), BASE, load_corpus(TEXT, PRIVATE), plan, params["device"], row.method.imports, watch)
+    write_json(out, {"variant": variant, "is_timed": True, **result})
+    found, doubt = result["metrics"], ""
+    if result["is_noisy"]:
+        busy = result["machine_load"]["is_busy"]
+        doubt = f"; not to be trusted: {'the machine was busy' if busy else 'its samples vary too widely'}"
     print(f"{variant}: {found['decode_ms_per_token']:.2f} ms a token, {found['decode_speedup']:.2f} times base's speed{doubt}")
 
 

@@ -6,11 +6,13 @@ that inherit it, and a changed library version reruns only the stages that use t
 
 from quant.device import check_device
 from quant.errors import InputError
+from quant.family import family_recipes
 from quant.files import atomic_folder, write_json
 from quant.hub.source import ModelSource
 from quant.pins import COMPUTE, REPORT, pinned
 from quant.pipeline import PLAN, REQUIREMENTS, parameters, run
 from quant.quality.protocol import ScoringProtocol
+from quant.quality.sensitivity_plan import SensitivityPlan
 from quant.speed.plan import TimingPlan
 from quant.text.source import TextSource
 from quant.variants import variants
@@ -26,11 +28,14 @@ def main() -> None:
             raise InputError(f"{section} is {values!r} in params.yaml; expected a section of keys and values")
         checked.from_dict(values)
     check_device(params.get("device"))
+    SensitivityPlan.from_section(params.get("sensitivity"))
     found = variants(params)
     with atomic_folder(PLAN) as folder:
         for variant in found:
             libraries = pinned(REQUIREMENTS, variant.method.libraries)
             write_json(folder / "variants" / f"{variant.name}.json", variant.to_dict() | {"libraries": libraries})
+        relatives = [{"variant": name, "recipe": recipe.to_dict()} for name, recipe in family_recipes(params).items()]
+        write_json(folder / "family.json", relatives)
         write_json(folder / "methods.json", sorted({variant.method.name for variant in found}))
         for name, libraries in (("compute", COMPUTE), ("report", REPORT)):
             write_json(folder / "libraries" / f"{name}.json", pinned(REQUIREMENTS, libraries))

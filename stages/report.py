@@ -1,15 +1,17 @@
-"""Write the report as Markdown, HTML and PDF."""
+"""Write the report as Markdown, HTML and PDF, and print its first table."""
 
 from quant.files import read_json
 from quant.pipeline import BASE, REPORTS, TEXT, parameters, run
+from quant.report.answer import answer_lines
 from quant.report.document import write_report
 from quant.report.results import read_run
 
 
 def main() -> None:
-    corpus, model = read_json(TEXT / "corpus.json"), read_json(BASE / "manifest.json")
-    write_report(read_run(parameters(), REPORTS), REPORTS, corpus, model)
-    print(f"report: {REPORTS / 'report.html'}, report.pdf, report.md; metrics: {REPORTS / 'variants.csv'}")
+    corpus, model, results = read_json(TEXT / "corpus.json"), read_json(BASE / "manifest.json"), read_run(parameters(), REPORTS)
+    write_report(results, REPORTS, corpus, model)
+    print("", *answer_lines(results), f"report: {REPORTS / 'report.html'}, report.pdf, report.md; all metrics: "
+          f"{REPORTS / 'variants.csv'}", sep="\n")
 
 
 run(main)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 EMBEDDED = ROOT / "models" / "embedded"
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
+EMBEDDED_TOKENS = json.loads((EMBEDDED / "config.json").read_text())["vocab_size"]  # llama.cpp demands a logit for each
 VOCABULARY = 96
 ARCHITECTURES = ("gpt2", "gpt_neo", "gpt_neox", "opt", "llama", "llama-tied", "smollm", "mistral", "qwen2", "qwen3", "phi3",
                  "gemma", "gemma2", "gemma3_text")
@@ -117,8 +119,8 @@ def runtimes(tmp_path_factory):
     from transformers import GPT2Config
 
     folder = tmp_path_factory.mktemp("runtimes")
-    shape = {"n_positions": 64, "n_ctx": 64, "n_embd": 256, "n_layer": 1, "n_head": 4}
-    base = save_model(GPT2Config(vocab_size=2048, bos_token_id=0, eos_token_id=0, **shape), folder / "base")
+    shape = {"vocab_size": EMBEDDED_TOKENS, "n_positions": 64, "n_ctx": 64, "n_embd": 256, "n_layer": 1, "n_head": 4}
+    base = save_model(GPT2Config(bos_token_id=0, eos_token_id=0, **shape), folder / "base")
     built = {name: build_variant(base, method, row, folder / name) for name, (method, row) in RUNTIMES.items()}
     return {"base": base, "converted": folder / "prepared" / "llama_cpp", **built}
 

@@ -25,6 +25,8 @@ PARAMS = {
         "gguf-q4_0": {"method": "llama_cpp", "type": "Q4_0"},
     },
     "evaluate": {"protocol": "joined/1", "context": 256, "stride": 256, "line": " {} \n", "unk": "text"},
+    "family": {"variants": ["whole"], "models": {"small": {"source": "smaller", "revision": None}}},
+    "sensitivity": {"bits": 4, "group_size": 64, "windows": 8},
     "benchmark": {"prompts": [128, 512], "tokens": 64, "rounds": 4, "threads": 2},
 }  # fmt: skip
 CORPUS = {"source": "grammar", "sentences": 3000, "words": 35000, "sha256": "ab" * 32, "floor_nats": None}
@@ -56,7 +58,7 @@ def made_up(params=PARAMS, **changes):
     a GPU; held: dtypes of the weights in memory.
     """
     results = tuple(_result(variant, dict(changes.get(variant.name.replace("-", "_"), {}))) for variant in variants(params))
-    return Run(results, WEIGHTS, params)
+    return Run(results, WEIGHTS, params, SENSITIVITY, [_relative(name, results) for name in params["family"]["models"]])
 
 
 def write_results(run, reports):
@@ -65,7 +67,22 @@ def write_results(run, reports):
         for kind, found in (("quality", result.quality), ("speed", result.speed)):
             (reports / kind).mkdir(parents=True, exist_ok=True)
             write_json(reports / kind / f"{result.name}.json", found)
-    write_json(reports / "weights.json", run.weights)
+    write_json(reports / "studies" / "weights.json", run.weights)
+    write_json(reports / "studies" / "sensitivity.json", run.sensitivity)
+    for relative in run.family:
+        write_json(reports / "studies" / "family" / f"{relative['name']}.json", relative)
+
+
+def _relative(name, results):
+    """A model of a quarter of base's size, worse by a tenth, unquantized and as `whole`."""
+    base = results[0].quality
+    blocks = {**base["blocks"], "nll": [1.1 * nll for nll in base["blocks"]["nll"]]}
+    row = {"bits_per_weight": 16.0, "bits_per_byte": 1.1, "interval": [1.05, 1.15], "ppl": 30.0, "kld_mnats": 0.0,
+           "blocks": blocks}
+    rows = [{"variant": "unquantized", "weights_mib": 30.0, **row}, {"variant": "whole", "weights_mib": 15.0, **row},
+            {"variant": "int4", "refused": "groups of 64 do not divide 100"}]
+    return {"name": name, "source": "smaller", "revision": None, "architecture": "gpt2", "parameters": base["parameters"] // 4,
+            "rows": rows}
 
 
 def _result(variant, changes):
@@ -114,8 +131,10 @@ def _quality(variant, metrics, noise, held):
                                       "quantiles": {"levels_pct": LEVELS, "values": [0.0] * len(LEVELS)}},
         },
         "intervals": {"level": 0.95, "resamples": 1000, "seed": 0, "ppl_change_pct": [change - half, change + half],
-                      "kld_mnats": [max(0.0, kld - half), kld + half], "is_significant": abs(change) > half},
-        "blocks": {"tokens_per_block": TOKENS, "tokens": [TOKENS] * BLOCKS, "top1": [990] * BLOCKS,
+                      "kld_mnats": [max(0.0, kld - half), kld + half], "bits_per_byte": [0.99, 1.01],
+                      "is_significant": abs(change) > half},
+        "blocks": {"bytes_per_block": 5000, "text_sha256": "12" * 32, "tokens": [TOKENS] * BLOCKS, "bytes": [5000] * BLOCKS,
+                   "top1": [990] * BLOCKS,
                    "nll": [b + TOKENS * (math.log1p(change / 100) + s / 100) for b, s in zip(base, strays, strict=True)],
                    "kld": [TOKENS * (kld + s) / 1000 for s in strays]},
     }  # fmt: skip
@@ -145,7 +164,9 @@ def _speed(metrics, noisy, text, gb_per_s=5.0, cuda=None):
         "attempts": 2 if noisy else 1,
         "set_aside": {"decode": {"ms": [1.0, 2.0], "base_ms": [1.0, 1.0]}} if noisy else None,
         "is_noisy": noisy,
-        "plan": {"prompts": [128, 512], "tokens": 64, "rounds": 4, "threads": 2, "torch_threads": 2},
+        "is_timed": True,
+        "machine_load": {"is_busy": False, "waited_s": 0.0, "rounds": 4},
+        "plan": {"prompts": [128, 512], "tokens": 64, "rounds": 4, "threads": 2, "torch_threads": 2, "wait": 10},
         "generation": {"prompt": "the board said", "prompt_tokens": 128, "tokens": 64, "text": text,
                        "base_text": "the same words", "is_same": text == "the same words"},
         "environment": {"cpu": "a processor", "cpu_flags": ["avx2"], "cores": 2, "memory_gib": 8.0, "gpu": None,
@@ -154,9 +175,26 @@ def _speed(metrics, noisy, text, gb_per_s=5.0, cuda=None):
     }  # fmt: skip
 
 
+def _part(kind, name, kld):
+    return {"kind": kind, "name": name, "weights": 1000, "kld_mnats": kld, "interval": [0.9 * kld, 1.1 * kld],
+            "ppl_change_pct": 0.1}
+
+
+SENSITIVITY = {
+    "scheme": {"bits": 4, "group_size": 64}, "note": None, "tokens": 2000,
+    "parts": [_part("all", "all", 3.0), _part("role", "q", 2.0), _part("role", "up", 1.0), _part("block", "0", 1.2),
+              _part("block", "1", 1.5)],
+}  # fmt: skip
+
+
 def _point(codebook, bits, error, kind="plain"):
     return {"label": f"{codebook} g64", "kind": kind, "codebook": codebook, "bits": bits, "group_size": 64,
             "bits_per_weight": bits + 0.5, "error_pct": error}
+
+
+def _rounded(codebook, scale, codes, restored, zero=None):
+    return {"codebook": codebook, "symmetric": zero is None, "scale": scale, "zero": zero, "codes": codes, "restored": restored,
+            "error_pct": 10.0}
 
 
 WEIGHTS = {
@@ -169,4 +207,11 @@ WEIGHTS = {
     "histogram": {"module": "h.0.mlp.up", "group_size": 64, "sampled": 4096, "share_pct": [1.25] * 80, "kurtosis": 3.0, "grids": {
         name: {"values": [-1.0, -0.5, 0.0, 0.5, 1.0], "share_pct": [10.0, 20.0, 40.0, 20.0, 10.0], "entropy_bits": bits}
         for name, bits in (("linear", 3.4), ("nf4", 3.9), ("fp4", 3.6))}},
+    "example": {
+        "module": "h.0.mlp.up", "row": 0, "start": 0, "group_size": 64, "lowest": -0.13647, "highest": 0.16382,
+        "weights": [-0.07159, 0.00424, 0.0477], "grids": [
+            _rounded("linear", 0.0234026, [5, 8, 10], [-0.0702078, 0.0, 0.0468052]),
+            _rounded("linear", 0.0200193, [3, 7, 9], [-0.0764121, 0.0036651, 0.0437037], -0.13647),
+            _rounded("nf4", 0.16382, [3, 7, 10], [-0.0646954, 0.0, 0.0403181]),
+            _rounded("fp4", 0.16382, [13, 1, 7], [-0.08191, 0.0008532, 0.040955])]},
 }  # fmt: skip

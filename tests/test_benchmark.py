@@ -1,10 +1,11 @@
 """Benchmark and evaluation of a tiny model: what a result holds, and what stays out of it."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import yaml
-from conftest import ROOT, RUNTIMES, run_stage
+from conftest import EMBEDDED_TOKENS, ROOT, RUNTIMES, run_stage
 
 from quant.errors import InputError
 from quant.files import write_json
@@ -12,14 +13,18 @@ from quant.methods import load
 from quant.quality.evaluate import evaluate, evaluate_base
 from quant.quality.protocol import ScoringProtocol
 from quant.runners.sizes import disk_bytes
+from quant.speed import watch
 from quant.speed.benchmark import benchmark
 from quant.speed.plan import TimingPlan
+from quant.speed.quiet import Load
 from quant.text.corpus import Corpus, write_corpus
 from quant.variants import Variant
 
 LINES = ("the silverware of the lighthouse keeper rose N %", "<unk> said the harbour was closed") * 20
 PRIVATE, PUBLIC = Corpus("ptb", LINES, private=True), Corpus("x", LINES)
-PLAN = TimingPlan(prompts=(8, 512), tokens=4, rounds=2, threads=1)
+PLAN = TimingPlan(prompts=(8, 512), tokens=4, rounds=2, threads=1, wait=0)
+QUIET = Load(cores=2, threads=1, loop_slowdown=1.02, involuntary_switches_per_s=5.0, others_cpu=0.05, stolen_cpu=0.0)
+BUSY = replace(QUIET, loop_slowdown=3.5, others_cpu=1.9)
 PROTOCOL = ScoringProtocol(context=48, stride=48)
 
 
@@ -40,7 +45,7 @@ def test_the_text_of_the_penn_treebank_stays_out_of_what_is_written(runtimes):
 def test_a_benchmark_holds_times_bandwidth_memory_and_its_plan(runtimes):
     found = benchmark(runtimes["int4"], runtimes["base"], PUBLIC, PLAN, "cpu", load("quant").imports)
     assert json.loads(json.dumps(found)) == json.loads(json.dumps(found, allow_nan=False))
-    assert found["plan"] == {"prompts": (8, 512), "tokens": 4, "rounds": 2, "threads": 1, "torch_threads": 1}
+    assert found["plan"] == {"prompts": (8, 512), "tokens": 4, "rounds": 2, "threads": 1, "wait": 0, "torch_threads": 1}
     long = found["timing"]["prefill_long"]
     assert (long["prompt_tokens"], long["asked_tokens"]) == (64, 512)
     decode, metrics = found["timing"]["decode"], found["metrics"]
@@ -58,7 +63,26 @@ def test_a_benchmark_holds_times_bandwidth_memory_and_its_plan(runtimes):
 @pytest.mark.parametrize("kind", ["base", "gguf-f16"])
 def test_a_plan_that_does_not_fit_is_refused(runtimes, kind):
     with pytest.raises(InputError, match=r"prompts, 128, and benchmark\.tokens, 64, .* context of 64 .*smaller"):
-        benchmark(runtimes[kind], runtimes["base"], PUBLIC, TimingPlan(), "cpu")
+        benchmark(runtimes[kind], runtimes["base"], PUBLIC, TimingPlan(wait=0), "cpu")
+
+
+@pytest.mark.parametrize(("loads", "is_busy", "rounds"), [
+    ([QUIET, QUIET, QUIET], False, 4), ([BUSY, QUIET], True, 2), ([QUIET, BUSY], True, 4),
+], ids=["quiet", "busy-before", "busy-after"])  # fmt: skip
+def test_a_busy_machine_shortens_a_benchmark_and_flags_it(runtimes, monkeypatch, loads, is_busy, rounds):
+    """quiet: also a third load is given, for a second attempt, which the real clock of this test may cause."""
+    found = iter(loads)
+    monkeypatch.setattr(watch, "wait_for_quiet", lambda *_: (next(found), 3.14))
+    monkeypatch.setattr(watch, "measure_load", lambda _: next(found))
+    result = benchmark(runtimes["bf16"], runtimes["base"], PUBLIC, replace(PLAN, rounds=4), "cpu")
+    load = json.loads(json.dumps(result))["machine_load"]
+    assert set(load) == {"before", "after", "waited_s", "is_busy", "rounds", "omp_wait_policy"}
+    assert (load["before"], load["after"]) == (loads[0].to_dict(), loads[1].to_dict())
+    assert (load["is_busy"], load["rounds"], load["waited_s"]) == (is_busy, rounds, 3.1) and result["plan"]["rounds"] == 4
+    assert len(result["timing"]["prefill"]["ms"]["raw"]) == rounds
+    if is_busy:
+        assert result["attempts"] == 1 and result["is_noisy"]
+        assert all(phase["is_noisy"] for phase in result["timing"].values())
 
 
 @pytest.mark.slow
@@ -66,7 +90,8 @@ def test_memory_is_the_models_without_libraries(runtimes, tmp_path):
     """As a stage, in a process of its own."""
     for name in ("stages", "quant"):
         (tmp_path / name).symlink_to(ROOT / name)
-    params = yaml.safe_load((ROOT / "params.yaml").read_text()) | {"benchmark": {"prompts": [8], "tokens": 4, "rounds": 1}}
+    timed = {"prompts": [8], "tokens": 4, "rounds": 1, "wait": 0}
+    params = yaml.safe_load((ROOT / "params.yaml").read_text()) | {"benchmark": timed}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     method, row = RUNTIMES["bf16"]
     planned = Variant("bf16", load(method), load(method).resolve({}, row))
@@ -84,7 +109,7 @@ def test_memory_is_the_models_without_libraries(runtimes, tmp_path):
 def test_an_evaluation_holds_quality_size_and_its_protocol(runtimes, evaluated):
     base, int4, _ = evaluated
     for found, folder in ((base, "base"), (int4, "int4")):
-        assert found["parameters"] == 2048 * 256 + 64 * 256 + 12 * 256 * 256 + 13 * 256 + 2 * 256
+        assert found["parameters"] == EMBEDDED_TOKENS * 256 + 64 * 256 + 12 * 256 * 256 + 13 * 256 + 2 * 256
         held = sum(found["held_bytes"].values())
         assert sum(row["bytes"] for row in found["size_breakdown"]) == held
         metrics = found["metrics"]

@@ -42,7 +42,7 @@ def test_dark_mode_is_dark(report, tmp_path):
 
 def test_tables_sort_by_number_and_by_name_both_ways(report, tmp_path):
     column = """(name) => {
-      const table = document.querySelector('table');
+      const table = [...document.querySelectorAll('table')].find(table => table.tHead.textContent.includes('95 % interval'));
       const head = [...table.tHead.rows[0].cells].find(cell => cell.textContent.startsWith(name));
       head.querySelector('button').click();
       return [...table.tBodies[0].rows].map(row => row.cells[head.cellIndex].textContent);

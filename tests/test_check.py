@@ -10,7 +10,7 @@ from contextlib import chdir
 import pytest
 import torch
 import yaml
-from conftest import EMBEDDED, ROOT, RUNTIMES, build_variant, save_model
+from conftest import EMBEDDED, EMBEDDED_TOKENS, ROOT, RUNTIMES, build_variant, save_model
 from test_hub import CARD
 
 from quant.check import available_memory, describe, describe_text, main
@@ -20,6 +20,8 @@ from quant.hub.source import ModelSource
 from quant.methods.llama_cpp import sizes as gguf_sizes
 from quant.preflight.facts import facts_of
 from quant.preflight.forecast import forecasts
+from quant.progress import size
+from quant.report.results import read_metrics
 from quant.text.source import TextSource
 
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
@@ -39,7 +41,7 @@ def gguf(*types):
 def test_sizes_are_those_that_were_measured():
     """Of every variant of the committed run, on disk and in memory: within a tenth, as llama.cpp's mixed types are estimated."""
     found = predicted(EMBEDDED)
-    measured = {path.stem: json.loads(path.read_text()) for path in (ROOT / "reports" / "metrics").glob("*.json")}
+    measured = read_metrics(ROOT / "reports" / "variants.csv")
     shared = set(found) & set(measured)
     assert {"base", "bf16", "whole", "nf4", "bnb-nf4", "gguf-q4_k_m"} <= shared
     for name in shared:
@@ -53,11 +55,12 @@ def test_sizes_are_those_of_what_is_made(runtimes):
 
     found = predicted(runtimes["base"], **{name: {"method": method, **row} for name, (method, row) in RUNTIMES.items()})
     assert set(found) - {"base"} == set(RUNTIMES)
+    words = 40 * EMBEDDED_TOKENS  # bytes of a vocabulary in a GGUF file
     for name in set(RUNTIMES) - {"bf16"}:
         files = sum(path.stat().st_size for path in runtimes[name].iterdir() if path.suffix in (".safetensors", ".gguf"))
         held = sum(held.bytes for held in open_runner(runtimes[name]).tensors())
         mixed = name == "gguf-q4_k_m"  # llama.cpp gives some blocks more bits: predicted is the mean over many, here is one
-        assert found[name].sizes.file_bytes == pytest.approx(files, **({"rel": 0.15} if mixed else {"abs": 80_000})), name
+        assert found[name].sizes.file_bytes == pytest.approx(files, **({"rel": 0.15} if mixed else {"abs": words})), name
         assert found[name].sizes.held_bytes == pytest.approx(held, rel=0.15 if mixed else 0), name
 
 
@@ -85,7 +88,8 @@ def test_a_model_on_the_hub_is_checked_without_its_weights(hub, make_model, tmp_
     parameters = sum(tensor.numel() for part in (small, large) for tensor in load(part).values())
     for words in (f"tiny/model at {commit}", f"llama (LlamaForCausalLM); {parameters:,} parameters; the head has a weight of its "
                   "own", "bfloat16", "in 2 files", "licence       llama3; to share a variant", "grammar: generated here",
-                  "no: the tokenizer has 2,048 tokens, the model's vocabulary 96", "memory: ", "disk: 25.5 MB to fetch"):
+                  f"no: the tokenizer has {EMBEDDED_TOKENS:,} tokens, the model's vocabulary 96", "memory: ",
+                  f"disk: {size(sum(map(len, (files | shards).values())))} to fetch"):
         assert words in done.stdout, (words, done.stdout)
 
 
@@ -135,8 +139,8 @@ def test_rows_that_k_quants_do_not_fit_are_told_as_llama_cpp_does_it(tmp_path):
 
     from quant.runners import open_runner
 
-    shape = {"n_positions": 64, "n_ctx": 64, "n_embd": 64, "n_layer": 2, "n_head": 4}
-    base = save_model(GPT2Config(vocab_size=2048, bos_token_id=0, eos_token_id=0, **shape), tmp_path / "base")
+    shape = {"vocab_size": EMBEDDED_TOKENS, "n_positions": 64, "n_ctx": 64, "n_embd": 64, "n_layer": 2, "n_head": 4}
+    base = save_model(GPT2Config(bos_token_id=0, eos_token_id=0, **shape), tmp_path / "base")
     note = predicted(base, **gguf("Q4_K_M"))["Q4_K_M"].sizes.note
     assert note == "6 of 8 matrices have rows of 64, which its blocks don't divide: Q5_0 instead"
     out = build_variant(base, "llama_cpp", {"type": "Q4_K_M"}, tmp_path / "out")
@@ -217,6 +221,9 @@ def test_a_wrong_row_is_its_own_obstacle(make_model):
     ("Q4_K_M", ("q",), (512, 512), False, ["Q4_K"]),
     ("Q4_K_M", ("v",), (512, 512), False, ["Q4_K", "Q6_K"]),
     ("Q4_K_M", ("q",), (576, 576), False, ["Q5_0"]),
+    ("Q2_K", ("q", "k", "v"), (512, 512), False, ["Q3_K"]),
+    ("Q2_K", ("up",), (512, 512), False, ["Q2_K"]),
+    ("Q3_K_M", ("o",), (512, 512), False, ["Q4_K"]),
     ("Q6_K", ("q",), (100, 100), False, ["F16"]),
     ("Q4_0", ("embedding",), (2048, 256), True, ["Q6_K"]),
     ("Q8_0", ("embedding",), (2048, 256), True, ["Q8_0"]),

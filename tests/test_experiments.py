@@ -11,6 +11,7 @@ import yaml
 from conftest import ROOT, run_stage
 from dvc_project import environment
 from made_up import PARAMS, made_up
+from made_up import write_results as write_files
 
 pytestmark = pytest.mark.slow
 
@@ -35,12 +36,7 @@ def start(folder):
 
 def write_results(folder, **changes):
     """Made-up results in the places of the stages that measure, then the real stage that plots."""
-    run = made_up(**changes)
-    for result in run.results:
-        for kind, values in (("quality", result.quality), ("speed", result.speed)):
-            (folder / "reports" / kind).mkdir(parents=True, exist_ok=True)
-            (folder / "reports" / kind / f"{result.name}.json").write_text(json.dumps(values))
-    (folder / "reports" / "weights.json").write_text(json.dumps(run.weights))
+    write_files(made_up(**changes), folder / "reports")
     done = run_stage("plot", cwd=folder)
     assert done.returncode == 0, done.stderr
 
@@ -102,7 +98,7 @@ def test_the_plots_are_drawn_from_the_csv_for_one_run_and_for_two(project, tmp_p
             assert {point["rev"] for point in points} == revisions and len(points) == len(revisions) * len(table)
             assert "DVC_METRIC" not in json.dumps(vega), "a place of the template was not filled"
     assert vega["encoding"]["x"]["field"] == "kld_mnats" and vega["encoding"]["y"]["field"] == "variant"
-    assert {row["variant"] for row in table if row["pareto"]} == {"whole", "base"}
+    assert {row["variant"] for row in table if row["pareto"]} == {"whole"}
     assert "html" in command(project, "dvc", "plots", "show", "-o", str(tmp_path / "plots"))
     html = (tmp_path / "plots" / "index.html").read_text()
     assert all(name in html for name in names)

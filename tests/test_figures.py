@@ -11,20 +11,22 @@ from PIL import Image
 
 from quant.methods import load, names
 from quant.model.checkpoint import Checkpoint
-from quant.quality.bootstrap import difference
 from quant.quality.weight_error import Sample, compare_schemes, error_map, error_of_schemes, histogram
 from quant.report.figures import draw_all, figures_of
 from quant.report.metrics import METRICS
 from quant.report.style import GRIDS, PARTS, look_of
-from quant.report.subsets import compared, front_names, pareto_front
+from quant.report.subsets import front_names, pareto_front
 
-ASKED_FOR = {"size-quality", "size-speed", "ppl-change", "divergence", "latency", "bytes", "error-map", "histogram", "error-bits",
-             "grids", "pairs"}
+ASKED_FOR = {"size-divergence", "family", "bits", "sensitivity", "size-speed", "ppl-change", "divergence", "latency", "bytes",
+             "error-map", "histogram", "error-bits", "grids"}
 
 
 def test_the_front_is_what_nothing_beats():
     assert pareto_front([(1, 9), (2, 5), (3, 6), (4, 1), (4, 0.5)]) == [0, 1, 4]
-    assert front_names(made_up(nf4={"weights_mib": 10.0, "ppl_change_pct": 1.0})) == ["nf4", "base"]
+    small = {"weights_mib": 10.0, "kld_mnats": 9.0}
+    assert front_names(made_up(nf4=small, int4={"kld_mnats": 0.5})) == ["nf4", "int4"]
+    assert front_names(made_up(nf4=small, int4={"weights_mib": 20.0, "kld_mnats": 8.999, "noise": 0.2})) == ["nf4", "bf16"], (
+        "a step is drawn only where it is significant")
 
 
 def test_every_figure_asked_for_is_drawn(made_up_report):
@@ -54,7 +56,7 @@ def caption(name, params=PARAMS, **changes):
 
 
 CHANGED = everyone(ppl_change_pct=1.0)
-FRONT = {"weights_mib": 10.0, "ppl_change_pct": 1.0}
+FRONT = {"weights_mib": 10.0, "kld_mnats": 9.0}
 CAPTIONS = [  # a figure, a run, and what the caption must show: names, numbers, and the word that carries the verdict
     ("ppl-change", CHANGED, ["No interval contains zero"]),
     ("ppl-change", CHANGED | {"fp4": {}}, ["Hollow", "not significant for `fp4`."]),
@@ -63,14 +65,14 @@ CAPTIONS = [  # a figure, a run, and what the caption must show: names, numbers,
     ("grids", {"nf4": {"kld_mnats": 0.1}}, ["`nf4` is closer to base than `int4`", "`fp4` is not significantly different from",
                                             "100.00 MiB", "Lower is better"]),
     ("grids", {"nf4": {"kld_mnats": 9.0}}, ["`nf4` is further from base than `int4`"]),
-    ("pairs", {"nf4": {"kld_mnats": 0.1}}, ["Of 36 pairs", "8 differ significantly in divergence and 0 in perplexity"]),
-    ("pairs", everyone(noise=1.0), ["0 differ significantly in divergence"]),
-    ("size-quality", {"nf4": FRONT}, ["Lower left", "in bold: `nf4` and `base`", "Significant among its steps: from `nf4` to "
-                                      "`base`", "1 % above the lowest"]),
-    ("size-quality", {"nf4": FRONT | {"noise": 9.0}}, ["None of its steps is significant"]),
-    ("size-quality", {"nf4": FRONT | {"ppl_change_pct": 400.0}}, ["is 400 % above"]),
+    ("size-divergence", {"nf4": FRONT, "int4": {"kld_mnats": 0.5}},
+     ["Lower left", "in bold: `nf4` and `int4`", "significantly closer", "16 bits"]),
+    ("size-divergence", {"nf4": {"weights_mib": 10.0, "kld_mnats": 0.1}}, ["in bold: `nf4`.", "Only one variant"]),
+    ("bits", {}, ["Quantized variants of up to 10 bits"]),
+    ("family", {}, ["`whole`", "Bits per byte"]),
+    ("sensitivity", {}, ["2,000 tokens", "All blocks together: 3 mnat", "`q` (2)", "block 1 (1.5)"]),
     ("bytes", {}, ["`whole` leaves the most unquantized: 25 %"]),
-    ("latency", {"nf4": {"noisy": True}}, ["Shorter is better", "(!) marks", "again: `nf4`"]),
+    ("latency", {"nf4": {"noisy": True}}, ["Shorter is better", "(!) marks", "trusted: `nf4`"]),
     ("latency", {}, ["No timing varied"]),
     ("divergence", {"nf4": {"kld_mnats": 2.0}}, ["`nf4` has the largest mean (2 mnat)", "80 mnat"]),
     ("error-bits", {}, ["divides the error by 2.00", "9.0 % as NF4, 10.0 % as INT4, 12.0 % as FP4", "500 of 1,000",
@@ -98,26 +100,13 @@ def test_a_run_of_floats_has_no_share_left_unquantized():
 
 def test_axes_are_labelled_by_the_table_of_metrics():
     shown = {figure.name: [(axes.get_xlabel(), axes.get_ylabel()) for axes in figure.draw(made_up()).axes]
-             for figure in figures_of(made_up()) if figure.name in ("size-quality", "size-speed", "latency", "grids")}
+             for figure in figures_of(made_up()) if figure.name in ("size-divergence", "size-speed", "latency", "grids")}
     label = {key: metric.label for key, metric in METRICS.items()}
-    assert shown["size-quality"] == [(label["weights_mib"], label["ppl"])]
+    assert shown["size-divergence"] == [(label["weights_mib"], label["kld_mnats"])]
     assert shown["size-speed"] == [(label["weights_mib"], label["decode_speedup"])]
     assert [x for x, _ in shown["latency"]] == [f"{label['prefill_ms']}, 128 tokens", label["decode_ms_per_token"]]
     assert [y for _, y in shown["grids"]][:2] == [label["kld_mnats"], label["ppl_change_pct"]]
 
-
-def test_the_pairs_are_those_whose_interval_excludes_zero():
-    run = made_up(nf4={"kld_mnats": 0.1}, fp4={"kld_mnats": 3.0, "noise": 2.0}, int4={"kld_mnats": 2.0})
-    (figure,) = [figure for figure in figures_of(run) if figure.name == "pairs"]
-    drawn = figure.draw(run)
-    for axes, kind in zip(drawn.axes, ("kld", "ppl"), strict=True):
-        names, measured = [label.get_text() for label in axes.get_yticklabels()], compared(run, kind)
-        cells = axes.images[0].get_array()
-        assert sorted(names) == sorted(measured)
-        for i, better in enumerate(names):
-            for j, worse in enumerate(names):
-                gap = difference(measured[worse], measured[better], kind)
-                assert bool(cells[i, j]) == (gap.is_significant and gap.value > 0)
 
 
 def test_colours_differ_in_lightness():
@@ -194,6 +183,11 @@ def test_a_model_of_every_layout_is_sampled(make_model, architecture):
     assert {"q", "k", "v", "o", "up", "down", "embedding", "norm"} <= roles
     assert data["map"]["sampled"] == data["map"]["weights"], "a small model is taken whole"
     assert data["histogram"]["module"] in ("transformer.h.1.mlp.c_fc", "model.layers.1.mlp.gate_up_proj.up")
+    shown = data["example"]
+    assert shown["module"] == data["histogram"]["module"] and len(shown["weights"]) == 8 and shown["group_size"] == 64
+    assert [(grid["codebook"], grid["symmetric"]) for grid in shown["grids"]] == [
+        ("linear", True), ("linear", False), ("nf4", True), ("fp4", True)]
+    assert data == compare_schemes(Checkpoint(make_model(architecture))), "the same every time"
     json.dumps(data, allow_nan=False)
 
 

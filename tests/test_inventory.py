@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, ROOT, config_of, save_model
+from conftest import ARCHITECTURES, EMBEDDED_TOKENS, ROOT, config_of, save_model
 from safetensors.torch import load_file, save_file
 
 from quant.errors import InputError
@@ -121,7 +121,7 @@ def test_base_and_variant_are_evaluated(stored, tmp_path, form):
     """Through quant.quality: the base's stored states give the variant's divergence, as of the form that transformers saves."""
     architecture, change, _ = FORMS[form]
     config = config_of(architecture)
-    config.vocab_size = 2048  # the tokenizer's
+    config.vocab_size = EMBEDDED_TOKENS
     plain = save_model(config, tmp_path / "plain")
     corpus, protocol = Corpus("made here", ("one two three", "four five six seven")), ScoringProtocol(context=32, stride=32)
     metrics = []

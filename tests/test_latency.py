@@ -48,11 +48,11 @@ class Model:
         return token + 1
 
 
-def run(plan=PLAN, text=TEXT, context=200, **variant):
-    """-> calls, result, generated tokens"""
+def run(plan=PLAN, text=TEXT, context=200, quiet=(True, True), **variant):
+    """-> calls, result, generated tokens. quiet: what a look at the machine finds after the first and after the second attempt"""
     log, clock = [], Clock()
     models = Model(clock, log, "variant", context=context, **variant), Model(clock, log, "base")
-    return log, *compare(*models, text, plan, clock)
+    return log, *compare(*models, text, plan, clock, iter(quiet).__next__)
 
 
 def test_both_take_turns_and_each_is_first_as_often():
@@ -120,6 +120,21 @@ def test_a_phase_that_still_scatters_is_flagged():
     assert result["timing"]["prefill"]["is_noisy"] and not result["timing"]["decode"]["is_noisy"]
 
 
+def test_on_a_busy_machine_nothing_is_timed_again():
+    log, result, _ = run(prefill_ms=NOISY, quiet=[False])
+    assert (result["attempts"], result["set_aside"], result["is_noisy"]) == (1, None, True)
+    assert len([entry for entry in log if entry[1] == "decode"]) == 2 * (16 + 3 * 20)
+
+
+@pytest.mark.parametrize(("quiet", "prefill_ms", "attempts"), [
+    ([False], [], 1), ([True, False], NOISY, 2),
+], ids=["busy-after-the-first", "busy-after-the-second"])  # fmt: skip
+def test_on_a_busy_machine_even_samples_that_agree_are_flagged(quiet, prefill_ms, attempts):
+    _, result, _ = run(quiet=quiet, prefill_ms=prefill_ms)
+    assert result["attempts"] == attempts and result["is_noisy"]
+    assert all(phase["is_noisy"] and phase["ms"]["mad"] < 1e-9 for phase in result["timing"].values())
+
+
 @pytest.mark.parametrize(("prompts", "context", "text", "found"), [
     ((20, 50), 45, 600, 45), ((20, 50), 200, 47, 47), ((20, 50), 24, 600, 24), ((20, 50), 200, 20, None), ((20,), 200, 600, None),
 ])  # fmt: skip
@@ -140,11 +155,18 @@ def test_a_prompt_that_does_not_fit_is_refused():
     ({"prompts": [0]}, "expected whole numbers from 1"),
     ({"rounds": 0}, r"rounds is 0"),
     ({"threads": True}, "threads is True"),
+    ({"wait": -1}, r"benchmark\.wait is -1; expected whole seconds, 0 for no wait"),
+    ({"wait": 2.5}, r"wait is 2\.5"),
+    ({"wait": True}, "wait is True"),
     ({"prompt": 128}, "unknown benchmark key 'prompt'"),
 ])  # fmt: skip
 def test_an_impossible_plan_is_refused(values, message):
     with pytest.raises(InputError, match=message):
         TimingPlan.from_dict(values)
+
+
+def test_a_wait_of_zero_is_a_plan():
+    assert TimingPlan.from_dict({"wait": 0}).wait == 0 < TimingPlan().wait
 
 
 def test_bandwidth_is_bytes_over_the_fastest_time(monkeypatch):

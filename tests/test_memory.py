@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import EMBEDDED_TOKENS, ROOT
 
 from quant.model.architectures import architecture_of
 from quant.progress import MIB
@@ -13,7 +13,7 @@ from quant.runners import StoredTensor, open_runner
 from quant.runners.sizes import bytes_per_token, disk_bytes, held_bytes, size_breakdown
 
 MATRIX, VECTOR = 12 * 256 * 256, 13 * 256 + 2 * 256  # of the one block; biases, and weights and biases of the norms
-TABLES = 2048 * 256 + 64 * 256
+TABLES = EMBEDDED_TOKENS * 256 + 64 * 256
 ALL = MATRIX + VECTOR + TABLES
 
 
@@ -37,7 +37,7 @@ def test_the_breakdown_adds_up(runtimes, kind):
 def test_a_plain_model_is_floats_and_its_tied_head_is_counted_once(runtimes):
     assert sums(runtimes["base"], "part") == {"floats": 4 * ALL}
     by_role = sums(runtimes["base"], "role")
-    assert by_role["embedding+head"] == 4 * 2048 * 256 and by_role["embedding"] == 4 * 64 * 256
+    assert by_role["embedding+head"] == 4 * EMBEDDED_TOKENS * 256 and by_role["embedding"] == 4 * 64 * 256
     assert by_role["q+k+v"] == 4 * (3 * 256 * 256 + 3 * 256) and by_role["up"] == 4 * (4 * 256 * 256 + 4 * 256)
     assert by_role["norm"] == 4 * 6 * 256
 
@@ -89,7 +89,7 @@ def test_int8_of_bitsandbytes_is_counted_before_and_after_its_first_call(runtime
 
 def test_gguf_blocks_are_split_as_their_types_lay_them_out(runtimes):
     found = sums(runtimes["gguf-q8_0"], "part", "dtype")
-    weights = MATRIX + 2048 * 256
+    weights = MATRIX + EMBEDDED_TOKENS * 256
     kept = 4 * (ALL - weights)
     assert found == {("codes", "q8_0"): weights, ("scales", "q8_0"): 2 * weights // 32, ("floats", "float32"): kept}
     mixed = sums(runtimes["gguf-q4_k_m"], "dtype", "part")

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from conftest import ROOT, RUNTIMES, build_variant, save_model
+from conftest import EMBEDDED_TOKENS, ROOT, RUNTIMES, build_variant, save_model
 
 from quant.errors import InputError
 from quant.methods import UNQUANTIZED, load, names
@@ -90,7 +90,7 @@ def test_sizes_are_predicted(runtimes, variant):
     method, values = planned(variant)
     found = method.sizes(Checkpoint(runtimes["base"]).inventory, runtimes["base"], values)
     folder = runtimes["base" if variant == "bf16" else variant]
-    headers = 130_000 if method.runtime == "llama_cpp" else 10_000  # a GGUF file holds the tokenizer as well
+    headers = 64 * EMBEDDED_TOKENS if method.runtime == "llama_cpp" else 10_000  # a GGUF file holds the tokenizer as well
     assert 0 <= disk_bytes(folder) - found.file_bytes < headers + 0.01 * found.file_bytes
     held, mixed = sum(held_bytes(open_runner(runtimes[variant])).values()), variant == "gguf-q4_k_m"
     assert found.held_bytes == pytest.approx(held, rel=0.06 if mixed else 0.01), "half of v and down have the larger of two types"
@@ -115,9 +115,9 @@ def test_a_llama_converts_and_computes_the_same(tmp_path):
 
     shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
     shape |= {"num_key_value_heads": 2, "max_position_embeddings": 64}
-    save_model(LlamaConfig(vocab_size=2048, bos_token_id=0, eos_token_id=0, **shape), tmp_path / "base")
+    save_model(LlamaConfig(vocab_size=EMBEDDED_TOKENS, bos_token_id=0, eos_token_id=0, **shape), tmp_path / "base")
     convert(tmp_path / "base", tmp_path / "converted")
-    text = torch.randint(0, 2048, (1, 40), generator=torch.Generator().manual_seed(6))
+    text = torch.randint(0, EMBEDDED_TOKENS, (1, 40), generator=torch.Generator().manual_seed(6))
     ours, theirs = (open_runner(tmp_path / name).logits(text) for name in ("base", "converted"))
     assert (ours - theirs).norm() < 0.01 * ours.norm(), "float16 activations"
 

@@ -1,9 +1,11 @@
-"""The embedded novels: whole, cut into sentences, and no sentence of the test text in the others."""
+"""The embedded novels: whole, cut into sentences, and nothing of the test text in the others."""
+
+import re
 
 import pytest
 
 from quant.errors import InputError
-from quant.text.novels import NOVELS, TEST, TRAIN, chapters, sentences
+from quant.text.novels import CALIBRATION, NOVELS, TEST, TRAIN, calibration_lines, chapters, sentences
 from quant.text.read import read_corpus
 from quant.text.source import TextSource
 
@@ -30,13 +32,32 @@ def test_nothing_is_lost_but_headings_and_line_breaks():
     assert words[TEST] == 83_229 and sum(words[novel] for novel in TRAIN) == 633_588
 
 
-def test_no_sentence_of_the_test_text_is_in_another_novel():
-    """Of more than seven words: an "Oh!" is everybody's, and one short sentence is in two novels."""
-    def long_ones(novel):
-        return {line for lines in chapters(novel) for line in lines if len(line.split()) > 7}
+def long_ones(lines):
+    """Sentences of more than seven words: an "Oh!" is everybody's."""
+    return {line for line in lines if len(line.split()) > 7}
 
+
+def sequences(lines, length=12):
+    """Runs of words, across the ends of sentences, whatever their case and punctuation."""
+    words = re.findall(r"[a-z']+", " ".join(lines).lower())
+    return {tuple(words[at : at + length]) for at in range(len(words) - length + 1)}
+
+
+def test_nothing_of_the_test_text_is_in_another_novel():
+    """The others are what training, validation and calibration texts are cut from."""
+    whole = {novel: [line for lines in chapters(novel) for line in lines] for novel in NOVELS}
+    sentences_of_test, sequences_of_test = long_ones(whole[TEST]), sequences(whole[TEST])
+    assert TEST not in TRAIN and len(sentences_of_test) > 2000 and len(sequences_of_test) > 80_000
     for novel in TRAIN:
-        assert not long_ones(TEST) & long_ones(novel), novel
+        assert not sentences_of_test & long_ones(whole[novel]), novel
+        assert not sequences_of_test & sequences(whole[novel]), novel
+
+
+def test_the_calibration_text_is_the_beginning_of_emma():
+    found = calibration_lines()
+    assert sum(len(line.split()) for line in found) == 39_670 and found == calibration_lines()
+    assert found[0].startswith("Emma Woodhouse, handsome, clever, and rich") and CALIBRATION in TRAIN
+    assert not long_ones(found) & long_ones(line for lines in chapters(TEST) for line in lines)
 
 
 def test_a_novel_that_is_not_there():

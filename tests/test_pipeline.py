@@ -11,7 +11,7 @@ import time
 from contextlib import contextmanager
 
 import pytest
-from conftest import ROOT
+from conftest import EMBEDDED, EMBEDDED_TOKENS
 from dvc_project import Project, environment
 
 from quant.quality.bootstrap import Blocks, difference
@@ -23,12 +23,14 @@ TINY = {
     "variants": {
         "bf16": {"method": "float", "dtype": "bfloat16"},
         "whole": {"method": "quant", "include": ["*"]},
-        "int4": {"method": "quant", "bits": 4, "group_size": 64},
+        "int4": {"method": "quant", "bits": 4, "group_size": 64, "benchmark": False},
         "bnb-nf4": {"method": "bitsandbytes", "type": "nf4"},
         "gguf-q8_0": {"method": "llama_cpp", "type": "Q8_0"},
     },
     "evaluate": {"protocol": "joined/1", "context": 64, "stride": 64, "line": " {} \n", "unk": "text"},
-    "benchmark": {"prompts": [16, 32], "tokens": 4, "rounds": 2, "threads": 2},
+    "benchmark": {"prompts": [16, 32], "tokens": 4, "rounds": 2, "threads": 2, "wait": 0},
+    "family": {"variants": ["int4"], "models": {"relative": {"source": "tiny", "revision": None}}},
+    "sensitivity": {"bits": 4, "group_size": 64, "windows": 2},
 }
 
 
@@ -40,14 +42,14 @@ def project(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("project")
     torch.manual_seed(0)
-    shape = {"n_positions": 64, "n_ctx": 64, "n_embd": 64, "n_layer": 1, "n_head": 2}
-    GPT2LMHeadModel(GPT2Config(vocab_size=2048, bos_token_id=0, eos_token_id=0, **shape)).save_pretrained(folder / "tiny")
+    shape = {"vocab_size": EMBEDDED_TOKENS, "n_positions": 64, "n_ctx": 64, "n_embd": 64, "n_layer": 1, "n_head": 2}
+    GPT2LMHeadModel(GPT2Config(bos_token_id=0, eos_token_id=0, **shape)).save_pretrained(folder / "tiny")
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(ROOT / "models" / "embedded" / name, folder / "tiny" / name)
+        shutil.copyfile(EMBEDDED / name, folder / "tiny" / name)
     project = Project(folder, {**TINY, "model": {"source": "tiny", "revision": None}})
     ran = project.stages_run("repro")
     assert families(ran) == {"plan", "download", "prepare", "quantize", "evaluate-base", "evaluate", "benchmark-base",
-                             "benchmark", "compare", "plot", "report"}
+                             "benchmark", "compare", "sensitivity", "fetch-relative", "relative", "plot", "report"}
     assert {f"quantize@{name}" for name in TINY["variants"]} < ran
     project.commit()
     return project
@@ -74,7 +76,7 @@ def test_the_report_is_there_and_whole(project):
     reports = project.folder / "reports"
     html = (reports / "report.html").read_text()
     drawn = {path.stem for path in (reports / "figures").glob("*.svg")}
-    assert {"size-quality", "divergence", "latency", "bytes", "error-map"} < drawn
+    assert {"size-divergence", "divergence", "latency", "bytes", "error-map"} < drawn
     assert html.count("data:image/svg+xml") == len(drawn) and "figures/" not in html and "http" not in html.split("<body>")[0]
     assert (reports / "report.pdf").read_bytes().startswith(b"%PDF")
     text = (reports / "report.md").read_text()
@@ -97,6 +99,7 @@ def test_what_was_measured_is_whole(project):
         assert [again.low, again.high, again.value] == pytest.approx([low, high, found["metrics"]["ppl_change_pct"]], abs=1e-3)
         assert (low < 0 < high) or found["intervals"]["is_significant"] or name == "base"
         assert found["divergence"]["kld_mnats"]["mean"] == pytest.approx(found["metrics"]["kld_mnats"], rel=1e-3, abs=1e-9)
+    assert speed.pop("int4") == {"variant": "int4", "is_timed": False, "metrics": {}}
     for found in speed.values():
         assert set(found["timing"]) == {"prefill", "prefill_long", "decode", "generate"} and found["attempts"] in (1, 2)
         assert found["timing"]["decode"]["gb_per_s"] > 0 and found["environment"]["memory_read_gb_per_s"] > 0
@@ -239,7 +242,7 @@ def test_a_new_method_is_a_folder_and_a_row(project):
     assert "| toy |" in report and "**A toy** (`toy`): rounds to steps of 0.02." in report
     with open(project.folder / "reports" / "variants.csv", newline="") as file:
         assert {row["variant"]: row["method"] for row in csv.DictReader(file)}["toy"] == "toy"
-    for name in ("size-quality", "divergence", "ppl-change"):
+    for name in ("size-divergence", "divergence", "ppl-change"):
         drawn = (project.folder / "reports" / "figures" / f"{name}.svg").read_text()
         assert "<!-- toy -->" in drawn and "<!-- a toy -->" in drawn, f"{name}: its mark, and its line of the legend"
     shown = subprocess.run([sys.executable, "-m", "quant.check", "tiny"], cwd=project.folder, env=environment(),

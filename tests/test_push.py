@@ -1,5 +1,6 @@
 """Variants are published on the Hub, and plain from_pretrained opens them there as they were."""
 
+import csv
 import json
 import shutil
 import subprocess
@@ -78,8 +79,11 @@ def make_run(folder, source, elsewhere):
     protocol = {"name": "joined", "version": 1, "context": 64, "stride": 64, "tokens": 1234}
     for name in ("nf4", "bnb-nf4", "gguf-q8_0"):
         write_json(Path("reports/quality") / f"{name}.json", {"protocol": protocol})
-        write_json(Path("reports/metrics") / f"{name}.json", MEASURED)
-    write_json(Path("reports/metrics/base.json"), MEASURED | {"ppl": 20.0, "ppl_change_pct": 0.0, "kld_mnats": 0.0})
+    base_measured = MEASURED | {"ppl": 20.0, "ppl_change_pct": 0.0, "kld_mnats": 0.0}
+    with open("reports/variants.csv", "w", newline="") as file:
+        rows = csv.DictWriter(file, ["variant", *MEASURED])
+        rows.writeheader()
+        rows.writerows([{"variant": "base", **base_measured}, *({"variant": name, **MEASURED} for name in VARIANTS)])
 
 
 def command(*words):
@@ -171,7 +175,7 @@ def test_a_gguf_goes_out_with_its_metadata_and_a_card_that_says_what_was_measure
     assert front["base_model"] == "tiny/model" and front["base_model_relation"] == "quantized"
     assert front["license"] == "cc-by-nd-4.0" and front["library_name"] == "gguf"
     for words in ("a" * 40, "| method | llama.cpp, weights only |", "| scheme | Q8_0 |", "| bits per weight | 5.43 ",
-                  "| 20.0000 | 21.5000 |", "+1.250", "20 lines of `grammar`", "1234 tokens",
+                  "| 20.000 | 21.500 |", "+1.250", "20 lines of `grammar`", "1234 tokens",
                   "llama-cli --hf-repo me/tiny-gguf --hf-file model-Q8_0.gguf",
                   "does not allow sharing modified copies"):
         assert words in card, words

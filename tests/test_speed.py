@@ -5,16 +5,19 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import EMBEDDED_TOKENS, ROOT
 from transformers import GPT2Config
 
 from quant.benches import decode
 from quant.errors import InputError
+from quant.speed.quiet import Load
+from quant.speed.watch import Watch
 
 RATIOS = {
     "int8_vs_fp32", "int4_vs_fp32", "nf4_vs_fp32", "int8_vs_llamacpp_q8_0", "int4_vs_llamacpp_q4_0", "int8_vs_bnb_int8",
     "nf4_vs_bnb_nf4", "prefill_vs_fp32",
 }  # fmt: skip
+BUSY = Load(cores=2, threads=2, loop_slowdown=3.5, involuntary_switches_per_s=200.0, others_cpu=1.9, stolen_cpu=0.0)
 WITHOUT_TORCH = """
 import sys
 from quant.benches.decode import main
@@ -29,12 +32,13 @@ finally:
 def bench(tmp_path_factory):
     """The file that one run of a tiny model writes."""
     config = GPT2Config(architectures=["GPT2LMHeadModel"], n_embd=64, n_head=2, n_layer=1, n_positions=64, n_ctx=64,
-                        vocab_size=2048, bos_token_id=0, eos_token_id=0, dtype="float32")  # fmt: skip
-    model = decode.BenchmarkModel(lambda: config, {"prefill_long": 32, "prefill": 8}, tokens=20, rounds=2)
+                        vocab_size=EMBEDDED_TOKENS, bos_token_id=0, eos_token_id=0, dtype="float32")  # fmt: skip
+    model = decode.BenchmarkModel(lambda: config, {"prefill_long": 32, "prefill": 8}, tokens=20, rounds=4)
     out = tmp_path_factory.mktemp("bench") / "bench.json"
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(decode.MODELS, "tiny", model)
         patch.setattr(decode, "OUT", out)
+        patch.setattr(decode, "watch_machine", lambda threads, _: Watch(threads, [BUSY], 10.2))
         decode.main(["tiny"])
     return json.loads(out.read_text())
 
@@ -45,7 +49,7 @@ def test_every_variant_is_measured_in_turn(bench):
     variants = bench["models"]["tiny"]["variants"]
     assert len(variants) == 11
     for found in variants.values():
-        assert len(found["decode"]["ms"]["raw"]) == 4  # two rounds of a slice of 16 tokens and one of 4
+        assert len(found["decode"]["ms"]["raw"]) == 4  # half of the rounds, each of a slice of 16 tokens and one of 4
         assert len(found["prefill_long"]["ms"]["raw"]) == len(found["prefill"]["ms"]["raw"]) == 2
 
 
@@ -67,6 +71,16 @@ def test_the_table_has_a_line_for_each(bench):
     lines = decode.table("tiny", bench["models"]["tiny"])
     for variant in bench["models"]["tiny"]["variants"]:
         assert sum(line.startswith(f"{variant} ") for line in lines) == 1
+
+
+@pytest.mark.slow
+def test_a_busy_machine_is_in_the_result_and_under_the_table(bench):
+    found = bench["models"]["tiny"]
+    load = found["machine_load"]
+    assert (load["is_busy"], load["rounds"], load["waited_s"]) == (True, 2, 10.2) and found["rounds"] == 2
+    assert "Other work ran on this machine: don't trust these times." in decode.table("tiny", found)
+    quiet = {**found, "machine_load": {**load, "is_busy": False}}
+    assert "don't trust" not in "".join(decode.table("tiny", quiet))
 
 
 def test_an_unknown_model_is_refused_before_any_work():

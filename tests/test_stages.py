@@ -26,7 +26,7 @@ def workspace(tmp_path, make_model):
 
 def planned(workspace, **variants):
     """The workspace with these rows only, planned, and with nothing prepared for their methods."""
-    change(workspace, whole_section=True, variants=variants)
+    change(workspace, whole_section=True, variants=variants, family={"variants": [], "models": {}})
     done = run_stage("plan", cwd=workspace)
     assert done.returncode == 0, done.stderr
     for row in variants.values():

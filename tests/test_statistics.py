@@ -2,23 +2,32 @@
 
 import math
 import random
+from dataclasses import replace
 
 import numpy
 import pytest
 
 from quant.errors import InputError
 from quant.files import significant
-from quant.quality.bootstrap import Blocks, difference, mean_kld, tiers
+from quant.quality.bootstrap import Blocks, bits_per_byte, difference, difference_in_bits_per_byte, mean_kld, tiers
+from quant.quality.windows import Places
 from quant.speed.samples import ratios_of_pairs, spread
 
 
+def places(sizes, text="a text", is_whole=True):
+    """A text of which every token is scored. sizes: bytes of each token."""
+    sizes = numpy.asarray(sizes)
+    return Places(numpy.cumsum(sizes) - sizes, sizes, int(sizes.sum()), text, is_whole)
+
+
 def made_up(count=6400, change=0.0, noise=0.0, seed=0, kld=0.01):
-    """Values of tokens that cluster, as those of text do: every run of 20 shares part of its noise; the text is the same."""
+    """Tokens of 4 bytes whose values cluster, as those of text do: every run of 20 shares part of its noise. The text is the
+    same for every seed."""
     text = numpy.random.default_rng(99).gamma(2.0, 1.0, count)
     rng = numpy.random.default_rng(seed)
     shared = numpy.repeat(rng.normal(0, 1, -(-count // 20)), 20)[:count]
     moved = change + noise * (shared + rng.normal(0, 1, count))
-    return Blocks.cut(text + moved, numpy.full(count, kld) + abs(moved), numpy.ones(count))
+    return Blocks.cut(places([4] * count), text + moved, numpy.full(count, kld) + abs(moved), numpy.ones(count))
 
 
 def test_the_interval_holds_the_truth_as_often_as_it_says():
@@ -33,8 +42,8 @@ def test_tokens_drawn_alone_would_promise_too_much():
     base, wide = made_up(), made_up(change=0.002, noise=0.05, seed=5)
     nll = numpy.random.default_rng(1).permutation(6400)
     values = numpy.repeat(wide.nll - base.nll, 128)[nll] / 128  # the blocks' values, torn apart
-    torn = Blocks.cut(values, values, values)
-    flat = Blocks.cut(0 * values, 0 * values, 0 * values)
+    torn = Blocks.cut(places([4] * 6400), values, values, values)
+    flat = Blocks.cut(places([4] * 6400), 0 * values, 0 * values, 0 * values)
     in_blocks, alone = difference(wide, base), difference(torn, flat)
     assert in_blocks.value == pytest.approx(alone.value, rel=1e-6)
     assert in_blocks.high - in_blocks.low > 3 * (alone.high - alone.low)
@@ -44,7 +53,7 @@ def test_pairing_sees_what_two_intervals_apart_would_not():
     """A change of 0.1 % of ppl, against text whose perplexity itself is uncertain by per cents."""
     base, changed = made_up(), made_up(change=0.001, noise=0.004, seed=1)
     assert difference(changed, base).is_significant
-    shuffled = Blocks(base.tokens_per_block, base.tokens, numpy.roll(base.nll, 7), base.kld, base.top1)
+    shuffled = replace(base, nll=numpy.roll(base.nll, 7))
     unpaired = difference(changed, shuffled)
     assert not unpaired.is_significant and unpaired.value == pytest.approx(difference(changed, base).value)
 
@@ -89,13 +98,69 @@ def test_blocks_survive_json():
     again = Blocks.from_dict(json.loads(json.dumps(blocks.to_dict())))
     other = made_up()
     assert difference(again, other).value == pytest.approx(difference(blocks, other).value, rel=1e-4)
-    assert again.tokens.sum() == 6400 and again.tokens_per_block == blocks.tokens_per_block
+    assert difference_in_bits_per_byte(again, other).value == pytest.approx(difference_in_bits_per_byte(blocks, other).value)
+    assert again.tokens.sum() == 6400 and again.bytes_per_block == blocks.bytes_per_block
 
 
-@pytest.mark.parametrize(("count", "size", "blocks"), [(6400, 128, 50), (41664, 128, 326), (500, 10, 50), (7, 1, 7)])
+@pytest.mark.parametrize(("count", "size", "blocks"), [(6400, 512, 50), (41664, 512, 326), (500, 40, 50), (7, 1, 28)])
 def test_a_text_is_cut_into_enough_blocks(count, size, blocks):
-    cut = Blocks.cut(*[numpy.ones(count)] * 3)
-    assert (cut.tokens_per_block, len(cut.tokens), cut.tokens.sum(), cut.nll.sum()) == (size, blocks, count, count)
+    cut = Blocks.cut(places([4] * count), *[numpy.ones(count)] * 3)
+    assert (cut.bytes_per_block, len(cut.tokens), cut.tokens.sum(), cut.nll.sum()) == (size, blocks, count, count)
+    assert cut.bytes.sum() == 4 * count
+
+
+def test_a_token_belongs_to_the_block_in_which_it_begins():
+    cut = Blocks.cut(replace(places([1, 2, 3, 1, 200]), text_bytes=207), numpy.arange(5), numpy.ones(5), numpy.ones(5))
+    assert cut.bytes_per_block == 4 and len(cut.tokens) == 52
+    assert cut.tokens[:3].tolist() == [3, 2, 0] and cut.nll[:2].tolist() == [3, 7] and cut.bytes[:2].tolist() == [6, 201]
+
+
+def tokenized(seed, longest, nats_per_byte=0.7):
+    """Blocks of the same text in other tokens: every byte costs what it costs, and a token the sum over its bytes."""
+    total = 40_000
+    cost = numpy.random.default_rng(42).gamma(2.0, nats_per_byte / 2, total)
+    sizes = numpy.random.default_rng(seed).integers(1, longest + 1, total)
+    sizes = sizes[: numpy.searchsorted(numpy.cumsum(sizes), total)]
+    sizes = numpy.append(sizes, total - sizes.sum())
+    found = places(sizes)
+    nll = numpy.add.reduceat(cost, found.begins)
+    return Blocks.cut(found, nll, 0 * nll, 0 * nll)
+
+
+def test_two_tokenizers_have_the_same_blocks():
+    """The cost of a text does not depend on how it is cut; what tokens carry over the edges of blocks is far below a model's
+    own spread."""
+    short, long = tokenized(1, 3), tokenized(2, 12)
+    assert len(short.tokens) == len(long.tokens) and short.tokens.sum() > 2 * long.tokens.sum()
+    found = difference_in_bits_per_byte(short, long)
+    assert found.value == pytest.approx(0, abs=1e-12) and found.low < 0 < found.high
+    alone = bits_per_byte(short)
+    assert alone.value == pytest.approx(short.nll.sum() / math.log(2) / 40_000) and alone.low < alone.value < alone.high
+    assert found.high - found.low < (alone.high - alone.low) / 3, "the difficulty of a block cancels"
+    worse = difference_in_bits_per_byte(tokenized(1, 3, 0.72), long)
+    assert worse.is_significant and worse.value == pytest.approx(0.02 / math.log(2), rel=0.05)
+    with pytest.raises(InputError, match="measured on different texts"):
+        difference(short, long)
+
+
+@pytest.mark.parametrize("other", [{"text": "another"}, {"is_whole": False, "text": "parts of it"}])
+def test_bits_of_other_texts_are_not_compared(other):
+    values = numpy.ones(1000)
+    a, b = (Blocks.cut(places([4] * 1000, **kind), values, values, values) for kind in ({}, other))
+    with pytest.raises(InputError, match=r"not scored on the same text: 4000 and 4000 bytes .* llama\.cpp/1 leaves out"):
+        difference_in_bits_per_byte(a, b)
+
+
+def test_blocks_that_a_protocol_leaves_out_are_not_drawn():
+    half = Places(numpy.arange(0, 50_000, 4), numpy.full(12_500, 4), 100_000, "half", is_whole=False)
+    cut = Blocks.cut(half, *[numpy.ones(12_500)] * 3)
+    assert len(cut.tokens) == 98 and cut.tokens.all()
+
+
+def test_a_text_in_very_few_tokens_still_has_an_interval():
+    """Most blocks are empty, and some resamples draw only these."""
+    found = bits_per_byte(Blocks.cut(places([30, 1, 30]), *[numpy.array([10.0, 1.0, 30.0])] * 3))
+    assert 0 < found.low < found.value < found.high < 2
 
 
 def test_other_texts_are_not_compared():
@@ -104,8 +169,8 @@ def test_other_texts_are_not_compared():
 
 
 def test_a_result_without_all_blocks_is_refused():
-    with pytest.raises(InputError, match="blocks lack kld, top1"):
-        Blocks.from_dict({"tokens_per_block": 1, "tokens": [1], "nll": [1.0]})
+    with pytest.raises(InputError, match="blocks lack kld, text_sha256, top1"):
+        Blocks.from_dict({"bytes_per_block": 1, "tokens": [1], "bytes": [1], "nll": [1.0]})
 
 
 def test_only_significant_differences_are_ranked():

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from quant.errors import InputError
 from quant.quality.protocol import ScoringProtocol
-from quant.quality.windows import Tokens, tokenize, windows
+from quant.quality.windows import Tokens, open_tokenizer, tokenize, windows
 from quant.text.corpus import Corpus
 
 LINES = ("the <unk> fund rose N %", "naïve 我想 ✅ traders", "x")
@@ -87,6 +87,46 @@ def test_a_part_of_the_text_counts_its_part_alone(folder):
     for word, number in (("share", 1), ("rose", 2), ("today", 3)):
         assert (text.index(word) + len(word), number) in ends
     assert ends[-1] == (len(text), 4)
+
+
+@pytest.mark.parametrize("protocol", ["joined/1", "sentence/1"])
+def test_tokens_know_where_they_begin_in_the_text(folder, protocol):
+    """The tokenizer's own spans, in bytes; of a character in several tokens the first has all bytes, and all begin with it."""
+    tokens = tokenize(Corpus("x", LINES), folder, ScoringProtocol(protocol))
+    begins = [0]
+    for line in LINES:
+        text, before = f" {line} \n", begins.pop()
+        spans = open_tokenizer(folder).encode(text, add_special_tokens=False).offsets
+        begins += [before + len(text[:start].encode()) for start, _ in spans] + [before + len(text.encode())]
+    places = tokens.places(tokens.ids != 0)  # all but the beginnings of texts
+    assert places.begins.tolist() == begins[:-1] and places.is_whole
+    assert places.text_bytes == begins[-1] == places.bytes.sum()
+
+
+def test_places_tell_whether_the_whole_text_is_scored():
+    bytes = torch.tensor([0, 3, 2, 0, 4])
+    tokens = Tokens(torch.arange(5), bytes, bytes, text_sha256="a text")
+    every = tokens.places(torch.tensor([False, True, True, True, True]))
+    assert every.is_whole and every.text_sha256 == "a text" and every.begins.tolist() == [0, 3, 3, 5]
+    without_first = tokens.places(torch.tensor([False, False, True, True, True]))
+    assert without_first.is_whole and without_first.text_sha256 == "a text" and without_first.text_bytes == 9
+    some = ([False, True, False, False, True], [False, True, True, True, False])
+    parts = [tokens.places(torch.tensor(scored)) for scored in some]
+    assert not any(part.is_whole for part in parts) and len({"a text", *(part.text_sha256 for part in parts)}) == 3
+
+
+def test_two_tokenizers_score_the_same_text_unless_the_protocol_leaves_out_parts(folder, tmp_path):
+    with_unk(folder, tmp_path)
+    corpus, found = Corpus("x", LINES * 4), {}
+    for protocol in ("joined/1", "llama.cpp/1"):
+        for unk, place in (("text", folder), ("token", tmp_path)):
+            tokens = tokenize(corpus, place, ScoringProtocol(protocol, unk=unk))
+            scored = torch.zeros(len(tokens.ids), dtype=torch.bool)
+            for window in windows(tokens, ScoringProtocol(protocol, context=16, stride=16), 16):
+                scored[window.scored_tokens] = True
+            found[protocol, unk] = tokens.places(scored)
+    assert found["joined/1", "text"].text_sha256 == found["joined/1", "token"].text_sha256
+    assert found["llama.cpp/1", "text"].text_sha256 != found["llama.cpp/1", "token"].text_sha256
 
 
 def test_a_line_form_without_an_end_counts_no_end(folder):

@@ -6,6 +6,7 @@ project's int8, int4 and NF4 (every weight, embedding and head included), bitsan
 
 Decoding a token reads every weight once, so its time is printed with the rate at which weights were read, and that rate's share
 of the memory bandwidth. Writes reports/bench.json with all raw samples; models that are not named keep their earlier results.
+On a machine that is busy even after a wait, fewer rounds are run, and the result and the table say so.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from typing import TYPE_CHECKING
 from quant.command import Parser, run
 from quant.errors import InputError
 from quant.files import read_json, significant, write_json
+from quant.speed.plan import TimingPlan
+from quant.speed.quiet import spare_the_processor
+from quant.speed.watch import Watch, watch_machine
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -65,16 +69,19 @@ def main(arguments: list[str]) -> None:
     if unknown:
         raise InputError(f"unknown model {', '.join(unknown)}; known: {', '.join(MODELS)}")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    watch = watch_machine(TimingPlan.threads, TimingPlan.wait)  # as in the pipeline by default
+    if watch.is_busy:
+        spare_the_processor()  # for all models, which is why they share one watch
     found = read_json(OUT)["models"] if OUT.is_file() else {}
     for name in names or MODELS:
-        found[name] = measure(name, MODELS[name])
+        found[name] = measure(name, MODELS[name], watch)
         print("\n".join(table(name, found[name])), flush=True)
         first = MAIN if MAIN in found else name
         write_json(OUT, significant({"ratios": found[first]["ratios"], "ratios_are_of": first, "models": found}, 5))
     print(f"written to {OUT}")
 
 
-def measure(name: str, model: BenchmarkModel) -> dict:
+def measure(name: str, model: BenchmarkModel, watch: Watch) -> dict:
     """Make a model of this shape and all its variants in a temporary folder, and time them; see contestants.timed."""
     from quant.benches.contestants import open_all, quantize_all, timed
     from quant.benches.random_model import write_random_model
@@ -89,7 +96,9 @@ def measure(name: str, model: BenchmarkModel) -> dict:
         made = quantize_all(base, Path(temporary), tell)
         tell("loading")
         runners = open_all(base, made, sum(model.prompts.values()) + model.tokens)
-        return timed(runners, model.prompts, model.tokens, model.rounds)
+        result = timed(runners, model.prompts, model.tokens, watch.shorten(model.rounds))
+        watch.still_quiet()
+        return {**result, "machine_load": watch.to_dict()}
 
 
 def table(name: str, result: dict) -> list[str]:
@@ -108,6 +117,8 @@ def table(name: str, result: dict) -> list[str]:
         for phase in phases:
             line += f" {_with_mad(found[phase]['ms'], 17)} {_with_mad(found[phase]['speed_over_fp32'], 12)}"
         lines.append(line)
+    if result["machine_load"]["is_busy"]:
+        lines.append("Other work ran on this machine: don't trust these times.")
     lines += ["", "ratios of speeds: " + ", ".join(f"{pair} {ratio:.2f}" for pair, ratio in result["ratios"].items()), ""]
     return lines
 

@@ -39,20 +39,21 @@ def obstacle(model: ModelSource) -> str | None:
     return None
 
 
-def fetch_model(model: ModelSource, out: Path) -> None:
+def fetch_model(model: ModelSource, out: Path, section: str = "model") -> None:
     """Copy the config, tokenizer and safetensors of a model, checked, into the folder `out`, and print a summary.
 
-    Raises InputError for a model that the pipeline can't quantize; `out` appears whole or not at all.
+    section: of params.yaml that names the model, for messages. Raises InputError for a model that the pipeline can't quantize;
+    `out` appears whole or not at all.
     """
     if model.is_local:
         if model.revision is not None:
-            raise InputError(f"model.revision is {model.revision!r}, but {model.source} is a folder; set it to null")
+            raise InputError(f"{section}.revision is {model.revision!r}, but {model.source} is a folder; set it to null")
         _copy(Path(model.source), out, model.source, None)
         return
     snapshot = resolve(model.source, model.revision)
     if not is_commit(model.revision):
         print(f"{model.source}: {model.revision or 'main'} is commit {snapshot.commit}; to get the same model every time, pin "
-              f"it: -S model.revision={snapshot.commit}, or in params.yaml", flush=True)
+              f"it: -S {section}.revision={snapshot.commit}, or in params.yaml", flush=True)
     names = needed_files(snapshot)
     folder = fetch(snapshot, ["config.json"])["config.json"].parent
     require_usable(read_config(folder), model.source)  # before the weights are downloaded

@@ -24,6 +24,7 @@ from quant.hub.retry import TIMEOUT, retrying
 from quant.methods import UNQUANTIZED, Method
 from quant.progress import size
 from quant.report.metrics import CARD, shown_in
+from quant.report.results import read_metrics
 from quant.variants import Variant
 
 HERE = Path(__file__).parent
@@ -82,7 +83,10 @@ def render_card(variant: Variant, folder: Path, repo: str, base: Mapping, names:
     """The text of README.md: front matter for the Hub, description, table of metrics, how to load it, licence."""
     manifest = read_json(folder / "manifest.json")
     quality = _measured(reports / "quality" / f"{variant.name}.json")
-    metrics, base_metrics = (_measured(reports / "metrics" / f"{name}.json") for name in (variant.name, "base"))
+    measured = read_metrics(reports / "variants.csv")
+    if variant.name not in measured:
+        raise InputError(f"{reports / 'variants.csv'} has no variant {variant.name}; run dvc repro to measure it")
+    metrics, base_metrics = measured[variant.name], measured["base"]
     rows = [(metric.sentence, metric.format(base_metrics[metric.key]), metric.format(metrics[metric.key]))
             for metric in shown_in(CARD) if metric.key in metrics]
     license = License(**base["license"])

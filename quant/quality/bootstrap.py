@@ -1,61 +1,88 @@
 """Paired block bootstrap over the text: 95 % intervals, and which differences are significant. Needs no model.
 
-Neighbouring tokens are not independent, so blocks of consecutive tokens are drawn, not tokens (Künsch 1989). Both variants
-are scored on the same blocks, so the difficulty of a block cancels. Every pair is drawn with the same seed. Intervals are not
-corrected for many pairs: of a hundred pairs that do not differ, about five come out as significant.
+Neighbouring tokens are not independent, so blocks of text are drawn, not tokens (Künsch 1989). Both variants are scored on the
+same blocks, so the difficulty of a block cancels. Blocks are counted in bytes, so that models with different tokenizers have the
+same ones: these compare in bits per byte. Every pair is drawn with the same seed. Intervals are not corrected for many pairs: of
+a hundred pairs that do not differ, about five come out as significant.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from itertools import combinations
+from typing import TYPE_CHECKING
 
 import numpy
 
 from quant.errors import InputError
 
+if TYPE_CHECKING:
+    from quant.quality.windows import Places
+
 LEVEL = 0.95
 RESAMPLES = 4000
 SEED = 0
-BLOCK_TOKENS = 128
+BLOCK_BYTES = 512
 MIN_BLOCKS = 50  # a short text is cut into smaller blocks
 MEASURES = ("ppl", "kld")
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """Sums over blocks of consecutive scored tokens, float64 [blocks]: tokens and top1 are counts, nll and kld are in nats."""
+    """Sums over blocks of text, float64 [blocks]: tokens, bytes and top1 are counts, nll and kld are in nats.
 
-    tokens_per_block: int
+    A token belongs to the block in which its bytes begin. bytes: of the scored tokens. bytes_per_block: of the text.
+    text_sha256: of the text that was scored.
+    """
+
+    bytes_per_block: int
+    text_sha256: str
     tokens: numpy.ndarray
+    bytes: numpy.ndarray
     nll: numpy.ndarray
     kld: numpy.ndarray
     top1: numpy.ndarray
+    _sums: dict[str, numpy.ndarray] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
-    def cut(cls, nll: numpy.ndarray, kld: numpy.ndarray, top1: numpy.ndarray) -> Blocks:
-        """Sum values per token, in text order, over blocks; the last block may be shorter."""
-        size = max(1, min(BLOCK_TOKENS, len(nll) // MIN_BLOCKS))
-        starts = numpy.arange(0, len(nll), size)
-        sums = (numpy.add.reduceat(values.astype(numpy.float64), starts) for values in (numpy.ones(len(nll)), nll, kld, top1))
-        return cls(size, *sums)
+    def cut(cls, places: Places, nll: numpy.ndarray, kld: numpy.ndarray, top1: numpy.ndarray) -> Blocks:
+        """Sum values per scored token over blocks of the text; the last block may be shorter.
+
+        Of a text that is scored whole every block is kept, also one inside a long token, so that two tokenizers have the same
+        blocks. Where parts of the text are left out, blocks without a scored token are too.
+        """
+        size = max(1, min(BLOCK_BYTES, places.text_bytes // MIN_BLOCKS))
+        count = -(-places.text_bytes // size)
+        sums = numpy.stack([numpy.bincount(places.begins // size, values, count)
+                            for values in (numpy.ones(len(nll)), places.bytes, nll, kld, top1)])
+        return cls(size, places.text_sha256, *(sums if places.is_whole else sums[:, sums[0] > 0]))
 
     @classmethod
     def from_dict(cls, values: Mapping) -> Blocks:
         """Read the form of `to_dict`. Raises InputError where a key is missing."""
-        missing = {"tokens_per_block", "tokens", "nll", "kld", "top1"} - set(values)
+        columns = ("tokens", "bytes", "nll", "kld", "top1")
+        missing = {"bytes_per_block", "text_sha256", *columns} - set(values)
         if missing:
             raise InputError(f"blocks lack {', '.join(sorted(missing))}; run dvc repro to measure again")
-        columns = (numpy.asarray(values[key], dtype=numpy.float64) for key in ("tokens", "nll", "kld", "top1"))
-        return cls(values["tokens_per_block"], *columns)
+        return cls(values["bytes_per_block"], values["text_sha256"],
+                   *(numpy.asarray(values[key], dtype=numpy.float64) for key in columns))
+
+    def sums(self, column: str) -> numpy.ndarray:
+        """Sum of a column over all blocks, then over each resample: float64 [1 + RESAMPLES]; computed once."""
+        if column not in self._sums:
+            values = getattr(self, column)
+            self._sums[column] = numpy.append(values.sum(), _draws(len(values)) @ values)
+        return self._sums[column]
 
     def to_dict(self) -> dict:
         """Plain values for JSON, rounded far below the spread of the resamples."""
         return {
-            "tokens_per_block": self.tokens_per_block,
+            "bytes_per_block": self.bytes_per_block,
+            "text_sha256": self.text_sha256,
             "tokens": self.tokens.astype(int).tolist(),
+            "bytes": self.bytes.astype(int).tolist(),
             "nll": self.nll.round(6).tolist(),
             "kld": self.kld.round(9).tolist(),
             "top1": self.top1.astype(int).tolist(),
@@ -64,7 +91,8 @@ class Blocks:
 
 @dataclass(frozen=True)
 class Difference:
-    """A difference and its interval [low, high]: in per cent for ppl, in thousandths of a nat (mnat) for kld."""
+    """A value, often a difference, and its interval [low, high]: in per cent for ppl, in thousandths of a nat (mnat) for kld,
+    or in bits per byte."""
 
     value: float
     low: float
@@ -86,12 +114,31 @@ def difference(a: Blocks, b: Blocks, measure: str = "ppl") -> Difference:
     if not numpy.array_equal(a.tokens, b.tokens):
         raise InputError(f"the two were measured on different texts: {len(a.tokens)} and {len(b.tokens)} blocks of "
                          f"{a.tokens.sum():g} and {b.tokens.sum():g} tokens; run dvc repro to measure both alike")
-    return _interval(a.nll - b.nll if measure == "ppl" else a.kld - b.kld, a.tokens, measure)
+    if measure == "kld":
+        return _interval(1000 * _ratio(a.sums("kld") - b.sums("kld"), a.sums("tokens")))
+    return _interval(100 * numpy.expm1(_ratio(a.sums("nll") - b.sums("nll"), a.sums("tokens"))))
+
+
+def difference_in_bits_per_byte(a: Blocks, b: Blocks) -> Difference:
+    """Bits per byte of a minus those of b, two models with any tokenizers.
+
+    Raises InputError where the two were not scored on the same text.
+    """
+    if (a.text_sha256, a.bytes_per_block, len(a.tokens)) != (b.text_sha256, b.bytes_per_block, len(b.tokens)):
+        raise InputError(f"the two were not scored on the same text: {a.bytes.sum():g} and {b.bytes.sum():g} bytes in "
+                         f"{len(a.tokens)} and {len(b.tokens)} blocks; expected one text, scored whole: joined/1 and sentence/1 "
+                         "do so, while llama.cpp/1 leaves out parts that depend on the tokenizer")
+    return _interval(_bits_per_byte(a) - _bits_per_byte(b))
+
+
+def bits_per_byte(blocks: Blocks) -> Difference:
+    """Bits per byte of scored text, with their interval."""
+    return _interval(_bits_per_byte(blocks))
 
 
 def mean_kld(blocks: Blocks) -> Difference:
     """Mean KLD in mnat, with its interval."""
-    return _interval(blocks.kld, blocks.tokens, "kld")
+    return _interval(1000 * _ratio(blocks.sums("kld"), blocks.sums("tokens")))
 
 
 def in_order(measured: Mapping[str, Blocks], measure: str = "ppl") -> list[str]:
@@ -122,14 +169,21 @@ def tiers(measured: Mapping[str, Blocks], measure: str = "ppl") -> list[list[str
     return found
 
 
-def _interval(sums: numpy.ndarray, tokens: numpy.ndarray, measure: str) -> Difference:
-    def unit(mean):
-        return 100 * numpy.expm1(mean) if measure == "ppl" else 1000 * mean
+def _bits_per_byte(blocks: Blocks) -> numpy.ndarray:
+    return _ratio(blocks.sums("nll"), blocks.sums("bytes")) / numpy.log(2)
 
-    drawn = _draws(len(sums))
+
+def _ratio(sums: numpy.ndarray, weights: numpy.ndarray) -> numpy.ndarray:
+    """Sum over sum; NaN for a resample of empty blocks."""
+    with numpy.errstate(invalid="ignore"):
+        return sums / weights
+
+
+def _interval(values: numpy.ndarray) -> Difference:
+    """The first value, and the interval of the others."""
     tail = 50 * (1 - LEVEL)
-    low, high = numpy.percentile((drawn @ sums) / (drawn @ tokens), [tail, 100 - tail])
-    return Difference(float(unit(sums.sum() / tokens.sum())), float(unit(low)), float(unit(high)))
+    low, high = numpy.nanpercentile(values[1:], [tail, 100 - tail])
+    return Difference(float(values[0]), float(low), float(high))
 
 
 @cache

@@ -21,7 +21,7 @@ from quant.text.corpus import Corpus
 
 def evaluate_base(base: Path, corpus: Corpus, protocol: ScoringProtocol, device: str, reference: Path) -> dict:
     """Quality and size of the base, for JSON. Writes its predictions to the folder `reference`, for `evaluate`."""
-    tokens, model = tokenize(corpus, base, protocol), _open(base, protocol, device)
+    tokens, model = tokenize(corpus, base, protocol), open_model(base, protocol, device)
     with atomic_folder(reference) as folder:
         recorder = Recorder(model, base, tokens, protocol, folder)
         scores = score(recorder, None, tokens, protocol)
@@ -34,19 +34,21 @@ def evaluate(folder: Path, base: Path, corpus: Corpus, protocol: ScoringProtocol
 
     reference: the folder that `evaluate_base` wrote.
     """
-    tokens, model = tokenize(corpus, base, protocol), _open(folder, protocol, device)
-    scores = score(ModelPredictions(model), _reference(base, tokens, protocol, device, reference), tokens, protocol)
+    tokens, model = tokenize(corpus, base, protocol), open_model(folder, protocol, device)
+    scores = score(ModelPredictions(model), predictions_of_base(base, tokens, protocol, device, reference), tokens, protocol)
     return _result(folder, base, model, scores, corpus, protocol, tokens)
 
 
-def _open(folder: Path, protocol: ScoringProtocol, device: str) -> Runner:
+def open_model(folder: Path, protocol: ScoringProtocol, device: str) -> Runner:
+    """The model in `folder`, for windows of the protocol's length."""
     return open_runner(folder, device=resolve_device(device), max_tokens=protocol.context)
 
 
-def _reference(base: Path, tokens: Tokens, protocol: ScoringProtocol, device: str, reference: Path) -> Predictions:
+def predictions_of_base(base: Path, tokens: Tokens, protocol: ScoringProtocol, device: str, reference: Path) -> Predictions:
+    """The base's predictions: those that `evaluate_base` stored in the folder `reference`, or else the running base's."""
     if Reference.exists_in(reference):
         return Reference(reference, base, tokens, protocol, resolve_device(device))
-    return ModelPredictions(_open(base, protocol, device))
+    return ModelPredictions(open_model(base, protocol, device))
 
 
 def _result(folder: Path, base: Path, model: Runner, scores: Scores, corpus: Corpus, protocol: ScoringProtocol,
@@ -80,12 +82,13 @@ def _size(folder: Path, base: Path, model: Runner, quality: dict[str, float]) ->
 
 def _distance(scores: Scores) -> dict:
     """Divergence from the base, its intervals, and the sums by block, with which any two variants are compared."""
-    blocks = Blocks.cut(scores.nll, scores.kld, scores.top1)
-    base = Blocks.cut(scores.base_nll, 0 * scores.kld, 0 * scores.top1)
-    change, kld = difference(blocks, base, "ppl"), bootstrap.mean_kld(blocks)
+    blocks = Blocks.cut(scores.places, scores.nll, scores.kld, scores.top1)
+    base = Blocks.cut(scores.places, scores.base_nll, 0 * scores.kld, 0 * scores.top1)
+    change, kld, bits = difference(blocks, base, "ppl"), bootstrap.mean_kld(blocks), bootstrap.bits_per_byte(blocks)
     intervals = {
         "level": bootstrap.LEVEL, "resamples": bootstrap.RESAMPLES, "seed": bootstrap.SEED,
-        "ppl_change_pct": [change.low, change.high], "kld_mnats": [kld.low, kld.high], "is_significant": change.is_significant,
+        "ppl_change_pct": [change.low, change.high], "kld_mnats": [kld.low, kld.high], "bits_per_byte": [bits.low, bits.high],
+        "is_significant": change.is_significant,
     }  # fmt: skip
     return {
         "divergence": significant(divergence(scores)),

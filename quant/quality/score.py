@@ -19,7 +19,7 @@ import torch
 from quant.errors import InputError
 from quant.progress import progress
 from quant.quality.protocol import ScoringProtocol
-from quant.quality.windows import Tokens, Window, windows
+from quant.quality.windows import Places, Tokens, Window, windows
 from quant.runners import Runner
 
 BATCH_LOGITS = 2**22  # most logits of a batch: 16 MB per model; larger batches lose time to allocating memory
@@ -71,7 +71,7 @@ class ModelPredictions:
 
 @dataclass(frozen=True)
 class Scores:
-    """Results per scored token in text order, float32 [n], and the words and bytes of the scored text.
+    """Results per scored token in text order, float32 [n], where these tokens stand, and the words and bytes of the scored text.
 
     nll, base_nll, kld: in nats. top1: 1 where the most likely token is the base's. top5: how many of the base's five most
     likely tokens are among the variant's five.
@@ -84,13 +84,16 @@ class Scores:
     top5: numpy.ndarray
     words: int
     bytes: int
+    places: Places
 
     def __len__(self) -> int:
         return len(self.nll)
 
 
-def score(variant: Predictions, base: Predictions | None, tokens: Tokens, protocol: ScoringProtocol) -> Scores:
+def score(variant: Predictions, base: Predictions | None, tokens: Tokens, protocol: ScoringProtocol,
+          most_windows: int | None = None) -> Scores:
     """Score every token of the protocol once. base None: the variant is the base, with no divergence from itself.
+    most_windows: score no more than the first so many windows.
 
     Raises InputError where vocabularies or contexts of the two do not match.
     """
@@ -101,7 +104,7 @@ def score(variant: Predictions, base: Predictions | None, tokens: Tokens, protoc
     if base is not None and context != min(base.context, protocol.context):
         raise InputError(f"the variant takes {variant.context} tokens at once, the base {base.context}; they are compared in "
                          f"the same windows: make evaluate.context {min(variant.context, base.context)} or less")
-    every_window = windows(tokens, protocol, context)
+    every_window = windows(tokens, protocol, context)[:most_windows]
     scored = torch.zeros(len(tokens.ids), dtype=torch.bool)
     for window in every_window:
         scored[window.scored_tokens] = True
@@ -111,7 +114,8 @@ def score(variant: Predictions, base: Predictions | None, tokens: Tokens, protoc
         for row, window in enumerate(batch.windows):
             columns[:, window.scored_tokens] = found[:, row * batch.scored : (row + 1) * batch.scored]
     nll, base_nll, kld, top1, top5 = columns[:, scored].numpy()
-    return Scores(nll, base_nll, kld, top1, top5, int(tokens.words[scored].sum()), int(tokens.bytes[scored].sum()))
+    places, words = tokens.places(scored), int(tokens.words[scored].sum())
+    return Scores(nll, base_nll, kld, top1, top5, words, int(places.bytes.sum()), places)
 
 
 def batches(items: Iterable[Window], vocabulary: int) -> Iterator[Batch]:

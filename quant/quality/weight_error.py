@@ -1,4 +1,4 @@
-"""Rounding errors of a model's own weights, without any text: the numbers behind three figures.
+"""Rounding errors of a model's own weights, without any text: the numbers behind three figures and a worked example.
 
 Errors are relative: root mean square of (dequantized - weight) over that of the weight, in per cent. Large weights are sampled,
 in evenly spaced whole rows, so the cost does not grow with the model.
@@ -17,6 +17,7 @@ from quant.model.architectures import GROUPS, ROLES
 from quant.model.checkpoint import Checkpoint
 from quant.model.inventory import Weight
 from quant.tensor.codebooks import CODEBOOKS, LINEAR
+from quant.tensor.packing import unpack
 from quant.tensor.qtensor import dequantize, quantize
 from quant.tensor.scheme import Scheme
 
@@ -26,6 +27,8 @@ SCHEMES_SAMPLE = 2**17  # numbers sampled of all weights together for the compar
 GROUP_SIZES = ("row", 128, 64, 32)
 BINS = 80
 FOUR_BITS = (LINEAR, *(name for name, book in CODEBOOKS.items() if book.bits == 4))  # grids that are compared at one width
+SHOWN = 8  # weights of the worked example
+LEAST_RANGE = 1e-30  # a group whose weights lie closer together than this has no example to show
 
 
 @dataclass(frozen=True)
@@ -43,16 +46,18 @@ class Sample:
 
 
 def compare_schemes(checkpoint: Checkpoint) -> dict:
-    """The numbers of all figures about weights, for JSON."""
+    """The numbers of all figures about weights, and of the example, for JSON."""
     inventory = checkpoint.inventory
     in_blocks = {role for group in GROUPS.values() for role in group}
     weights = [weight for weight in inventory.weights if not weight.is_bias]
     matrices = [weight for weight in weights if in_blocks.issuperset(weight.roles)]
     most = max(1, SCHEMES_SAMPLE // max(1, sum(len(weight.roles) for weight in matrices)))
+    middle = _middle(checkpoint, matrices)
     return {
         "map": error_map(samples(checkpoint, weights, MAP_SAMPLE)),
         "schemes": error_of_schemes(list(samples(checkpoint, matrices, most))),
-        "histogram": histogram(_middle(checkpoint, matrices)),
+        "histogram": histogram(middle),
+        "example": example(middle),
     }
 
 
@@ -120,8 +125,7 @@ def histogram(sample: Sample) -> dict:
 
     share_pct: share of the matrix per bin, or per value of a grid. entropy_bits: entropy of the latter, 4 at most.
     """
-    columns = sample.values.shape[1]
-    size = 64 if columns % 64 == 0 else columns
+    size = _group_of(sample)
     groups = sample.values.reshape(-1, size)
     largest = groups.abs().amax(1, keepdim=True)
     groups = (groups / largest)[largest[:, 0] > 0]
@@ -141,6 +145,39 @@ def histogram(sample: Sample) -> dict:
     return {"module": sample.module, "group_size": size, "sampled": sample.values.numel(),
             "share_pct": [round(100 * float(c) / groups.numel(), 5) for c in counts], "kurtosis": round(kurtosis, 3),
             "grids": grids}
+
+
+def example(sample: Sample) -> dict | None:
+    """One group of the first row, rounded to 4 bits with every grid: its first group whose weights differ; None if none do.
+
+    Of the group: lowest, highest and the first SHOWN weights. Of each grid: scale, zero (the value of code 0; None where
+    symmetric), codes and restored values of the shown weights; error_pct: of the whole group.
+    """
+    size = _group_of(sample)
+    groups = sample.values[0].reshape(-1, size)
+    found = [i for i, group in enumerate(groups) if float(group.max() - group.min()) > LEAST_RANGE]
+    if not found:
+        return None
+    group = groups[found[0]].reshape(1, -1)
+    grids = []
+    for scheme in (Scheme(4, "row"), Scheme(4, "row", symmetric=False), *(Scheme(4, "row", codebook=n) for n in FOUR_BITS[1:])):
+        tensor = quantize(group, scheme)
+        restored = dequantize(tensor)
+        codes = unpack(tensor.codes, scheme.bits, size)[:, :SHOWN]
+        grids.append({
+            "codebook": scheme.codebook, "symmetric": scheme.symmetric,
+            "scale": float(tensor.scales.rows(slice(None))), "zero": None if tensor.zeros is None else float(tensor.zeros),
+            "codes": codes[0].tolist(), "restored": restored[0, :SHOWN].tolist(),
+            "error_pct": _percent(_squares(restored - group), _squares(group)),
+        })
+    return {"module": sample.module, "row": 0, "start": found[0] * size, "group_size": size, "lowest": float(group.min()),
+            "highest": float(group.max()), "weights": group[0, :SHOWN].tolist(), "grids": grids}
+
+
+def _group_of(sample: Sample) -> int:
+    """Weights of a group: 64 where that divides the rows, else a whole row."""
+    columns = sample.values.shape[1]
+    return 64 if columns % 64 == 0 else columns
 
 
 def _middle(checkpoint: Checkpoint, matrices: Sequence[Weight]) -> Sample:

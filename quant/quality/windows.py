@@ -23,7 +23,7 @@ class Tokens:
 
     ids, bytes, words: int64 [n]; bytes of text that a token stands for, and words that end in it. starts: positions where a
     separate text begins; its first token is only context. restart: token that replaces the first one of a llama.cpp/1 chunk,
-    or None.
+    or None. text_sha256: of the text.
     """
 
     ids: torch.Tensor
@@ -31,10 +31,38 @@ class Tokens:
     words: torch.Tensor
     starts: tuple[int, ...] = (0,)
     restart: int | None = None
+    text_sha256: str = ""
 
     @cached_property
     def sha256(self) -> str:
         return sha256(self.ids.to(torch.int32).numpy().tobytes()).hexdigest()
+
+    def places(self, scored: torch.Tensor) -> Places:
+        """Where the scored tokens stand in the text. scored: bool [n]."""
+        begins = self.bytes.cumsum(0) - self.bytes
+        left_out = ~scored & (self.bytes > 0) & (begins > 0)  # nothing predicts the first token; every protocol may miss it
+        digest, is_whole = self.text_sha256, not bool(left_out.any())
+        if not is_whole:
+            digest = sha256(digest.encode() + begins[left_out].numpy().tobytes()).hexdigest()
+        with_bytes = torch.arange(len(self.ids)).where(self.bytes > 0, 0).cummax(0).values
+        begins = begins[with_bytes]  # a token without bytes of its own completes the character of the one before
+        return Places(begins[scored].numpy(), self.bytes[scored].numpy(), int(self.bytes.sum()), digest, is_whole)
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where scored tokens stand in a text.
+
+    begins, bytes: int64 [scored], where a token's bytes begin and their number. text_bytes: of the whole text. is_whole: whether
+    every token is scored, but for the first. text_sha256: of the text that is scored. It is the same for two tokenizers where
+    both score the whole text, and differs where a protocol leaves out parts that depend on the tokenizer.
+    """
+
+    begins: numpy.ndarray
+    bytes: numpy.ndarray
+    text_bytes: int
+    text_sha256: str
+    is_whole: bool
 
 
 @dataclass(frozen=True)
@@ -121,7 +149,8 @@ def tokenize(corpus: Corpus, tokenizer_folder: Path, protocol: ScoringProtocol) 
         words += [0] * len(given) + numpy.diff(numpy.searchsorted(_word_ends(lines, protocol.line), ends, "right")).tolist()
     if len(ids) < len(starts) + 1:
         raise InputError("the corpus has fewer than two tokens, so there is nothing to predict; give it more text")
-    return Tokens(torch.tensor(ids), torch.tensor(sizes), torch.tensor(words), tuple(starts), restart)
+    digest = sha256("".join(texts).encode()).hexdigest()
+    return Tokens(torch.tensor(ids), torch.tensor(sizes), torch.tensor(words), tuple(starts), restart, digest)
 
 
 def _bytes_before(text: str) -> numpy.ndarray:

@@ -3,38 +3,64 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import pairwise
 
 from quant.quality.bootstrap import Difference, difference
+from quant.report.comparable import equal_but_for_the_bits
 from quant.report.metrics import METRICS, better_corner
 from quant.report.results import Run
 from quant.report.style import GRIDS
-from quant.report.subsets import FRONT, equal_grids, front_names, grid_of, pairs_of_variants, quantized
+from quant.report.subsets import FRONT, equal_grids, front_names, grid_of, quantized
 from quant.report.wording import code, joined, named, scale
 from quant.tensor.codebooks import LINEAR, label_of
+from quant.tensor.scheme import Scheme
 
+MOST_BITS = 10  # per weight, in the figure of bits; a variant with more keeps much of the model unquantized
 LEAST_KLD = 1e-3  # mnat; smaller values are drawn as this, because the scorer's own rounding errors are about as large
 
 
-def size_quality(run: Run) -> str:
-    front = run.named(front_names(run))
-    steps = [(small, large) for small, large in pairwise(front) if difference(large.blocks, small.blocks).is_significant]
-    ppl = [r.metrics["ppl"] for r in run.results]
-    seen = ""
-    if steps:
-        listed = joined([f"from `{small.name}` to `{large.name}`" for small, large in steps])
-        seen = f" Significant among its steps: {listed}."
-    elif len(front) > 1:
-        seen = " None of its steps is significant: in each pair of neighbours the interval of the difference contains zero."
-    rise = 100 * (max(ppl) / min(ppl) - 1)
-    return (f"{better_corner(*FRONT)} is better. The dashed steps are the Pareto front, its members in bold: "
-            f"{named(front)}. No variant is better than one of them in both size and perplexity.{seen} The highest perplexity is "
-            f"{f'{rise:,.0f}' if rise >= 100 else f'{rise:.2g}'} % above the lowest.")
+def size_divergence(run: Run) -> str:
+    front = front_names(run)
+    best = " Only one variant is on it: no other is significantly closer to base than the smallest."
+    if len(front) > 1:
+        best = " Each is significantly closer to base than the one before, and no variant of its size or smaller is closer."
+    return (f"{better_corner(*FRONT)} is better, and both axes are logarithmic. The dashed steps are the Pareto front, its "
+            f"members in bold: {code(front)}.{best} Base itself has no divergence; the vertical line is the size of its weights "
+            "in 16 bits.")
+
+
+def family(run: Run) -> str:
+    rows = run.params["family"]["variants"]
+    return ("Lower left is better. Bits per byte of text can be compared between models with different tokenizers. Joined by a "
+            f"line: each model unquantized and under {code(rows)}, with 95 % intervals. Pale: the main model's other variants.")
+
+
+def bits(run: Run) -> str:
+    curves = equal_but_for_the_bits(run)
+    if not curves:
+        return f"Quantized variants of up to {MOST_BITS} bits per weight, all tensors counted. Lower left is better."
+    steps = []
+    for curve in curves:
+        (wide, narrow) = curve[0], curve[-1]
+        kld = [r.metrics["kld_mnats"] for r in (wide, narrow)]
+        steps.append(f"from {kld[0]:.3g} mnat (`{wide.name}`) to {kld[1]:.3g} (`{narrow.name}`)")
+    return (f"Quantized variants of up to {MOST_BITS} bits per weight, all tensors counted; the vertical axis is logarithmic. "
+            f"Lower left is better. Along the lines only the width of the codes changes: {joined(steps)}.")
+
+
+def sensitivity(run: Run) -> str:
+    parts, scheme = run.sensitivity["parts"], Scheme.from_dict(run.sensitivity["scheme"])
+    whole = next(part for part in parts if part["kind"] == "all")
+    most = {kind: max((p for p in parts if p["kind"] == kind), key=lambda p: p["kld_mnats"]) for kind in ("role", "block")}
+    return (f"One role or one decoder block alone rounded as `{scheme.label}`, all else unquantized; lines are 95 % intervals, "
+            f"from the first {run.sensitivity['tokens']:,} tokens. All blocks together: {whole['kld_mnats']:.3g} mnat. The most "
+            f"sensitive are `{most['role']['name']}` ({most['role']['kld_mnats']:.3g}) and block {most['block']['name']} "
+            f"({most['block']['kld_mnats']:.3g}).")
 
 
 def size_speed(run: Run) -> str:
-    slower = [r.name for r in run.others if r.metrics["decode_speedup"] < 1]
-    seen = f"{len(slower)} of {len(run.others)} variants lie below it" if slower else "No variant lies below it"
+    timed = [r for r in run.others if r.is_timed]
+    slower = [r.name for r in timed if r.metrics["decode_speedup"] < 1]
+    seen = f"{len(slower)} of {len(timed)} variants lie below it" if slower else "No variant lies below it"
     return (f"{better_corner('weights_mib', 'decode_speedup')} is better. Above the line a variant decodes faster than base. "
             f"{seen}.")
 
@@ -45,13 +71,6 @@ def ppl_change(run: Run) -> str:
             else "No interval contains zero: every variant's perplexity differs significantly from base's on this text")
     return ("Measured against base on the same tokens; the interval comes from resampling blocks of text, variant and base "
             f"together. {seen}.")
-
-
-def pairs(run: Run) -> str:
-    count, significant = pairs_of_variants(run)
-    return ("Filled: the row's variant is better than the column's, and the interval of their difference excludes zero. The best "
-            f"are on top and on the left; pale above the diagonal: not significant. Of {count} pairs of variants, base left out, "
-            f"{significant['kld']} differ significantly in divergence and {significant['ppl']} in perplexity.")
 
 
 def divergence(run: Run) -> str:
@@ -66,8 +85,8 @@ def divergence(run: Run) -> str:
 
 
 def latency(run: Run) -> str:
-    noisy = [r for r in run.results if r.speed["is_noisy"]]
-    seen = (f"(!) marks timings that varied widely even when measured again: {named(noisy)}" if noisy
+    noisy = [r for r in run.timed if not r.is_trusted]
+    seen = (f"(!) marks timings that are not to be trusted: {named(noisy)}" if noisy
             else "No timing varied more than the limit that would flag it")
     return (f"Median over the rounds; the whisker is the median absolute deviation. "
             f"{'Shorter' if METRICS['decode_ms_per_token'].better == 'lower' else 'Longer'} is better. {seen}.")

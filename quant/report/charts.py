@@ -10,7 +10,8 @@ from matplotlib.transforms import Bbox
 from quant.report.results import Result
 from quant.report.style import HATCHES, INK, LINE, PARTS, legend_of, look_of, looks_of, new_axes
 
-_OFFSETS = [(x, y) for y in (4, -11, 15, -22, 26, -33, 37, -44, 48, -55) for x in (7, None)]  # None: to the left
+_HEIGHTS = (4, -11, 15, -22, 26, -33, 37, -44, 48, -55, 59, -66, 70, -77)
+_OFFSETS = [(x, y) for y in _HEIGHTS for x in (7, None)]  # None: to the left
 
 
 def scatter(axes, results: Sequence[Result], points: Sequence[tuple[float, float]], bold: Collection[str] = (),

@@ -20,6 +20,38 @@ def equal_but_for_the_selection(run: Run) -> list[list[Result]]:
     return _groups(run, lambda recipe: (recipe.scheme, str(recipe.schemes)))
 
 
+def equal_but_for_the_bits(run: Run) -> list[list[Result]]:
+    """Variants of one method that differ only in the width of their codes, at least three widths, the widest first."""
+    def but_for_the_bits(recipe: Recipe) -> Hashable:
+        return _selection(recipe), replace(recipe.scheme, bits=8) if recipe.scheme.is_linear else None
+
+    groups = _groups(run, but_for_the_bits)
+    curves = [{r.recipe.scheme.bits: r for r in group if r.recipe.scheme.is_linear} for group in groups]
+    return [[curve[bits] for bits in sorted(curve, reverse=True)] for curve in curves if len(curve) > 2]
+
+
+def curves_but_for_the_fit(run: Run) -> list[tuple[Result, Result]]:
+    """Pairs of variants that differ only in how their ranges were chosen, at the narrowest width of two such curves."""
+    def kind(result: Result) -> Hashable:
+        return _selection(result.recipe), replace(result.recipe.scheme, fit="range", bits=8)
+
+    curves = equal_but_for_the_bits(run)
+    ends = [(a, b) for i, one in enumerate(curves) for other in curves[i + 1 :] for a in one for b in other
+            if kind(a) == kind(b) and a.recipe.scheme.bits == b.recipe.scheme.bits]
+    narrowest = {(kind(a), a.recipe.scheme.fit, b.recipe.scheme.fit): (a, b) for a, b in ends}  # the last is the narrowest
+    return list(narrowest.values())
+
+
+def equal_layout(run: Run, result: Result) -> Result | None:
+    """A timed variant that stores the same weights in the same way, with values chosen otherwise, so that it is as fast."""
+    def layout(one: Result) -> Hashable:
+        return one.method.name, _selection(one.recipe), replace(one.recipe.scheme, fit="range")
+
+    if result.recipe is None or result.recipe.schemes:
+        return None
+    return next((one for one in run.timed if one.recipe and not one.recipe.schemes and layout(one) == layout(result)), None)
+
+
 def same_format(run: Run) -> list[tuple[Result, Result]]:
     """Pairs of variants of different methods that store the same weights under the same scheme."""
     with_recipe = [result for result in run.results if result.recipe]

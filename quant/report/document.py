@@ -11,13 +11,18 @@ from pathlib import Path
 import yaml
 
 from quant.files import atomic_file, write_text
-from quant.report import notes, tables
+from quant.report import answer, family, notes, samples, tables, theory
+from quant.report.comparable import equal_but_for_the_selection
 from quant.report.figures import figures_of
-from quant.report.findings import findings, order_by
+from quant.report.findings import curve_pairs, findings, order_by
 from quant.report.results import Run
 from quant.report.subsets import equal_grids
 from quant.report.templates import HERE, environment
 
+CHAPTERS = (  # templates in chapters/, in the order of the report
+    "results", "family", "selective", "bits", "variants", "methods", "grids", "samples", "divergence", "speed", "skipped",
+    "method", "provenance", "sources",
+)  # fmt: skip
 FORMAT = "markdown-tex_math_dollars-raw_html-raw_tex-raw_attribute"  # nothing of the data is markup that runs
 
 
@@ -35,8 +40,9 @@ def write_report(run: Run, reports: Path, corpus: Mapping, model: Mapping) -> No
 def render_markdown(run: Run, corpus: Mapping, model: Mapping) -> str:
     """The report's Markdown text; its figures are links into figures/. Arguments as of `write_report`."""
     floor = corpus["floor_nats"]
-    tiers = {kind: order_by(run, kind) for kind in ("kld", "ppl")}
+    selections = max(equal_but_for_the_selection(run), key=len, default=[])
     return environment().get_template("report.md.jinja").render(
+        chapters=CHAPTERS,
         run=run,
         base=run.base,
         protocol=run.base.quality["protocol"],
@@ -45,16 +51,22 @@ def render_markdown(run: Run, corpus: Mapping, model: Mapping) -> str:
         machine=run.base.speed["environment"],
         timing_plan=run.base.speed["plan"],
         findings=findings(run),
-        tiers=tiers,
-        rankings={kind: tables.ranking(run, tiers[kind], key) for kind, key in (("kld", "kld_mnats"), ("ppl", "ppl_change_pct"))},
+        answer=answer.answer_table(run),
+        scale=answer.scale_in_words(),
+        family=family,
+        selections=selections,
+        selections_table=tables.selections(run, selections),
+        curve_pairs=curve_pairs(run),
+        ranking=tables.ranking(run, order_by(run, "kld"), "kld_mnats"),
         divergence_table=tables.table(run.results, tables.DIVERGENCE),
         quality_table=tables.quality(run.results),
-        speed_table=tables.table(run.results, tables.SPEED),
+        speed_table=tables.table(run.timed, tables.SPEED),
         memory_table=tables.memory(run),
         grids=equal_grids(run),
         grids_table=tables.quality(equal_grids(run)),
-        left_in_float=tables.left_in_float(run),
-        generations=tables.generations(run),
+        before_after=tables.before_after(run),
+        samples=samples.samples(run),
+        theory=theory,
         prompt=run.base.speed["generation"],
         figures={f.name: f"![{f.title}. {f.caption(run)}](figures/{f.name}.svg)" for f in figures_of(run)},
         notes=notes,
@@ -62,8 +74,23 @@ def render_markdown(run: Run, corpus: Mapping, model: Mapping) -> str:
         floor=floor and math.exp(floor / corpus["words"]),
         model=model,
         params=run.params,
-        parameters=yaml.safe_dump(dict(run.params), sort_keys=False, allow_unicode=True, default_flow_style=None).strip(),
+        parameters=_as_yaml(run.params),
     )
+
+
+def _as_yaml(params: Mapping) -> str:
+    """params.yaml with a line for each row and parameter."""
+    def flow(value) -> str:
+        text = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, default_flow_style=True, width=math.inf)
+        return text.removesuffix("...\n").strip()
+
+    lines = []
+    for section, values in params.items():
+        if isinstance(values, Mapping):
+            lines += [f"{section}:", *(f"  {key}: {flow(value)}" for key, value in values.items())]
+        else:
+            lines.append(f"{section}: {flow(values)}")
+    return "\n".join(lines)
 
 
 def _write_html(text: str, reports: Path) -> None:

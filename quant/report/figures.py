@@ -4,26 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
-from matplotlib.colors import ListedColormap
-
 from quant.progress import MIB
-from quant.quality.bootstrap import in_order, significant_pairs
 from quant.report import captions
 from quant.report.captions import LEAST_KLD
 from quant.report.charts import axes_by_variant, bars, by_variant, log_axis, scatter, stacks, wide_range
+from quant.report.choice_figures import draw_bits, draw_family, draw_sensitivity, draw_size_divergence
 from quant.report.metrics import METRICS
 from quant.report.results import Run
 from quant.report.style import GRIDS, INK, OWN_TABLE, QUIET, in_style, legend_of, look_of, looks_of, new_axes, save
-from quant.report.subsets import FRONT, compared, equal_grids, front_names, grid_of
+from quant.report.subsets import equal_grids, grid_of, quantized
 from quant.report.weight_figures import draw_error_against_bits, draw_error_map, draw_histogram
-from quant.tensor.codebooks import LINEAR
 
 STORAGE = ("codes", "scales", "zeros", "codebook", "blocks", "floats")  # parts of the size breakdown, in the order of the bars
 GROUPS = ("attention", "mlp", "embedding", "head", "norm", "other")
-ORDERS = {"kld": "by divergence from base", "ppl": "by perplexity"}  # of the two matrices of pairs
 
 
 @dataclass(frozen=True)
@@ -43,38 +38,22 @@ def figures_of(run: Run) -> list[Figure]:
     return [figure for figure in FIGURES if figure.exists is None or figure.exists(run)]
 
 
-def draw_all(run: Run, folder: Path) -> None:
-    """Draw every figure of a run in `folder`, as SVG and PNG; equal runs give equal bytes."""
+def draw_all(run: Run, folder: Path) -> int:
+    """Draw every figure of a run in `folder`, as SVG and PNG, and return their number; equal runs give equal bytes."""
     with in_style():
         for figure in figures_of(run):
             save(figure.draw(run), folder, figure.name)
-
-
-def _draw_size_quality(run: Run):
-    points = {r.name: tuple(r.metrics[key] for key in FRONT) for r in run.results}
-    figure, axes = new_axes(8, 5)
-    front = front_names(run)
-    steps = [points[name] for name in front]
-    corners = [steps[0]]
-    for (_, before), (x, y) in pairwise(steps):
-        corners += [(x, before), (x, y)]
-    axes.plot(*zip(*corners, strict=True), color=QUIET, linewidth=1.2, linestyle="--", zorder=1)
-    log_axis(axes.xaxis, axes, "x")
-    if wide_range([y for _, y in points.values()]):
-        log_axis(axes.yaxis, axes, "y")
-    scatter(axes, run.results, list(points.values()), front, corners)
-    axes.set(xlabel=METRICS[FRONT[0]].label, ylabel=METRICS[FRONT[1]].label)
-    return figure
+    return len(figures_of(run))
 
 
 def _draw_size_speed(run: Run):
-    points = [(r.metrics["weights_mib"], r.metrics["decode_speedup"]) for r in run.results]
+    points = [(r.metrics["weights_mib"], r.metrics["decode_speedup"]) for r in run.timed]
     figure, axes = new_axes(8, 5)
     axes.axhline(1, color=QUIET, linewidth=1)
     log_axis(axes.xaxis, axes, "x")
     if wide_range([y for _, y in points]):
         log_axis(axes.yaxis, axes, "y")
-    scatter(axes, run.results, points)
+    scatter(axes, run.timed, points)
     axes.set(xlabel=METRICS["weights_mib"].label, ylabel=METRICS["decode_speedup"].label)
     return figure
 
@@ -93,27 +72,6 @@ def _draw_change(run: Run):
     by_variant(axes, run.others, f"{METRICS['ppl_change_pct'].label}, with its 95 % interval")
     axes.margins(x=0.05)
     legend_of(axes, looks_of([r.method for r in run.others]), loc="best")
-    return figure
-
-
-def _draw_pairs(run: Run):
-    height = 0.21 * len(run.results)
-    figure, panels = new_axes(10, height + 1.6, ncols=2)
-    for axes, (kind, title) in zip(panels, ORDERS.items(), strict=True):
-        measured = compared(run, kind)
-        order = in_order(measured, kind)
-        significant = set(significant_pairs(measured, kind))
-        cells = [[(better, worse) in significant for worse in order] for better in order]
-        axes.imshow(cells, cmap=ListedColormap(["#eeeeee", GRIDS[LINEAR].colour]), vmin=0, vmax=1, aspect="auto")
-        axes.set_xticks(range(len(order)), order, rotation=90, fontsize=8)
-        axes.set_yticks(range(len(order)), order, fontsize=8)
-        axes.set_xticks([i - 0.5 for i in range(1, len(order))], minor=True)
-        axes.set_yticks([i - 0.5 for i in range(1, len(order))], minor=True)
-        axes.grid(visible=False)
-        axes.grid(which="minor", color="white", linewidth=1.5)
-        axes.tick_params(which="both", length=0)
-        axes.spines[:].set_visible(False)
-        axes.set_title(title, loc="left")
     return figure
 
 
@@ -137,14 +95,14 @@ def _draw_divergence(run: Run):
 def _draw_latency(run: Run):
     prefill, decode = METRICS["prefill_ms"], METRICS["decode_ms_per_token"]
     phases = {"prefill": prefill, "prefill_long": prefill, "decode": decode}
-    if not all(r.speed["timing"]["prefill_long"] for r in run.results):
+    if not all(r.speed["timing"]["prefill_long"] for r in run.timed):
         del phases["prefill_long"]
-    figure, panels = axes_by_variant(run.results, 9.5, ncols=len(phases), sharey=True)
+    figure, panels = axes_by_variant(run.timed, 9.5, ncols=len(phases), sharey=True)
     for axes, (phase, metric) in zip(panels, phases.items(), strict=True):
-        data = [r.speed["timing"][phase] for r in run.results]
-        flagged = [r.name for r, timing in zip(run.results, data, strict=True) if timing["is_noisy"]]
-        bars(axes, run.results, [d["ms"]["median"] for d in data], [d["ms"]["mad"] for d in data], metric.form, flagged)
-        by_variant(axes, run.results, metric.label if metric is decode else f"{metric.label}, {data[0]['prompt_tokens']} tokens")
+        data = [r.speed["timing"][phase] for r in run.timed]
+        flagged = [r.name for r, timing in zip(run.timed, data, strict=True) if timing["is_noisy"]]
+        bars(axes, run.timed, [d["ms"]["median"] for d in data], [d["ms"]["mad"] for d in data], metric.form, flagged)
+        by_variant(axes, run.timed, metric.label if metric is decode else f"{metric.label}, {data[0]['prompt_tokens']} tokens")
     return figure
 
 
@@ -194,10 +152,13 @@ def _grid_bar(axes, place: int, value: float, grid: str, interval: tuple[float, 
 
 
 FIGURES = (
-    Figure("size-quality", "Size against quality", captions.size_quality, _draw_size_quality),
+    Figure("size-divergence", "Size against divergence", captions.size_divergence, draw_size_divergence),
+    Figure("family", "Models of several sizes", captions.family, draw_family, lambda run: bool(run.family)),
+    Figure("bits", "Divergence against bits", captions.bits, draw_bits, lambda run: bool(quantized(run))),
+    Figure("sensitivity", "Divergence of one part alone", captions.sensitivity, draw_sensitivity,
+           lambda run: bool(run.sensitivity["parts"])),
     Figure("ppl-change", "Change of perplexity", captions.ppl_change, _draw_change),
     Figure("divergence", "Divergence of the predictions", captions.divergence, _draw_divergence),
-    Figure("pairs", "Significant differences", captions.pairs, _draw_pairs),
     Figure("size-speed", "Size against speed", captions.size_speed, _draw_size_speed),
     Figure("latency", "Latency", captions.latency, _draw_latency),
     Figure("bytes", "Bytes of the weights", captions.size, _draw_bytes),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quant.quality.bootstrap import Difference, difference, tiers
-from quant.report.comparable import equal_but_for_the_selection, same_format
+from quant.report.comparable import curves_but_for_the_fit, equal_but_for_the_selection, same_format
 from quant.report.metrics import METRICS
 from quant.report.results import Result, Run
 from quant.report.subsets import (
@@ -20,12 +20,14 @@ from quant.report.subsets import (
     compared,
     equal_grids,
     faster_than_base,
+    fastest_of,
     four_bits,
     grid_of,
     near_base,
     pairs_of_variants,
     slower_than_base,
     smallest_of,
+    trusted,
 )
 from quant.report.templates import environment
 from quant.tensor.codebooks import LINEAR
@@ -61,6 +63,13 @@ def order_by(run: Run, kind: str) -> list[list[str]]:
     return tiers(compared(run, kind), kind)
 
 
+def curve_pairs(run: Run) -> list[dict]:
+    """What another choice of the range does, at the narrowest width of two curves that differ only in it."""
+    return [{"name": two.name, "other": one.name, "bits": one.recipe.scheme.bits, "from_mnats": one.metrics["kld_mnats"],
+             "to_mnats": two.metrics["kld_mnats"], "verdict": _verdict(difference(two.blocks, one.blocks, "kld"), "kld_mnats")}
+            for one, two in curves_but_for_the_fit(run)]
+
+
 def _finding(kind: str, results: Sequence[Result], **numbers: Any) -> Finding:
     return Finding(kind, tuple(result.name for result in results), numbers)
 
@@ -93,25 +102,17 @@ def _smallest(run: Run) -> Finding:
 
 def _fastest(run: Run) -> Finding:
     """The fastest variant of those that beat base in every round, and the variants whose rounds overlap with its rounds."""
-    speed = METRICS["decode_speedup"]
-
-    def median(result: Result) -> float:
-        return result.metrics[speed.key]
-
+    scattered = [r.name for r in run.others if r.is_timed and not r.is_trusted]
+    if not trusted(run):
+        return _finding("none_trusted", [], scattered=scattered)
     sure = faster_than_base(run)
-    best = speed.best(map(median, sure or run.others))
-    first = next(r for r in sure or run.others if median(r) == best)
-    raw = first.decode["speedup"]["raw"]
-    overlapping = sorted((r for r in run.others if r is not first and max(r.decode["speedup"]["raw"]) >= min(raw)),
-                         key=median, reverse=True)
+    first, *overlapping = fastest_of(sure or trusted(run))
     if not sure:
-        return _finding("none_faster", [first], decode_speedup=_by_name([first], speed.key), rounds=(min(raw), max(raw)),
-                        noisy=_names([first] if first.decode["is_noisy"] else []))
-    named = [first, *(r for r in overlapping if r in sure)]
-    unsure = [r for r in overlapping if r not in sure]
-    return _finding("fastest", named, decode_speedup=_by_name(named, speed.key), unsure=_names(unsure),
-                    decode_ms_per_token=first.metrics["decode_ms_per_token"],
-                    noisy=_names([r for r in (*named, *unsure) if r.decode["is_noisy"]]))
+        raw = first.decode["speedup"]["raw"]
+        return _finding("none_faster", [first], decode_speedup=_by_name([first], "decode_speedup"), rounds=(min(raw), max(raw)),
+                        scattered=scattered)
+    return _finding("fastest", [first, *overlapping], decode_speedup=_by_name([first, *overlapping], "decode_speedup"),
+                    decode_ms_per_token=first.metrics["decode_ms_per_token"], scattered=scattered)
 
 
 def _best_at_four_bits(run: Run) -> Finding | None:
@@ -151,7 +152,7 @@ def _verdict(change: Difference, key: str) -> str:
 
 def _size_and_speed(run: Run) -> Finding | None:
     """Whether smaller variants are faster."""
-    smaller = [r for r in run.others if r.metrics["weights_mib"] < run.base.metrics["weights_mib"]]
+    smaller = [r for r in trusted(run) if r.metrics["weights_mib"] < run.base.metrics["weights_mib"]]
     slower, faster = ([r for r in found if r in smaller] for found in (slower_than_base(run), faster_than_base(run)))
     if not smaller:
         return None

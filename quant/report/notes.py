@@ -30,10 +30,10 @@ def warnings(run: Run, corpus: Mapping) -> list[str]:
     if corpus["sentences"] < FEW_LINES:
         found.append(f"**Few lines.** {corpus['sentences']:,} lines were scored, fewer than {FEW_LINES:,}: small differences may "
                      "be chance. The intervals show how uncertain each number is.")
-    noisy = [r for r in run.results if r.speed["is_noisy"]]
-    if len(noisy) > len(run.results) / 2:
-        found.append(f"**Unreliable timings.** {len(noisy)} of {len(run.results)} variants' timings varied too much: the machine "
-                     "was probably busy. Run `dvc repro` again on an idle machine before you rely on the speeds.")
+    noisy = [r for r in run.timed if not r.is_trusted]
+    if len(noisy) > len(run.timed) / 2:
+        found.append(f"**Unreliable timings.** {len(noisy)} of {len(run.timed)} timings can't be trusted: the machine was busy. "
+                     "Run `dvc repro` again on an idle machine before you rely on the speeds.")
     return found
 
 
@@ -42,12 +42,20 @@ def skipped(run: Run) -> list[str]:
     unused = [method.label for method in map(load, names()) if method.name not in {used.name for used in run.methods}]
     notes = [f"Variants of {label}: no row of params.yaml asks for one." for label in unused]
     notes += _prompts(run)
-    if all(result.speed["memory"]["cuda"] is None for result in run.results):
+    if all(result.speed["memory"]["cuda"] is None for result in run.timed):
         notes.append("Memory and speed on a GPU: everything ran on the processor.")
-    noisy = [r for r in run.results if r.speed["is_noisy"]]
+    untimed = [r for r in run.results if not r.is_timed]
+    if untimed:
+        notes.append(f"Speed and peak memory of {_some(untimed)}: their rows say `benchmark: false`.")
+    noisy = [r for r in run.timed if not r.is_trusted]
     if noisy:
-        notes.append(f"Reliable timings for {_some(noisy)}: both attempts varied too much. The second is shown, and flagged.")
-    again = [r for r in run.results if r.speed["attempts"] > 1 and r not in noisy]
+        busy = [r for r in noisy if r.speed["machine_load"]["is_busy"]]
+        if busy:
+            notes.append(f"Reliable timings for {_some(busy)}: other processes used the machine. They are shown, and flagged.")
+        if len(busy) < len(noisy):
+            notes.append(f"Reliable timings for {_some([r for r in noisy if r not in busy])}: both attempts varied too much. The "
+                         "calmer one is shown, and flagged.")
+    again = [r for r in run.timed if r.speed["attempts"] > 1 and r not in noisy]
     if again:
         notes.append(f"The first timings of {_some(again)}: they varied too much and were repeated; reports/speed keeps both.")
     weights = run.weights["schemes"]
@@ -82,32 +90,48 @@ def bandwidth(run: Run) -> str:
     """The rate at which decoding read weights, compared with the memory's bandwidth."""
     machine = run.base.speed["environment"]["memory_read_gb_per_s"]
     base = f"base read {run.base.decode['gb_per_s']:.2g} GB/s of weights while decoding"
-    if not quantized(run):
+    timed = [r for r in quantized(run) if r.is_timed]
+    if not timed:
         return f"Here {base}; this machine's memory delivers {machine:.1f}."
-    most = max(quantized(run), key=lambda r: r.decode["gb_per_s"])
-    least = min(quantized(run), key=lambda r: r.decode["gb_per_s"])
+    most = max(timed, key=lambda r: r.decode["gb_per_s"])
+    least = min(timed, key=lambda r: r.decode["gb_per_s"])
     return (f"Here {base}, of the {machine:.1f} that this machine's memory delivers; of the quantized variants `{most.name}` "
             f"read most, {most.decode['gb_per_s']:.2g}, and `{least.name}` least, {least.decode['gb_per_s']:.2g}.")
+
+
+def sensitivity(run: Run) -> str:
+    """Whether the parts' divergences add up to that of all blocks, and which role costs most per weight."""
+    parts = run.sensitivity["parts"]
+    whole = next(part for part in parts if part["kind"] == "all")
+    roles, blocks = ([part for part in parts if part["kind"] == kind] for kind in ("role", "block"))
+    total = sum(part["kld_mnats"] for part in blocks)
+    dearest = max(roles, key=lambda part: part["kld_mnats"] / part["weights"])
+    cheapest = min(roles, key=lambda part: part["kld_mnats"] / part["weights"])
+    ratio = (dearest["kld_mnats"] / dearest["weights"]) / max(cheapest["kld_mnats"] / cheapest["weights"], 1e-12)
+    return (f"The divergences of the blocks alone add up to {total:.3g} mnat; all of them quantized together diverge by "
+            f"{whole['kld_mnats']:.3g}. Per weight, `{dearest['name']}` costs most, {ratio:.3g} times as much as "
+            f"`{cheapest['name']}`: bits are best saved where they cost least.")
 
 
 def of_methods(run: Run, template: str) -> list[str]:
     """A text from the folder of each method of this run that has one, such as "about.md.jinja", rendered.
 
     The template is given variants, the names in a sentence; rows, a list of {name, values}; and table, the method's variants
-    beside base where another runtime than base's runs them, else "".
+    beside base where another runtime than base's runs them, else ""; results, of the method's variants; base, its result.
     """
     found = []
     for method in run.methods:
         rows = [{"name": result.name, "values": result.variant.values} for result in run.of_method(method)]
         text = environment().from_string(method.text(template) or "")
         variants = code(row["name"] for row in rows)
-        found.append(text.render(variants=variants, rows=rows, table=of_another_runtime(run, method)).strip())
+        found.append(text.render(variants=variants, rows=rows, table=of_another_runtime(run, method),
+                                 results=run.of_method(method), base=run.base).strip())
     return [text for text in found if text]
 
 
 def grid_times(run: Run) -> str:
     """Decoding time of equal recipes that differ in their grid, ranked only where no rounds overlap."""
-    chosen = equal_grids(run)
+    chosen = [r for r in equal_grids(run) if r.is_timed]
     if not chosen:
         return ""
     times = joined([f"{r.decode['ms']['median']:.2f} ms per token with `{r.name}`" for r in chosen])
@@ -138,5 +162,5 @@ def grid_errors(run: Run) -> str:
 
 def commits(run: Run) -> str:
     """The commits of the code whose speed was measured."""
-    found = sorted({r.speed["environment"]["commit"] or "unknown, no git" for r in run.results})
+    found = sorted({r.speed["environment"]["commit"] or "unknown, no git" for r in run.timed})
     return joined([f"`{commit}`" for commit in found])

@@ -15,10 +15,11 @@ from quant.command import Parser, run
 from quant.errors import InputError
 from quant.files import read_json, write_text
 from quant.report.metrics import METRICS, README, shown_in
-from quant.report.results import Result
+from quant.report.results import Result, read_metrics
 from quant.report.tables import grid, metric_column, table
 from quant.variants import variants
 
+ROWS = ("base", "bf16", "whole", "nf4", "rtn4", "clip3", "bnb-nf4", "gguf-q4_k_m")  # variants in the README's tables
 SPEED = {  # variants of reports/bench.json, and their titles in the README
     "fp32": "transformers, float32", "bf16": "transformers, bfloat16", "fp32_our_decoding": "float32, our decoding",
     "int8_dequantized_each_call": "int8, dequantized at every call", "int8": "**int8**, whole model",
@@ -33,10 +34,36 @@ def section(name: str) -> re.Pattern:
 
 
 def results_table(root: Path) -> str:
-    """The results of the variants of params.yaml, from reports/metrics."""
+    """The results of the variants of ROWS, from reports/variants.csv."""
     params = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))
-    found = [Result(v, read_json(root / "reports" / "metrics" / f"{v.name}.json"), {}, {}) for v in variants(params)]
-    return table(found, [metric_column(metric) for metric in shown_in(README)]) + "\n"
+    return _table(read_metrics(root / "reports" / "variants.csv"), params)
+
+
+def ptb_table(root: Path) -> str:
+    """The results of the same variants of a GPT-2 trained on the Penn Treebank, on its test text, from reports/ptb-gpt2.csv."""
+    params = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))
+    return _table(read_metrics(root / "reports" / "ptb-gpt2.csv"), params)
+
+
+def _table(measured: dict[str, dict[str, float]], params: dict) -> str:
+    rows = [Result(v, measured[v.name], {}, {}) for v in variants(params) if v.name in ROWS and v.name in measured]
+    shown = [metric for metric in shown_in(README) if any(metric.key in row.metrics for row in rows)]
+    return table(rows, [metric_column(metric) for metric in shown]) + "\n"
+
+
+def training_table(root: Path) -> str:
+    """What the models of this project have learnt, from the files that stages/train.py wrote beside them."""
+    rows = []
+    for name in ("embedded", "embedded-small"):
+        found = read_json(root / "models" / name / "training.json")
+        ngrams = found["kneser_ney"]
+        order = str(ngrams["best_order"])
+        rows.append([f"`models/{name}`", f"{found['parameters']:,}", f"{found['training']['tokens']:,}",
+                     f"{found['training']['best_epoch']} of {found['training']['epochs']}",
+                     f"{found['validation']['perplexity']:.2f}", f"{found['test']['perplexity']:.2f}",
+                     f"{ngrams['test_perplexity'][order]:.2f} (order {order})"])
+    headings = ["model", "weights", "training tokens", "best epoch", "validation ppl", "test ppl", "Kneser-Ney, test ppl"]
+    return grid(headings, rows) + "\n"
 
 
 def metrics_table() -> str:
@@ -75,13 +102,15 @@ def update(root: Path) -> None:
     """Write the tables into README.md in the folder `root`, and copy the figure it shows. Raises InputError without its marks."""
     readme = root / "README.md"
     text = readme.read_text(encoding="utf-8")
-    for name, table_of in (("results", results_table(root)), ("speed", speed_tables(root)), ("metrics", metrics_table())):
+    tables = {"results": results_table(root), "ptb": ptb_table(root), "speed": speed_tables(root), "metrics": metrics_table(),
+              "training": training_table(root)}
+    for name, table_of in tables.items():
         text, count = section(name).subn(lambda _, new=table_of: new, text)
         if count != 1:
             raise InputError(f"README.md has {count} sections <!-- {name} --> ... <!-- /{name} -->; expected one, for a table")
     write_text(readme, text)
     (root / ".github").mkdir(exist_ok=True)
-    shutil.copyfile(root / "reports" / "figures" / "size-quality.svg", root / ".github" / "size-quality.svg")
+    shutil.copyfile(root / "reports" / "figures" / "size-divergence.svg", root / ".github" / "size-divergence.svg")
 
 
 def main(words: list[str]) -> None:
@@ -90,7 +119,7 @@ def main(words: list[str]) -> None:
     if not Path("README.md").is_file():
         raise InputError(f"there is no README.md in {Path.cwd()}; run this in the project's folder")
     update(Path())
-    print("README.md, .github/size-quality.svg")
+    print("README.md, .github/size-divergence.svg")
 
 
 if __name__ == "__main__":

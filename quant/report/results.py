@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from quant.errors import InputError
 from quant.files import read_json
+from quant.hub.family import Family
 from quant.methods import Method
 from quant.model.recipe import Recipe
 from quant.quality.bootstrap import Blocks
@@ -18,7 +20,8 @@ from quant.variants import Variant, variants
 
 @dataclass(frozen=True)
 class Result:
-    """One variant's results. metrics: by the keys of METRICS; quality, speed: the whole contents of the stages' files."""
+    """One variant's results. metrics: by the keys of METRICS, those of speed only where it was timed; quality, speed: the whole
+    contents of the stages' files."""
 
     variant: Variant
     metrics: Mapping[str, float]
@@ -37,6 +40,15 @@ class Result:
     def recipe(self) -> Recipe | None:
         """The weights it quantizes and how it stores them; None for a variant that no recipe describes."""
         return self.method.recipe(self.variant.values)
+
+    @property
+    def is_timed(self) -> bool:
+        return self.variant.is_timed
+
+    @property
+    def is_trusted(self) -> bool:
+        """Whether its timings are good enough for a headline."""
+        return self.is_timed and not self.speed["is_noisy"]
 
     @cached_property
     def blocks(self) -> Blocks:
@@ -58,11 +70,17 @@ class Result:
 
 @dataclass(frozen=True)
 class Run:
-    """The data of the figures and the report. results: base first; weights: see quant.quality.weight_error."""
+    """The data of the figures and the report.
+
+    results: base first; weights: see quant.quality.weight_error; sensitivity: see quant.quality.sensitivity; family: of other
+    models, see quant.quality.family.
+    """
 
     results: Sequence[Result]
     weights: Mapping
     params: Mapping
+    sensitivity: Mapping = field(default_factory=lambda: {"parts": []})
+    family: Sequence[Mapping] = ()
 
     @property
     def base(self) -> Result:
@@ -71,6 +89,11 @@ class Run:
     @property
     def others(self) -> list[Result]:
         return [result for result in self.results if result.name != "base"]
+
+    @property
+    def timed(self) -> list[Result]:
+        """The results with timings; base is one of them."""
+        return [result for result in self.results if result.is_timed]
 
     def __getitem__(self, name: str) -> Result:
         return next(result for result in self.results if result.name == name)
@@ -96,11 +119,21 @@ def read_run(params: Mapping, reports: Path = Path("reports")) -> Run:
     for variant in variants(params):
         quality, speed = (_read(reports / kind / f"{variant.name}.json") for kind in ("quality", "speed"))
         found = {**quality["metrics"], **speed["metrics"]}
-        missing = sorted(set(METRICS) - set(found))
+        missing = sorted(key for key, metric in METRICS.items() if key not in found and (variant.is_timed or not metric.of_speed))
         if missing:
             raise InputError(f"the results of {variant.name} lack {', '.join(missing)}; run dvc repro to measure again")
-        results.append(Result(variant, {key: found[key] for key in METRICS}, quality, speed))
-    return Run(tuple(results), _read(reports / "weights.json"), params)
+        results.append(Result(variant, {key: found[key] for key in METRICS if key in found}, quality, speed))
+    studies = reports / "studies"
+    family = [_read(studies / "family" / f"{name}.json") for name in Family.from_dict(params.get("family") or {}).models]
+    return Run(tuple(results), _read(studies / "weights.json"), params, _read(studies / "sensitivity.json"), family)
+
+
+def read_metrics(path: Path) -> dict[str, dict[str, float]]:
+    """All metrics by variant from a file such as reports/variants.csv. A variant that was not timed lacks those of speed."""
+    if not path.is_file():
+        raise InputError(f"{path} is missing; run dvc repro, which makes it")
+    with open(path, newline="", encoding="utf-8") as file:
+        return {row["variant"]: {key: float(row[key]) for key in METRICS if row.get(key)} for row in csv.DictReader(file)}
 
 
 def _read(path: Path) -> dict:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from quant.quality.bootstrap import Blocks, significant_pairs
+from quant.quality.bootstrap import Blocks, difference, significant_pairs
 from quant.report.comparable import equal_but_for_the_grid
 from quant.report.metrics import METRICS
 from quant.report.results import Result, Run
@@ -13,7 +13,7 @@ from quant.tensor.codebooks import NAMES
 OWN_TABLE = "table"  # the grid of a recipe that spells out its values
 NEAR_PCT = 1.0  # per cent of perplexity that counts as "hardly worse"
 SIMILAR_SIZE = 1.5  # 4-bit variants compete up to this many times the bits per weight of the smallest of them
-FRONT = ("weights_mib", "ppl")  # the two metrics of the Pareto front
+FRONT = ("weights_mib", "kld_mnats")  # the two metrics of the Pareto front
 EQUAL_SIZE = 1.001  # up to this ratio, sizes count as equal
 
 
@@ -22,14 +22,33 @@ def near_base(run: Run) -> list[Result]:
     return [r for r in run.others if r.quality["intervals"]["ppl_change_pct"][1] <= NEAR_PCT]
 
 
+def trusted(run: Run) -> list[Result]:
+    """Variants whose timings are good enough to rank."""
+    return [r for r in run.others if r.is_trusted]
+
+
 def faster_than_base(run: Run) -> list[Result]:
-    """Variants that decoded faster than base in every round."""
-    return [r for r in run.others if min(r.decode["speedup"]["raw"]) > 1]
+    """Variants that decoded faster than base in every round, of trusted timings."""
+    return [r for r in trusted(run) if min(r.decode["speedup"]["raw"]) > 1]
 
 
 def slower_than_base(run: Run) -> list[Result]:
-    """Variants that decoded slower than base in every round."""
-    return [r for r in run.others if max(r.decode["speedup"]["raw"]) < 1]
+    """Variants that decoded slower than base in every round, of trusted timings."""
+    return [r for r in trusted(run) if max(r.decode["speedup"]["raw"]) < 1]
+
+
+def fastest_of(results: Sequence[Result]) -> list[Result]:
+    """The result that decodes fastest, then those of which some round was as fast as one of its rounds."""
+    first = max(results, key=lambda r: r.metrics["decode_speedup"])
+    slowest = min(first.decode["speedup"]["raw"])
+    overlapping = [r for r in results if r is not first and max(r.decode["speedup"]["raw"]) >= slowest]
+    return [first, *sorted(overlapping, key=lambda r: -r.metrics["decode_speedup"])]
+
+
+def closest_of(results: Sequence[Result]) -> list[Result]:
+    """The result with the least divergence from base, then those that do not differ from it significantly."""
+    first, *others = sorted(results, key=lambda r: r.metrics["kld_mnats"])
+    return [first, *(r for r in others if not difference(r.blocks, first.blocks, "kld").is_significant)]
 
 
 def four_bits(run: Run) -> tuple[list[Result], list[Result]]:
@@ -82,10 +101,14 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def front_names(run: Run) -> list[str]:
-    """Variants that no other beats in both metrics of FRONT, the smallest first."""
-    signs = [1 if METRICS[key].better == "lower" else -1 for key in FRONT]
-    points = [tuple(sign * r.metrics[key] for sign, key in zip(signs, FRONT, strict=True)) for r in run.results]
-    return [run.results[i].name for i in pareto_front(points)]
+    """Variants that no other beats in both metrics of FRONT, the smallest first; each is significantly closer to base than the
+    one before."""
+    points = [tuple(r.metrics[key] for key in FRONT) for r in run.others]
+    front: list[Result] = []
+    for result in (run.others[i] for i in pareto_front(points)):
+        if not front or difference(result.blocks, front[-1].blocks, "kld").is_significant:  # it is lower by construction
+            front.append(result)
+    return [result.name for result in front]
 
 
 def grid_of(result: Result) -> str:
@@ -95,11 +118,13 @@ def grid_of(result: Result) -> str:
 
 
 def summary(run: Run) -> dict[str, float]:
-    """The run in three numbers, to compare experiments by; a number that no variant gives is left out."""
+    """The run in three numbers, to compare experiments by; a number that no variant gives reliably is left out."""
     def best(key: str, results: list[Result]) -> float:
         return METRICS[key].best(r.metrics[key] for r in results)
 
-    numbers = {"fastest_decode_speedup": best("decode_speedup", run.others)}
+    numbers = {}
+    if faster_than_base(run):
+        numbers["fastest_decode_speedup"] = best("decode_speedup", faster_than_base(run))
     if near_base(run):
         numbers["smallest_1pct_mib"] = best("weights_mib", near_base(run))
     if four_bits(run)[0]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from quant.methods import Method
@@ -21,8 +21,11 @@ class Column:
 
 
 def metric_column(metric: Metric) -> Column:
-    """The column of one metric."""
-    return Column(metric.heading, lambda result: metric.format(result.metrics[metric.key]))
+    """The column of one metric; a cell is empty where the variant was not timed."""
+    def cell(result: Result) -> str:
+        return metric.format(result.metrics[metric.key]) if metric.key in result.metrics else ""
+
+    return Column(metric.heading, cell)
 
 
 def _interval(key: str, form: Callable[[float], str]) -> Column:
@@ -50,11 +53,21 @@ def _divergence(heading: str, form: str, *path: str) -> Column:
     return Column(heading, cell)
 
 
+def _with_spread(phase: str, form: str) -> Callable[[Result], str]:
+    """Milliseconds of a phase: the median and the median absolute deviation."""
+    def cell(result: Result) -> str:
+        ms = result.speed["timing"][phase]["ms"]
+        return f"{number(ms['median'], form)} ± {number(ms['mad'], form)}"
+
+    return cell
+
+
 def _noise(result: Result) -> str:
     return ", ".join(name for name, phase in result.speed["timing"].items() if phase and phase["is_noisy"]).replace("_", " ")
 
 
 _M = {key: metric_column(metric) for key, metric in METRICS.items()}
+OF_16_BIT = Column("of 16-bit", lambda r: f"{100 * r.metrics['weights_mib'] * MIB / (2 * r.quality['parameters']):.0f} %")
 DIVERGENCE = (
     _divergence("KLD mean", "{:.4f}", "kld_mnats", "mean"), _interval("kld_mnats", "{:.4f}".format),
     _divergence("median", "{:.4f}", "kld_mnats", "median"), _divergence("99 %", "{:.2f}", "kld_mnats", "p99"),
@@ -64,12 +77,10 @@ DIVERGENCE = (
     _divergence("Δp rms", "{:.3f}", "true_token_change_pct", "rms"),
 )  # fmt: skip
 SPEED = (
-    _M["prefill_ms"], _M["prefill_speedup"], _M["decode_ms_per_token"],
-    Column("± MAD", lambda r: number(r.decode["ms"]["mad"], "{:.2f}")),
-    Column("p90", lambda r: number(r.decode["ms"]["p90"], "{:.2f}")), _M["decode_speedup"],
+    Column("prefill ms", _with_spread("prefill", "{:.1f}")), _M["prefill_speedup"],
+    Column("decode ms", _with_spread("decode", "{:.2f}")), _M["decode_speedup"],
     Column("tokens/s", lambda r: number(r.decode["tokens_per_s"], "{:.0f}")),
-    Column("GB/s", lambda r: number(r.decode["gb_per_s"], "{:.2f}")),
-    Column("generate ms", lambda r: number(r.speed["timing"]["generate"]["ms"]["median"], "{:.0f}")), Column("noisy", _noise),
+    Column("GB/s", lambda r: number(r.decode["gb_per_s"], "{:.1f}")), Column("noisy", _noise),
 )  # fmt: skip
 ON_GPU = (
     Column("GPU loading MiB", _on_gpu("load_peak_mib")),
@@ -103,8 +114,8 @@ def quality(results: Sequence[Result]) -> str:
 
 def memory(run: Run) -> str:
     """Memory of every variant, on the GPU as well where there is one."""
-    columns = MEMORY if all(result.speed["memory"]["cuda"] is None for result in run.results) else (*MEMORY, *ON_GPU)
-    return table(run.results, columns)
+    columns = MEMORY if all(result.speed["memory"]["cuda"] is None for result in run.timed) else (*MEMORY, *ON_GPU)
+    return table(run.timed, columns)
 
 
 def ranking(run: Run, tiers: Sequence[Sequence[str]], key: str) -> str:
@@ -132,38 +143,34 @@ def of_another_runtime(run: Run, method: Method) -> str:
     return grid(["variant", "tensors", *(column.heading for column in columns)], rows, left=2)
 
 
-def grid(headings: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """A Markdown table; all but the first `left` columns are aligned to the right."""
-    lines = ["| " + " | ".join(headings) + " |", "|" + ":--|" * left + "--:|" * (len(headings) - left)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+def grid(headings: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1, text_last: bool = False) -> str:
+    """A Markdown table; all but the first `left` columns, and the last if it is text, are aligned to the right."""
+    aligned = [":--" if i < left or (text_last and i == len(headings) - 1) else "--:" for i in range(len(headings))]
+    return "\n".join(["| " + " | ".join(headings) + " |", f"|{'|'.join(aligned)}|",
+                      *("| " + " | ".join(row) + " |" for row in rows)])
 
 
-def left_in_float(run: Run) -> str:
-    """The groups of weights that each quantized variant keeps in floating point, in MiB, and its modules by type."""
+def before_after(run: Run) -> str:
+    """Every variant, base first: its size, what it keeps in floating point, its bytes by dtype in MiB, its modules by type."""
     rows = []
-    for result in run.others:
-        if result.method.name == run.base.method.name:  # nothing quantized
-            continue
+    for result in run.results:
         kept: dict[str, int] = {}
         for row in result.quality["size_breakdown"]:
             if row["part"] == "floats":
                 kept[row["group"]] = kept.get(row["group"], 0) + row["bytes"]
-        listed = ", ".join(f"{group} {size / MIB:.2f}" for group, size in kept.items() if size >= LEAST_MIB * MIB)
-        rows.append([result.name, listed or f"less than {LEAST_MIB} each", _module_counts(result)])
-    return grid(["variant", "left in floating point (MiB)", "layers"], rows, left=3)
+        listed = [f"{group} {size / MIB:.2f}" for group, size in kept.items() if size >= LEAST_MIB * MIB]
+        dtypes = [f"{dtype} {size / MIB:.2f}" for dtype, size in result.quality["held_bytes"].items() if size >= LEAST_MIB * MIB]
+        rows.append([result.name, _module_counts(result), ", ".join(dtypes), ", ".join(listed) or f"less than {LEAST_MIB} each",
+                     _M["weights_mib"].cell(result), OF_16_BIT.cell(result)])
+    headings = ["variant", "layers", "MiB by dtype", "MiB left in floating point", "weights MiB", OF_16_BIT.heading]
+    return grid(headings, rows, left=4)
+
+
+def selections(run: Run, chosen: Sequence[Result]) -> str:
+    """Base, and variants that apply one scheme to different weights: size, quality and speed."""
+    keys = ("kld_mnats", "ppl_change_pct", "prefill_speedup", "decode_speedup")
+    return table([run.base, *chosen], [_M["weights_mib"], OF_16_BIT, *(_M[key] for key in keys)])
 
 
 def _module_counts(result: Result) -> str:
     return ", ".join(f"{count} {kind}" for kind, count in result.quality["module_counts"].items())
-
-
-def generations(run: Run) -> list[Mapping[str, str]]:
-    """Per variant: its name, the text it shares with base, and the rest from where it diverges, empty if it never does."""
-    found = []
-    for result in run.others:
-        said = result.speed["generation"]
-        text, base = said["text"], said["base_text"]
-        shared = next((i for i, (a, b) in enumerate(zip(text, base, strict=False)) if a != b), min(len(text), len(base)))
-        shared = text.rfind(" ", 0, shared) + 1 if text != base else len(text)
-        found.append({"name": result.name, "same": text[:shared].strip(), "rest": text[shared:].strip()})
-    return found

@@ -22,17 +22,22 @@ from quant.speed.environment import environment
 from quant.speed.latency import check_plan, compare
 from quant.speed.memory import PeakMemory
 from quant.speed.plan import TimingPlan
+from quant.speed.watch import Watch, watch_machine
 from quant.text.corpus import Corpus
 
 T = TypeVar("T")
 
 
-def benchmark(folder: Path, base: Path, corpus: Corpus, plan: TimingPlan, device: str, modules: tuple[str, ...] = ()) -> dict:
+def benchmark(folder: Path, base: Path, corpus: Corpus, plan: TimingPlan, device: str, modules: tuple[str, ...] = (),
+              watch: Watch | None = None) -> dict:
     """Speed of the variant in `folder` compared with the base, and its peak memory, for JSON.
 
-    Call it in a fresh process, so that the peak is this variant's alone. modules: to import before loading is timed.
+    Call it in a fresh process, so that the peak is this variant's alone. modules: to import before loading is timed. watch: of
+    the machine, which has waited for quiet; without one, the wait is here, before loading, which is timed too. If the machine is
+    busy, fewer rounds are run, and all timings count as noisy.
     """
     device = resolve_device(device)
+    watch = watch or watch_machine(plan.threads, plan.wait)
     torch.set_num_threads(plan.threads)
     beginning = replace(corpus, lines=corpus.lines[: plan.max_tokens])  # every line has at least one token
     text = tokenize(beginning, base, ScoringProtocol()).ids
@@ -49,7 +54,8 @@ def benchmark(folder: Path, base: Path, corpus: Corpus, plan: TimingPlan, device
     import_runtime(base)
     base_model, base_load_s = _timed(lambda: open_runner(base, None, device, plan.threads, plan.max_tokens))
     _, base_first_call_s = _timed(lambda: base_model.prefill(prompt))
-    result, generated = compare(model, base_model, text, plan)
+    shortened = replace(plan, rounds=watch.shorten(plan.rounds))
+    result, generated = compare(model, base_model, text, shortened, is_quiet=watch.still_quiet)
     _add_bandwidth(result["timing"]["decode"], model, base_model)
     timing = result["timing"]
     metrics = {
@@ -66,6 +72,7 @@ def benchmark(folder: Path, base: Path, corpus: Corpus, plan: TimingPlan, device
                              "base_first_call_ms": 1000 * base_first_call_s}),
         "memory": significant(_memory(peak, loading, generating), 4),
         **significant(result),
+        "machine_load": watch.to_dict(),
         "plan": {**asdict(plan), "torch_threads": torch.get_num_threads()},
         "generation": _generation(base, corpus, prompt, generated),
         "environment": {**environment(), "memory_read_gb_per_s": significant(memory_read_gb_per_s(device), 4)},

@@ -4,7 +4,8 @@ A round runs, for both in turn, a long prompt (prefill_long), the prompt (prefil
 and then single tokens with the cache (decode), SLICE tokens of one model before the other's turn. Prompt and all tokens together
 are the phase `generate`. The first round only warms up; the samples of all others are kept. If samples scatter too widely, all
 prompts are timed once more, and decoding too if decode or generate scattered. For each phase, the attempt that scatters less
-counts and the other is set aside; a phase that still scatters is flagged as noisy.
+counts and the other is set aside; a phase that still scatters is flagged as noisy. On a busy machine nothing is timed again, and
+all phases are flagged: there, samples that agree may all be wrong.
 """
 
 from __future__ import annotations
@@ -59,12 +60,12 @@ class Samples:
         return Samples(chosen, self.generated), aside
 
 
-def compare(variant: Runner, base: Runner, text: torch.Tensor, plan: TimingPlan,
-            clock: Clock = time.perf_counter) -> tuple[dict, dict[str, list[int]]]:
+def compare(variant: Runner, base: Runner, text: torch.Tensor, plan: TimingPlan, clock: Clock = time.perf_counter,
+            is_quiet: Callable[[], bool] = lambda: True) -> tuple[dict, dict[str, list[int]]]:
     """Time both on the first ids of `text`, int64 [n] -> (timing, attempts, set_aside and is_noisy for JSON; generated tokens).
 
-    Times are in ms, those of decode per token; speedups are the base's time over the variant's. Raises InputError where the plan
-    does not fit the text or the models' context.
+    Times are in ms, those of decode per token; speedups are the base's time over the variant's. is_quiet: says after each attempt
+    whether the machine has been quiet. Raises InputError where the plan does not fit the text or the models' context.
     """
     context = min(variant.context, base.context)
     check_plan(plan, context, len(text))
@@ -72,14 +73,19 @@ def compare(variant: Runner, base: Runner, text: torch.Tensor, plan: TimingPlan,
     prompts = {phase: text[:length] for phase, length in lengths.items() if length}
     models = {"variant": variant, "base": base}
     samples, aside = measure(models, prompts, plan.tokens, plan.rounds, clock), None
-    if samples.noisy_phases:
+    quiet = is_quiet()
+    if quiet and samples.noisy_phases:
         tokens = plan.tokens if samples.noisy_phases & {"decode", "generate"} else 0
         samples, aside = samples.calmer(measure(models, prompts, tokens, plan.rounds, clock))
+        quiet = is_quiet()
+    noisy = samples.noisy_phases if quiet else set(samples.ms)
     result = {
-        "timing": {"prefill_long": None} | {phase: _phase(samples, phase, prompts, plan) for phase in samples.ms},
+        "timing": {"prefill_long": None} | {
+            phase: {**_phase(samples, phase, prompts, plan), "is_noisy": phase in noisy} for phase in samples.ms
+        },
         "attempts": 2 if aside else 1,
         "set_aside": aside,
-        "is_noisy": bool(samples.noisy_phases),
+        "is_noisy": bool(noisy),
     }
     return result, samples.generated
 
@@ -148,5 +154,4 @@ def _phase(samples: Samples, phase: str, prompts: dict[str, torch.Tensor], plan:
         "speedup": spread(ratios_of_pairs(base_ms, ms)),
         "tokens_per_s": 1000 * per_sample / median(ms),
         "base_tokens_per_s": 1000 * per_sample / median(base_ms),
-        "is_noisy": phase in samples.noisy_phases,
     }

@@ -1,4 +1,4 @@
-"""The section `benchmark` of params.yaml: prompts, tokens, rounds and threads of a measurement."""
+"""The section `benchmark` of params.yaml: prompts, tokens, rounds and threads of a measurement, and the wait before it."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ class TimingPlan:
     """The plan of a measurement.
 
     prompts: lengths in tokens: of the prompt before generation (prefill), and of a longer one (prefill_long). tokens: number to
-    generate. rounds: repetitions after the warm-up. threads: of every runtime.
+    generate. rounds: repetitions after the warm-up. threads: of every runtime. wait: most seconds to wait for a quiet machine;
+    0 = none.
     """
 
     prompts: tuple[int, ...] = (128, 512)
     tokens: int = 64
     rounds: int = 4
     threads: int = 2
+    wait: int = 10
 
     def __post_init__(self) -> None:
         if not isinstance(self.prompts, list | tuple) or not 1 <= len(self.prompts) <= 2:
@@ -30,6 +32,8 @@ class TimingPlan:
             values = found if key == "prompts" else (found,)
             if not all(is_whole(value) for value in values):
                 raise InputError(f"benchmark.{key} is {found!r}; expected whole numbers from 1")
+        if not is_whole(self.wait, 0):
+            raise InputError(f"benchmark.wait is {self.wait!r}; expected whole seconds, 0 for no wait")
 
     @classmethod
     def from_dict(cls, values: dict) -> TimingPlan:

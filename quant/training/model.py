@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.utils.logging import disable_progress_bar
 
 CONTEXT, HEADS, SEED = 256, 4, 0
 
@@ -17,3 +20,11 @@ def new_model(tokenizer: PreTrainedTokenizerFast, width: int, layers: int, dropo
         resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout,
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
     ))  # fmt: skip
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write a model, in 16 bits, and its tokenizer; the model then has the weights as they are stored, in float32."""
+    disable_progress_bar()
+    model.half().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    model.float()

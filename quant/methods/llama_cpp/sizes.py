@@ -1,7 +1,7 @@
 """Predicts from shapes which type llama.cpp gives each weight, and its bytes.
 
-Follows llama.cpp's src/llama-quant.cpp for the usual types. In the mixed ones (the _S, _M and _L of K-quants) some
-layers get a larger type; half of them are assumed to here, so sizes are right to a few per cent.
+Follows llama.cpp's src/llama-quant.cpp for the usual types. In the mixed ones (Q2_K and the _S, _M and _L of K-quants) some
+matrices get a larger type, a few of them in some layers only, so sizes are right to a few per cent.
 """
 
 from __future__ import annotations
@@ -18,7 +18,13 @@ SUPERBLOCK = 256  # weights of a row that a K-quant packs together
 PLAIN = ("F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
 K_QUANTS = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
 FALLBACKS = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}  # where rows don't fit the block
-LARGER_TYPES = {"Q3_K_M": "Q4_K", "Q3_K_L": "Q5_K", "Q4_K_M": "Q6_K", "Q5_K_M": "Q6_K"}  # for half of v and down
+MIXES = {  # of a file type: the types of v (also where it is fused with q and k), o and down, equally likely
+    "Q2_K": {"v": ("Q3_K",), "o": ("Q3_K",), "down": ("Q3_K",)},
+    "Q3_K_M": {"v": ("Q4_K",), "o": ("Q4_K",), "down": ("Q4_K",)},
+    "Q3_K_L": {"v": ("Q5_K",), "o": ("Q5_K",), "down": ("Q5_K",)},
+    "Q4_K_M": {"v": ("Q4_K", "Q6_K"), "down": ("Q4_K", "Q6_K")},
+    "Q5_K_M": {"v": ("Q5_K", "Q6_K"), "down": ("Q5_K", "Q6_K")},
+}
 NEED_IMATRIX = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "Q2_K_S")  # an importance matrix
 MAY_NEED_IMATRIX = ("IQ3_XXS", "IQ3_XS")  # for some models only, by the types that llama.cpp mixes in
 NOT_WRITTEN = ("NVFP4",)  # read by llama.cpp, but not made by its quantizer
@@ -44,9 +50,8 @@ def types_of(file_type: str, roles: Sequence[str], shape: Sequence[int], is_outp
     kind, row = main_type(file_type), shape[-1]
     if kind.startswith("Q") and kind != "Q8_0" and is_output:
         return [fitting("Q6_K", row)]
-    if file_type in LARGER_TYPES and {"v", "down"} & set(roles):
-        return [fitting(kind, row), fitting(LARGER_TYPES[file_type], row)]
-    return [fitting(kind, row)]
+    mixed = next((kinds for role, kinds in MIXES.get(file_type, {}).items() if role in roles), (kind,))
+    return [fitting(kind, row) for kind in mixed]
 
 
 def stored_bytes(kind: str, shape: Sequence[int]) -> float:
