@@ -167,7 +167,7 @@ def test_group_sizes_list_what_was_measured():
 def test_published_results_stand_beside_those_of_the_run():
     found = theory.published(made_up(int4={"ppl_change_pct": 5.0}, fp4={"ppl_change_pct": 2.0}))
     rows = {row[0]: row[1:] for row in cells(found.table)}
-    assert rows["Int4"] == ["34.34", "1.2528", "int4", "21.0000", "1.0500", "+5.000"]
+    assert rows["Int4"] == ["34.34", "1.2528", "int4", "21.000", "1.0500", "+5.000"]
     assert rows["Float4 (E3M0)"] == ["29.48", "1.0755", "", "", "", ""] and rows["NFloat4 + DQ"][4] == "1.0000"
     assert found.verdicts == ("`nf4` is better than `fp4`, as in QLoRA; `nf4` is better than `int4`, as in QLoRA; "
                               "`fp4` is better than `int4`, as in QLoRA")
