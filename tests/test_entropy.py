@@ -87,6 +87,7 @@ class GrammarRunner:
     context = 64
 
     def __init__(self, grammar, words: list[str]):
+        self.is_thread_safe = False
         self.words, self.vocabulary, self._next_word = words, len(words), NextWord(grammar)
         self._ids = {word: i for i, word in enumerate(words)}
 

@@ -11,13 +11,14 @@ from quant.quality import score as quality
 from quant.quality.protocol import ScoringProtocol
 from quant.quality.score import ModelPredictions, divergence, score, summarize
 from quant.quality.windows import Tokens
+from quant.runners import open_runner
 
 
 class Bigram:
     """A runner whose next-token distribution depends on the last token only, so any window gives the same score."""
 
     def __init__(self, vocabulary=7, context=16, seed=0):
-        self.vocabulary, self.context = vocabulary, context
+        self.vocabulary, self.context, self.is_thread_safe = vocabulary, context, True
         self.table = torch.randn(vocabulary, vocabulary, generator=torch.Generator().manual_seed(seed))
 
     def logits(self, tokens):
@@ -107,3 +108,18 @@ def test_few_logits_are_held_at_a_time(monkeypatch):
 
     measure(Watched(), None, tokens(16 * 10 + 5), context=16, stride=16)
     assert seen == [48, 48, 48, 16, 4]
+
+
+def test_scores_are_the_same_for_any_number_of_threads(make_model, monkeypatch):
+    """To the last bit: each batch is computed by one thread, several batches at once."""
+    monkeypatch.setattr("quant.quality.score.BATCH_LOGITS", 2 * 96 * 16)
+    runner, ids = open_runner(make_model("gpt2")), torch.randint(3, 96, (400,), generator=torch.Generator().manual_seed(2))
+    text, before, found = Tokens(ids, torch.full((400,), 3), torch.arange(400) % 2), torch.get_num_threads(), []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        try:
+            found.append(measure(runner, None, text, context=16, stride=16).nll.tobytes())
+            assert torch.get_num_threads() == threads
+        finally:
+            torch.set_num_threads(before)
+    assert runner.is_thread_safe and found[0] == found[1] == found[2]

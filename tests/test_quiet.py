@@ -47,7 +47,7 @@ class Machine:
 
 @pytest.mark.parametrize(("changes", "is_busy"), [
     ({}, False),
-    ({"loop_slowdown": 1.5}, True),
+    ({"loop_slowdown": 1.8}, True),
     ({"others_cpu": 0.5}, True),
     ({"stolen_cpu": 0.5}, True),
     ({"involuntary_switches_per_s": 500.0}, False),

@@ -24,7 +24,7 @@ from quant.errors import InputError
 from quant.files import write_json
 from quant.model.safetensors_file import TensorInfo, write_checkpoint
 
-HIDDEN, INTERMEDIATE, VOCABULARY = 4096, 11008, 2048
+HIDDEN, INTERMEDIATE, VOCABULARY = 4096, 11008, 4096  # the vocabulary: that of the tokenizer
 MAX_GB_OF_LLAMA_CPP = 4
 TOKENIZER = Path("models/embedded")
 

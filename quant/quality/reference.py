@@ -27,6 +27,8 @@ TOLERANCE = 1e-3  # relative to the largest logit; float32 sums in another order
 class Recorder:
     """Predictions of the running base. Writes its states to `folder` during one pass over the tokens; call `finish` after it."""
 
+    is_thread_safe = False
+
     def __init__(self, runner: RunnerWithStates, model: Path, tokens: Tokens, protocol: ScoringProtocol, folder: Path):
         self.vocabulary, self.context = runner.vocabulary, runner.context
         self._runner, self._folder, self._head = runner, folder, _head(model).to(runner.device)
@@ -65,6 +67,8 @@ class Reference:
 
     Raises InputError for states of another text, protocol or context.
     """
+
+    is_thread_safe = True
 
     def __init__(self, folder: Path, model: Path, tokens: Tokens, protocol: ScoringProtocol, device: str = "cpu"):
         about = read_json(folder / ABOUT)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Protocol
@@ -54,6 +55,7 @@ class Predictions(Protocol):
 
     vocabulary: int
     context: int
+    is_thread_safe: bool  # whether several threads may call `rows` at once
 
     def rows(self, batch: Batch) -> torch.Tensor:
         """Logits of a batch's scored tokens, float32 [windows * scored, vocabulary]."""
@@ -64,6 +66,7 @@ class ModelPredictions:
 
     def __init__(self, runner: Runner):
         self.runner, self.vocabulary, self.context = runner, runner.vocabulary, runner.context
+        self.is_thread_safe = runner.is_thread_safe
 
     def rows(self, batch: Batch) -> torch.Tensor:
         return self.runner.logits(batch.inputs)[:, -batch.scored :].flatten(0, 1)
@@ -109,13 +112,32 @@ def score(variant: Predictions, base: Predictions | None, tokens: Tokens, protoc
     for window in every_window:
         scored[window.scored_tokens] = True
     columns = torch.zeros((5, len(tokens.ids)), dtype=torch.float32)
-    for batch in progress(list(batches(every_window, variant.vocabulary)), "evaluate"):
-        found = _score_batch(variant, base, batch)
+    for batch, found in _score_all(variant, base, list(batches(every_window, variant.vocabulary))):
         for row, window in enumerate(batch.windows):
             columns[:, window.scored_tokens] = found[:, row * batch.scored : (row + 1) * batch.scored]
     nll, base_nll, kld, top1, top5 = columns[:, scored].numpy()
     places, words = tokens.places(scored), int(tokens.words[scored].sum())
     return Scores(nll, base_nll, kld, top1, top5, words, int(places.bytes.sum()), places)
+
+
+def _score_all(variant: Predictions, base: Predictions | None, items: list[Batch]) -> Iterator[tuple[Batch, torch.Tensor]]:
+    """Score batches: if the variant allows it, several at once, each on one thread.
+
+    Threads that share every small product wait for each other a third of the time; and one thread per product gives the same sums
+    for any number of threads. The first batch runs alone, since kernels are set up at a first call.
+    """
+    if not variant.is_thread_safe:
+        yield from ((batch, _score_batch(variant, base, batch)) for batch in progress(items, "evaluate"))
+        return
+    threads, done = torch.get_num_threads(), progress(items, "evaluate")
+    torch.set_num_threads(1)
+    try:
+        yield next(done), _score_batch(variant, base, items[0])
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            rest = pool.map(lambda batch: _score_batch(variant, base, batch), items[1:])
+            yield from zip(done, rest, strict=True)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def batches(items: Iterable[Window], vocabulary: int) -> Iterator[Batch]:

@@ -35,6 +35,8 @@ BLOCK_LAYOUTS = {
 class Runner:
     """The model.gguf of a folder, on the CPU. llama.cpp chooses the dtype of activations itself."""
 
+    is_thread_safe = False
+
     def __init__(self, folder: Path, options: Options):
         path = Path(folder) / "model.gguf"
         if not path.is_file():

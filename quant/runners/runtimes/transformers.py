@@ -36,6 +36,9 @@ class Runner:
         config = self.model.config
         self.vocabulary = config.vocab_size
         self.context = getattr(config, "max_position_embeddings", None) or config.n_positions
+        quantizer = getattr(self.model, "hf_quantizer", None)
+        method = quantizer and quantizer.quantization_config.quant_method
+        self.is_thread_safe = self.device.type == "cpu" and method in (None, METHOD)  # others keep state from call to call
         self._cache = None
 
     @torch.inference_mode()
