@@ -107,7 +107,7 @@ def test_few_logits_are_held_at_a_time(monkeypatch):
             return super().logits(tokens)
 
     measure(Watched(), None, tokens(16 * 10 + 5), context=16, stride=16)
-    assert seen == [48, 48, 48, 16, 4]
+    assert sorted(seen) == [4, 16, 48, 48, 48] and seen[0] == 48
 
 
 def test_scores_are_the_same_for_any_number_of_threads(make_model, monkeypatch):

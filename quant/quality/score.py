@@ -121,12 +121,13 @@ def score(variant: Predictions, base: Predictions | None, tokens: Tokens, protoc
 
 
 def _score_all(variant: Predictions, base: Predictions | None, items: list[Batch]) -> Iterator[tuple[Batch, torch.Tensor]]:
-    """Score batches: if the variant allows it, several at once, each on one thread.
+    """Score batches: of a small model several at once, each on one thread, if the variant allows it.
 
-    Threads that share every small product wait for each other a third of the time; and one thread per product gives the same sums
+    Threads that share every small product wait for each other a third of the time. And one thread per product gives the same sums
     for any number of threads. The first batch runs alone, since kernels are set up at a first call.
     """
-    if not variant.is_thread_safe:
+    is_small = all(batch.inputs.numel() * variant.vocabulary <= BATCH_LOGITS for batch in items[:1])
+    if not variant.is_thread_safe or not is_small:
         yield from ((batch, _score_batch(variant, base, batch)) for batch in progress(items, "evaluate"))
         return
     threads, done = torch.get_num_threads(), progress(items, "evaluate")
