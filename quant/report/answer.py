@@ -9,7 +9,7 @@ from quant.progress import MIB
 from quant.report.comparable import equal_layout
 from quant.report.metrics import METRICS
 from quant.report.results import Result, Run
-from quant.report.subsets import NEAR_PCT, closest_of, faster_than_base, fastest_of, near_base, smallest_of
+from quant.report.subsets import NEAR_PCT, closest_of, faster_than_base, fastest_of, is_clearly_faster, near_base, smallest_of
 from quant.report.tables import grid
 from quant.report.wording import named, number, signed
 
@@ -111,7 +111,7 @@ def _speed(run: Run) -> Choice:
     if not [r for r in sure if r in near]:
         return Choice(purpose, None, "no variant within it is reliably faster than base")
     first, *overlapping = fastest_of([r for r in sure if r in near])
-    doubt = f"rounds overlap with those of {_some(overlapping)}" if overlapping else "faster in every round than all others"
+    doubt = f"not clearly faster than {_some(overlapping)}" if overlapping else "clearly faster than all others"
     speed = METRICS["decode_speedup"].format(first.metrics["decode_speedup"])
     return Choice(purpose, first, f"{speed} times base's speed; {doubt}")
 
@@ -138,7 +138,7 @@ def _why(chosen: Result, alike: Sequence[Result]) -> str:
     """Why `chosen` was taken rather than those that are as close."""
     if not chosen.is_trusted:
         return "the smallest of them"
-    sure = all(min(chosen.decode["speedup"]["raw"]) > max(r.decode["speedup"]["raw"]) for r in alike if r.is_trusted)
+    sure = all(is_clearly_faster(chosen, r) for r in alike if r.is_trusted)
     return "the fastest of them" if sure else "the fastest of them by its median"
 
 

@@ -1,7 +1,8 @@
 """The findings of a run: statements chosen by the data, as names and numbers; findings.md.jinja has their sentences.
 
 Quality is compared in pairs on the same tokens: two variants are ranked only where the 95 % interval of their difference
-excludes zero. Speed is ranked only where every round of one was faster than every round of the other.
+excludes zero. A variant is faster than base only where every round was; two variants are ranked by speed only where the middle
+halves of their samples do not overlap.
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ def _smallest(run: Run) -> Finding:
 
 
 def _fastest(run: Run) -> Finding:
-    """The fastest variant of those that beat base in every round, and the variants whose rounds overlap with its rounds."""
+    """The fastest variant of those that beat base in every round, and the variants that are not clearly slower than it."""
     scattered = [r.name for r in run.others if r.is_timed and not r.is_trusted]
     if not trusted(run):
         return _finding("none_trusted", [], scattered=scattered)

@@ -42,12 +42,12 @@ def results_table(root: Path) -> str:
 def ptb_table(root: Path) -> str:
     """The results of the same variants of a GPT-2 trained on the Penn Treebank, on its test text, from reports/ptb-gpt2.csv."""
     params = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))
-    return _table(read_metrics(root / "reports" / "ptb-gpt2.csv"), params)
+    return _table(read_metrics(root / "reports" / "ptb-gpt2.csv"), params, with_speed=False)
 
 
-def _table(measured: dict[str, dict[str, float]], params: dict) -> str:
+def _table(measured: dict[str, dict[str, float]], params: dict, with_speed: bool = True) -> str:
     rows = [Result(v, measured[v.name], {}, {}) for v in variants(params) if v.name in ROWS and v.name in measured]
-    shown = [metric for metric in shown_in(README) if any(metric.key in row.metrics for row in rows)]
+    shown = [metric for metric in shown_in(README) if with_speed or not metric.of_speed]
     return table(rows, [metric_column(metric) for metric in shown]) + "\n"
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy
+
 from quant.quality.bootstrap import Blocks, difference, significant_pairs
 from quant.report.comparable import equal_but_for_the_grid
 from quant.report.metrics import METRICS
@@ -38,11 +40,15 @@ def slower_than_base(run: Run) -> list[Result]:
 
 
 def fastest_of(results: Sequence[Result]) -> list[Result]:
-    """The result that decodes fastest, then those of which some round was as fast as one of its rounds."""
+    """The result that decodes fastest, then those that are not clearly slower: the middle halves of their samples overlap."""
     first = max(results, key=lambda r: r.metrics["decode_speedup"])
-    slowest = min(first.decode["speedup"]["raw"])
-    overlapping = [r for r in results if r is not first and max(r.decode["speedup"]["raw"]) >= slowest]
+    overlapping = [r for r in results if r is not first and not is_clearly_faster(first, r)]
     return [first, *sorted(overlapping, key=lambda r: -r.metrics["decode_speedup"])]
+
+
+def is_clearly_faster(one: Result, other: Result) -> bool:
+    """Whether the middle half of one's decoding speeds lies above that of the other's; single outliers don't count."""
+    return numpy.percentile(one.decode["speedup"]["raw"], 25) > numpy.percentile(other.decode["speedup"]["raw"], 75)
 
 
 def closest_of(results: Sequence[Result]) -> list[Result]:
