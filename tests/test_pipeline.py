@@ -21,9 +21,9 @@ pytestmark = pytest.mark.slow
 TINY = {
     "data": {"source": "grammar", "sentences": 40},
     "variants": {
-        "bf16": {"method": "float", "dtype": "bfloat16"},
+        "bf16": {"method": "float", "dtype": "bfloat16", "benchmark": False},
         "whole": {"method": "quant", "include": ["*"]},
-        "int4": {"method": "quant", "bits": 4, "group_size": 64, "benchmark": False},
+        "int4": {"method": "quant", "bits": 4, "group_size": 64},
         "bnb-nf4": {"method": "bitsandbytes", "type": "nf4"},
         "gguf-q8_0": {"method": "llama_cpp", "type": "Q8_0"},
     },
@@ -99,7 +99,7 @@ def test_what_was_measured_is_whole(project):
         assert [again.low, again.high, again.value] == pytest.approx([low, high, found["metrics"]["ppl_change_pct"]], abs=1e-3)
         assert (low < 0 < high) or found["intervals"]["is_significant"] or name == "base"
         assert found["divergence"]["kld_mnats"]["mean"] == pytest.approx(found["metrics"]["kld_mnats"], rel=1e-3, abs=1e-9)
-    assert speed.pop("int4") == {"variant": "int4", "is_timed": False, "metrics": {}}
+    assert speed.pop("bf16") == {"variant": "bf16", "is_timed": False, "metrics": {}}
     for found in speed.values():
         assert set(found["timing"]) == {"prefill", "prefill_long", "decode", "generate"} and found["attempts"] in (1, 2)
         assert found["timing"]["decode"]["gb_per_s"] > 0 and found["environment"]["memory_read_gb_per_s"] > 0
@@ -151,12 +151,15 @@ def every(*groups) -> set[str]:
     return {f"{group}@{name}" for group in groups for name in TINY["variants"]}
 
 
+OF_QUALITY = {"sensitivity", "relative@relative"}  # stages beside the variants' that score a model
+
+
 def test_code_that_changes_reruns_what_imports_it(project):
     with changed(project, "quant/tensor/codebooks.py", "-0.6961928009986877", "-0.69"):  # a value of NF4
         assert would_run(project) == every("quantize", "evaluate", "benchmark") | {
-            "plan", "prepare", "evaluate-base", "benchmark-base", "compare", "plot", "report"}
+            "plan", "prepare", "evaluate-base", "benchmark-base", "compare", "plot", "report"} | OF_QUALITY
     with changed(project, "quant/quality/score.py", "TOP = 5", "TOP = 4"):
-        assert would_run(project) == every("evaluate") | {"evaluate-base"}
+        assert would_run(project) == every("evaluate") | {"evaluate-base"} | OF_QUALITY
     with changed(project, "quant/methods/bitsandbytes/build.py", "dtype=torch.float32", "dtype=torch.float16"):
         assert would_run(project) == {"plan", "prepare", "quantize@bnb-nf4", "benchmark@bnb-nf4", "plot", "report"}
     with changed(project, "quant/report/notes.py", "Few lines", "Too few lines"):
@@ -167,7 +170,7 @@ def test_code_that_changes_reruns_what_imports_it(project):
 UPGRADES = {
     "bitsandbytes": {f"{group}@bnb-nf4" for group in ("quantize", "evaluate", "benchmark")} | {"plot", "report"},
     "torch": every("quantize", "evaluate", "benchmark") | {
-        "prepare", "evaluate-base", "benchmark-base", "compare", "plot", "report"},
+        "prepare", "evaluate-base", "benchmark-base", "compare", "plot", "report"} | OF_QUALITY,
     "matplotlib": {"plot", "report"},
     "dvc": set(),
 }
@@ -262,7 +265,7 @@ def test_a_new_method_is_a_folder_and_a_row(project):
 def test_the_boundaries_of_caching(project):
     """One parameter after another, there and back; each line is one promise."""
     ran = project.stages_run("exp", "run", "-S", "evaluate.stride=32")
-    assert families(ran) == {"plan", "evaluate", "evaluate-base", "plot", "report"}
+    assert families(ran) == {"plan", "evaluate", "evaluate-base", "sensitivity", "relative", "plot", "report"}
 
     ran = project.stages_run("exp", "run", "-S", "evaluate.stride=64", "-S", "quant.bits=6")
     assert {name for name in ran if "@" in name} == {"quantize@whole", "evaluate@whole", "benchmark@whole"}, \
@@ -271,7 +274,7 @@ def test_the_boundaries_of_caching(project):
 
     before = project.metrics()
     ran = project.stages_run("exp", "run", "-S", "variants.int4.group_size=32")
-    assert ran == {"plan", "quantize@int4", "evaluate@int4", "benchmark@int4", "plot", "report"}
+    assert ran == {"plan", "quantize@int4", "evaluate@int4", "benchmark@int4", "relative@relative", "plot", "report"}
     assert project.metrics()["int4"]["bits_per_weight"] > before["int4"]["bits_per_weight"]
 
     timings = {path.name: path.read_bytes() for path in (project.folder / "reports" / "speed").iterdir()}
