@@ -104,7 +104,7 @@ def test_without_progress_it_stops_and_keeps_the_best(tmp_path):
 class Runner:
     """A model as the pipeline's scorer takes it."""
 
-    vocabulary, context = 17, 8
+    vocabulary, context, is_thread_safe = 17, 8, False
 
     def __init__(self, model):
         self.model = model
