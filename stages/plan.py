@@ -28,7 +28,9 @@ def main() -> None:
             raise InputError(f"{section} is {values!r} in params.yaml; expected a section of keys and values")
         checked.from_dict(values)
     check_device(params.get("device"))
-    SensitivityPlan.from_section(params.get("sensitivity"))
+    if "sensitivity" not in params:
+        raise InputError("params.yaml has no section sensitivity; expected its keys and values, or null to skip it")
+    SensitivityPlan.from_section(params["sensitivity"])
     found = variants(params)
     with atomic_folder(PLAN) as folder:
         for variant in found:

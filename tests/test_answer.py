@@ -4,8 +4,10 @@ import pytest
 from made_up import CORPUS, MODEL, PARAMS, made_up, with_rows
 
 from quant.report import family
-from quant.report.answer import BEYOND, SCALE, answer_lines, answer_table, choices, in_words, sixteen_bit_mib
+from quant.report.answer import BEYOND, SCALE, answer_lines, answer_table, choices, in_words
 from quant.report.document import render_markdown
+from quant.report.figures import figures_of
+from quant.report.tables import mib_in_16_bits
 
 FULL = 50.0  # MiB of the made-up model's weights in 16 bits
 
@@ -21,7 +23,7 @@ def everyone(**metrics):
 
 def test_a_budget_is_a_share_of_the_16_bit_weights():
     run = made_up()
-    assert sixteen_bit_mib(run) == FULL
+    assert mib_in_16_bits(run.base) == FULL
     assert [choice.purpose for choice in choices(run)][:3] == [
         "half of 16 bits (25.00 MiB)", "a quarter of 16 bits (12.50 MiB)", "a sixth of 16 bits (8.33 MiB)"]
 
@@ -89,6 +91,12 @@ def test_without_other_models_the_chapter_says_how_to_add_one():
     params = PARAMS | {"family": {"variants": [], "models": {}}}
     text = render_markdown(made_up(params), CORPUS, MODEL)
     assert "The section `family` of params.yaml takes more" in text and "figures/family" not in text
+
+
+def test_other_models_may_be_measured_without_a_row():
+    run = made_up(PARAMS | {"family": {"variants": [], "models": {"small": {"source": "x"}}}})
+    (caption,) = [figure.caption(run) for figure in figures_of(run) if figure.name == "family"]
+    assert "each model unquantized, with 95 % intervals" in caption
 
 
 def test_the_report_begins_with_the_answer():

@@ -5,20 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from quant.progress import MIB
 from quant.report.comparable import equal_layout
 from quant.report.metrics import METRICS
 from quant.report.results import Result, Run
 from quant.report.subsets import NEAR_PCT, closest_of, faster_than_base, fastest_of, is_clearly_faster, near_base, smallest_of
-from quant.report.tables import grid
-from quant.report.wording import named, number, signed
+from quant.report.tables import OF_16_BIT, grid, mib_in_16_bits
+from quant.report.wording import number, signed, some
 
 BUDGETS = {"half": 2, "a quarter": 4, "a sixth": 6}  # of the 16-bit weights, and the divisor
 # Words for a divergence up to so many mnat. The limits lie between the types of llama.cpp on Llama 3 8B: Q8_0 1.4 mnat, Q6_K 5.5,
 # Q5_K_M 11, Q4_K_M 31, Q4_0 72 (llama.cpp, tools/quantize/README.md)
 SCALE = {3.0: "hardly any", 8.0: "very small", 20.0: "small", 50.0: "moderate", 200.0: "large"}
 BEYOND = "very large"
-MOST_NAMED = 3  # variants in a reason
 
 
 @dataclass(frozen=True)
@@ -35,14 +33,9 @@ def in_words(kld_mnats: float) -> str:
     return next((word for limit, word in SCALE.items() if kld_mnats <= limit), BEYOND)
 
 
-def sixteen_bit_mib(run: Run) -> float:
-    """MiB of the weights in 16 bits."""
-    return 2 * run.base.quality["parameters"] / MIB
-
-
 def choices(run: Run) -> list[Choice]:
     """One choice for each budget of BUDGETS, then one for each use."""
-    full = sixteen_bit_mib(run)
+    full = mib_in_16_bits(run.base)
     budgets = [_for_budget(run, f"{share} of 16 bits ({full / divisor:.2f} MiB)", full / divisor)
                for share, divisor in BUDGETS.items()]
     return [*budgets, _accuracy(run, full), _speed(run), _size(run)]
@@ -66,8 +59,8 @@ def answer_lines(run: Run) -> list[str]:
 def _cells(run: Run, result: Result | None) -> list[str]:
     if result is None:
         return ["nothing fits", "", "", "", "", ""]
-    kld, size = result.metrics["kld_mnats"], result.metrics["weights_mib"]
-    return [f"`{result.name}`", METRICS["weights_mib"].format(size), f"{100 * size / sixteen_bit_mib(run):.0f} %",
+    kld = result.metrics["kld_mnats"]
+    return [f"`{result.name}`", METRICS["weights_mib"].format(result.metrics["weights_mib"]), OF_16_BIT.cell(result),
             f"{number(kld, '{:.3g}')} mnat, {in_words(kld)}",
             f"{signed(result.metrics['ppl_change_pct'])} %", _speed_of(run, result)]
 
@@ -92,7 +85,7 @@ def _for_budget(run: Run, purpose: str, budget_mib: float) -> Choice:
     if not alike:
         others = "the other one that fits" if len(fitting) == 2 else f"the other {len(fitting) - 1} that fit"
         return Choice(purpose, chosen, f"significantly closer to base than {others}")
-    return Choice(purpose, chosen, f"as close to base as {_some(alike)}; {_why(chosen, alike)}")
+    return Choice(purpose, chosen, f"as close to base as {some(alike)}; {_why(chosen, alike)}")
 
 
 def _accuracy(run: Run, full_mib: float) -> Choice:
@@ -101,17 +94,17 @@ def _accuracy(run: Run, full_mib: float) -> Choice:
     if not smaller:
         return Choice(purpose, None, "no variant is smaller than the 16-bit weights")
     first, *alike = closest_of(smaller)
-    doubt = f"not significantly closer to base than {_some(alike)}" if alike else "significantly closer to base than all others"
+    doubt = f"not significantly closer to base than {some(alike)}" if alike else "significantly closer to base than all others"
     return Choice(purpose, first, doubt)
 
 
 def _speed(run: Run) -> Choice:
-    near, sure = near_base(run), faster_than_base(run)
-    purpose = f"fastest within {NEAR_PCT:g} % of perplexity"
-    if not [r for r in sure if r in near]:
+    near, purpose = near_base(run), f"fastest within {NEAR_PCT:g} % of perplexity"
+    sure = [r for r in faster_than_base(run) if r in near]
+    if not sure:
         return Choice(purpose, None, "no variant within it is reliably faster than base")
-    first, *overlapping = fastest_of([r for r in sure if r in near])
-    doubt = f"not clearly faster than {_some(overlapping)}" if overlapping else "clearly faster than all others"
+    first, *overlapping = fastest_of(sure)
+    doubt = f"not clearly faster than {some(overlapping)}" if overlapping else "clearly faster than all others"
     speed = METRICS["decode_speedup"].format(first.metrics["decode_speedup"])
     return Choice(purpose, first, f"{speed} times base's speed; {doubt}")
 
@@ -123,7 +116,7 @@ def _size(run: Run) -> Choice:
         return Choice(purpose, None, "no variant is reliably within it")
     chosen, alike = _preferred(smallest_of(near))
     low, high = chosen.quality["intervals"]["ppl_change_pct"]
-    beside = f"; as small as {_some(alike)}" if alike else ""
+    beside = f"; as small as {some(alike)}" if alike else ""
     return Choice(purpose, chosen, f"the change of perplexity is between {signed(low)} and {signed(high)} % (95 %){beside}")
 
 
@@ -140,12 +133,6 @@ def _why(chosen: Result, alike: Sequence[Result]) -> str:
         return "the smallest of them"
     sure = all(is_clearly_faster(chosen, r) for r in alike if r.is_trusted)
     return "the fastest of them" if sure else "the fastest of them by its median"
-
-
-def _some(results: Sequence[Result]) -> str:
-    if len(results) <= MOST_NAMED:
-        return named(results)
-    return f"{', '.join(f'`{r.name}`' for r in results[:MOST_NAMED])} and {len(results) - MOST_NAMED} more"
 
 
 def scale_in_words() -> str:

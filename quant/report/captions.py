@@ -30,8 +30,9 @@ def size_divergence(run: Run) -> str:
 
 def family(run: Run) -> str:
     rows = run.params["family"]["variants"]
+    under = f" and under {code(rows)}" if rows else ""
     return ("Lower left is better. Bits per byte of text can be compared between models with different tokenizers. Joined by a "
-            f"line: each model unquantized and under {code(rows)}, with 95 % intervals. Pale: the main model's other variants.")
+            f"line: each model unquantized{under}, with 95 % intervals. Pale: the main model's other variants.")
 
 
 def bits(run: Run) -> str:

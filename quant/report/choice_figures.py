@@ -5,7 +5,6 @@ from __future__ import annotations
 from itertools import cycle, pairwise
 
 from quant.hub.family import UNQUANTIZED
-from quant.report.answer import sixteen_bit_mib
 from quant.report.captions import LEAST_KLD, MOST_BITS
 from quant.report.charts import log_axis, scatter
 from quant.report.comparable import equal_but_for_the_bits
@@ -14,6 +13,7 @@ from quant.report.metrics import METRICS
 from quant.report.results import Run
 from quant.report.style import INK, LINE, PARTS, QUIET, legend_of, look_of, looks_of, new_axes
 from quant.report.subsets import FRONT, front_names, quantized
+from quant.report.tables import mib_in_16_bits
 
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 
@@ -28,10 +28,10 @@ def draw_size_divergence(run: Run):
     for (_, before), (x, y) in pairwise(steps):
         corners += [(x, before), (x, y)]
     axes.plot(*zip(*corners, strict=True), color=QUIET, linewidth=1.2, linestyle="--", zorder=1)
-    for x, label in ((sixteen_bit_mib(run), "16 bits"),):
-        axes.axvline(x, color=LINE, linewidth=1, zorder=0)
-        axes.annotate(label, (x, 1), xycoords=("data", "axes fraction"), xytext=(3, -2), textcoords="offset points", va="top",
-                      fontsize=8, color=QUIET)
+    full = mib_in_16_bits(run.base)
+    axes.axvline(full, color=LINE, linewidth=1, zorder=0)
+    axes.annotate("16 bits", (full, 1), xycoords=("data", "axes fraction"), xytext=(3, -2), textcoords="offset points", va="top",
+                  fontsize=8, color=QUIET)
     log_axis(axes.xaxis, axes, "x")
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:g}")

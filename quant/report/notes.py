@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from quant.methods import load, names
 from quant.report.results import Result, Run
@@ -10,12 +10,10 @@ from quant.report.style import GRIDS
 from quant.report.subsets import equal_grids, grid_of, quantized
 from quant.report.tables import of_another_runtime
 from quant.report.templates import environment
-from quant.report.wording import code, joined, named, scale
+from quant.report.wording import code, joined, scale, some
 from quant.tensor.codebooks import LINEAR, label_of
 from quant.text.corpus import FEW_LINES
 from quant.text.source import KNOWN
-
-MOST_NAMES = 4  # of a list within a sentence
 
 
 def text_name(corpus: Mapping) -> str:
@@ -46,18 +44,18 @@ def skipped(run: Run) -> list[str]:
         notes.append("Memory and speed on a GPU: everything ran on the processor.")
     untimed = [r for r in run.results if not r.is_timed]
     if untimed:
-        notes.append(f"Speed and peak memory of {_some(untimed)}: their rows say `benchmark: false`.")
+        notes.append(f"Speed and peak memory of {some(untimed)}: their rows say `benchmark: false`.")
     noisy = [r for r in run.timed if not r.is_trusted]
     if noisy:
         busy = [r for r in noisy if r.speed["machine_load"]["is_busy"]]
         if busy:
-            notes.append(f"Reliable timings for {_some(busy)}: other processes used the machine. They are shown, and flagged.")
+            notes.append(f"Reliable timings for {some(busy)}: other processes used the machine. They are shown, and flagged.")
         if len(busy) < len(noisy):
-            notes.append(f"Reliable timings for {_some([r for r in noisy if r not in busy])}: both attempts varied too much. The "
+            notes.append(f"Reliable timings for {some([r for r in noisy if r not in busy])}: both attempts varied too much. The "
                          "calmer one is shown, and flagged.")
     again = [r for r in run.timed if r.speed["attempts"] > 1 and r not in noisy]
     if again:
-        notes.append(f"The first timings of {_some(again)}: they varied too much and were repeated; reports/speed keeps both.")
+        notes.append(f"The first timings of {some(again)}: they varied too much and were repeated; reports/speed keeps both.")
     weights = run.weights["schemes"]
     if weights["left_out"]:
         sizes = joined([str(size) for size in weights["left_out"]])
@@ -67,13 +65,6 @@ def skipped(run: Run) -> list[str]:
     notes.append("Methods that need calibration data or training (GPTQ [4], AWQ, quantization-aware training): every variant "
                  "here rounds the weights as they are.")
     return notes
-
-
-def _some(results: Sequence[Result]) -> str:
-    """The names of results, the first MOST_NAMES of a longer list."""
-    if len(results) <= MOST_NAMES:
-        return named(results)
-    return joined([*(f"`{r.name}`" for r in results[:MOST_NAMES]), f"{len(results) - MOST_NAMES} more"])
 
 
 def _prompts(run: Run) -> list[str]:

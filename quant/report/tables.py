@@ -20,6 +20,11 @@ class Column:
     cell: Callable[[Result], str]
 
 
+def mib_in_16_bits(result: Result) -> float:
+    """MiB of the model's weights in 16 bits, as most models are published."""
+    return 2 * result.quality["parameters"] / MIB
+
+
 def metric_column(metric: Metric) -> Column:
     """The column of one metric; a cell is empty where the variant was not timed."""
     def cell(result: Result) -> str:
@@ -67,7 +72,7 @@ def _noise(result: Result) -> str:
 
 
 _M = {key: metric_column(metric) for key, metric in METRICS.items()}
-OF_16_BIT = Column("of 16-bit", lambda r: f"{100 * r.metrics['weights_mib'] * MIB / (2 * r.quality['parameters']):.0f} %")
+OF_16_BIT = Column("of 16-bit", lambda r: f"{100 * r.metrics['weights_mib'] / mib_in_16_bits(r):.0f} %")
 DIVERGENCE = (
     _divergence("KLD mean", "{:.4f}", "kld_mnats", "mean"), _interval("kld_mnats", "{:.4f}".format),
     _divergence("median", "{:.4f}", "kld_mnats", "median"), _divergence("99 %", "{:.2f}", "kld_mnats", "p99"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+MOST_NAMES = 4  # of a list within a sentence
+
 
 def joined(parts: Sequence[str]) -> str:
     """Join parts as in "a, b and c"."""
@@ -19,6 +21,13 @@ def code(names: Iterable[str]) -> str:
 def named(things: Iterable) -> str:
     """The names of results or variants, as code."""
     return code(thing.name for thing in things)
+
+
+def some(things: Sequence) -> str:
+    """The names of results or variants, as code; of a list longer than MOST_NAMES, the first."""
+    if len(things) <= MOST_NAMES:
+        return named(things)
+    return joined([*(f"`{thing.name}`" for thing in things[:MOST_NAMES]), f"{len(things) - MOST_NAMES} more"])
 
 
 def number(value: float, form: str) -> str:
