@@ -23,6 +23,8 @@ def rows_of_table(selected_weights: list) -> Iterator[tuple[str, str, str, str, 
 
     for selected in selected_weights:
         weight = selected.weight
+        if selected.classes:
+            yield f"{weight.module}.classes", "row classes", str(len(selected.classes)), "-", 0, len(selected.classes)
         for part in selected.parts:
             shape = selected.shape_of(part)
             before = after = math.prod(shape) * weight.stored.dtype.itemsize

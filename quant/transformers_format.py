@@ -5,6 +5,7 @@ The import registers a quantization config and a quantizer for the method "qtens
 
 from __future__ import annotations
 
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -15,7 +16,8 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from quant.errors import InputError
 from quant.model.architectures import architecture_of
 from quant.model.artifact_format import METHOD
-from quant.model.safetensors_file import read_header
+from quant.model.safetensors_file import TensorInfo, read_header, read_tensor
+from quant.nn.classes import ClassedWeight
 from quant.nn.decoding import speed_up_decoding
 from quant.nn.modules import FusedLinear, QEmbedding, QLinear, QNorm, QTiedHead, QWeight
 from quant.tensor.qtensor import layout
@@ -24,7 +26,7 @@ from quant.tensor.scheme import Scheme
 
 @register_quantization_config(METHOD)
 class QTensorConfig(QuantizationConfigMixin):
-    """schemes: fields of each scheme; modules: module -> role -> {"scheme": index or None, "ranges": rows [start, stop)}."""
+    """The `quantization_config` entry of an artifact's config.json; quant.model.artifact_format describes it."""
 
     def __init__(self, schemes: list[dict], modules: dict[str, dict], **_):
         self.quant_method = METHOD
@@ -71,7 +73,8 @@ def _quantize_module(model: nn.Module, name: str, parts: dict[str, dict], scheme
     def weight_of(part: dict, rows: int) -> QWeight:
         return QWeight((rows, *shape[1:]), schemes[part["scheme"]], dtype)
 
-    if len(parts) > 1:
+    is_classed = "class0" in parts
+    if len(parts) > 1 and not is_classed:
         linears = {}
         for role, part in parts.items():
             rows = sum(stop - start for start, stop in part["ranges"])
@@ -80,27 +83,61 @@ def _quantize_module(model: nn.Module, name: str, parts: dict[str, dict], scheme
             linears[role] = (linear, [tuple(r) for r in part["ranges"]])
         model.set_submodule(name, FusedLinear(linears, bias))
         return
-    weight = weight_of(next(iter(parts.values())), shape[0])
+    weight = _classed(name, shape, parts, schemes, dtype) if is_classed else weight_of(next(iter(parts.values())), shape[0])
     if isinstance(old, nn.Embedding):
         QEmbedding.convert(old, weight)
     else:
         model.set_submodule(name, QNorm(old, weight) if len(shape) == 1 else QLinear(weight, bias))
 
 
+def _classed(name: str, shape: tuple[int, ...], parts: dict[str, dict], schemes: list[Scheme],
+             dtype: torch.dtype) -> ClassedWeight:
+    """The weight of a module whose rows are in classes. Raises InputError unless the config's classes make up all its rows."""
+    by_number = [parts.get(f"class{number}", {}) for number in range(len(parts))]  # JSON sorts class10 before class2
+    counts, places = ([part.get(key) for part in by_number] for key in ("rows", "scheme"))
+    if len(shape) != 2 or not all(isinstance(count, int) and count > 0 for count in counts) or sum(counts) != shape[0]:
+        raise InputError(f"{name} has the classes {', '.join(parts)} with {', '.join(map(str, counts))} rows, expected class0 to "
+                         f"class{len(parts) - 1} with all rows of a matrix {list(shape)}; quantize the model again")
+    if not set(places) <= {None, *range(len(schemes))}:
+        raise InputError(f"{name} has classes of the schemes {', '.join(map(str, places))}, expected null or numbers below "
+                         f"{len(schemes)}; quantize the model again")
+    return ClassedWeight(counts, shape[1], [None if place is None else schemes[place] for place in places], dtype)
+
+
 def _check_stored(model: nn.Module, files: list[Path]) -> None:
-    """Check the headers of all files, and dtype and shape of every quantized weight's tensors, before any tensor is read.
+    """Check the headers of all files, dtype and shape of every quantized weight's tensors, and the classes of rows, before any
+    weight is read.
 
     Raises InputError, which names the first tensor that differs from the artifact's config.
     """
     stored = {name: info for file in files for name, info in read_header(file).items()}
-    weights = [(name, module) for name, module in model.named_modules() if files and isinstance(module, QWeight)]
-    for name, weight in weights:
-        for key, expected in layout(weight.shape, weight.scheme).items():
-            info = stored.get(f"{name}.{key}")
-            found = None if info is None else (info.dtype, info.shape)
-            if found != expected:
-                raise InputError(f"{name}.{key} is {_described(found)}, expected {_described(expected)} ({weight.scheme.label}); "
-                                 "quantize the model again")
+    for name, module in model.named_modules() if files else ():
+        if isinstance(module, QWeight):
+            for key, expected in layout(module.shape, module.scheme).items():
+                _check_tensor(stored, f"{name}.{key}", expected, module.scheme.label)
+        elif isinstance(module, ClassedWeight):
+            _check_classes(stored, name, module)
+
+
+def _check_tensor(stored: dict[str, TensorInfo], name: str, expected: tuple[torch.dtype, tuple[int, ...]], label: str) -> None:
+    info = stored.get(name)
+    found = None if info is None else (info.dtype, info.shape)
+    if found != expected:
+        raise InputError(f"{name} is {_described(found)}, expected {_described(expected)} ({label}); quantize the model again")
+
+
+def _check_classes(stored: dict[str, TensorInfo], name: str, weight: ClassedWeight) -> None:
+    """Check the class of every row, and the rows that are not quantized; those that are have modules of their own."""
+    for number, part in enumerate(weight.parts):
+        if not isinstance(part, QWeight):
+            info = stored.get(f"{name}.class{number}")
+            dtype = info.dtype if info and info.dtype.is_floating_point else part.dtype  # any floating dtype is converted
+            _check_tensor(stored, f"{name}.class{number}", (dtype, tuple(part.shape)), "rows without a scheme")
+    _check_tensor(stored, f"{name}.classes", (torch.uint8, weight.shape[:1]), "the class of each row")
+    counts = torch.bincount(read_tensor(stored[f"{name}.classes"]), minlength=len(weight.counts)).tolist()
+    for number, (found, expected) in enumerate(zip_longest(counts, weight.counts, fillvalue=0)):
+        if found != expected:
+            raise InputError(f"{name}.classes has {found} rows of class {number}, expected {expected}; quantize the model again")
 
 
 def _described(stored: tuple[torch.dtype, tuple[int, ...]] | None) -> str:

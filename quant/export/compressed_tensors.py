@@ -175,6 +175,9 @@ def _packed_linear(model: PreTrainedModel, name: str, parts: Mapping[str, Mappin
     except AttributeError:
         raise InputError(f"the artifact quantizes {name}, which {type(model).__name__} does not have; "
                          "the artifact and its config.json belong to different models") from None
+    if any("rows" in part for part in parts.values()):
+        raise InputError(f"{name} has {len(parts)} classes of rows, each with a scheme of its own; {FORMAT} has one scheme for a "
+                         "matrix: quantize it again without classes")
     if not isinstance(module, nn.Linear):
         raise InputError(f"{name} is a quantized {type(module).__name__}; {FORMAT} is written for linear layers only: "
                          f"{REMEDY}")

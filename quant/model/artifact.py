@@ -1,12 +1,14 @@
-"""Writes an artifact: a checkpoint quantized by a recipe, as a folder that transformers opens.
+"""Writes an artifact: a quantized checkpoint, as a folder that transformers opens.
 
 Tensors are read, quantized and written one at a time. They are named by the model's modules: `h.0.attn.c_proj.weight.codes`, or
-`h.0.attn.c_attn.q.weight.codes` where the q rows of a fused matrix have a scheme of their own.
+`h.0.attn.c_attn.q.weight.codes` where the q rows of a fused matrix have a scheme of their own, or `wte.weight.class0.codes` where
+the rows of a matrix are in classes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 
 import torch
@@ -16,35 +18,57 @@ from quant.files import atomic_folder, write_json, write_manifest
 from quant.model.artifact_format import quantization_config
 from quant.model.checkpoint import Checkpoint
 from quant.model.folder import copy_companions
-from quant.model.inventory import Inventory
+from quant.model.inventory import Inventory, Weight
 from quant.model.needs import estimate
 from quant.model.recipe import Recipe
 from quant.model.safetensors_file import TensorInfo, write_checkpoint
-from quant.model.selection import Part, Selected, select
+from quant.model.selection import Part, RowClass, Selected, select
 from quant.progress import progress
+from quant.tensor.qtensor import QTensor, quantize
 from quant.tensor.qtensor import layout as qtensor_layout
-from quant.tensor.qtensor import quantize
+
+# Quantizes a part of a weight to a QTensor of the part's scheme, given its rows [part.rows, in] in the checkpoint's dtype, which
+# are valid during the call only.
+Quantizer = Callable[[Selected, Part | RowClass, torch.Tensor], QTensor]
 
 
 def write_artifact(base: Path, recipe: Recipe, out: Path, about: Mapping | None = None,
                    tell: Callable[[str], None] = lambda _: None) -> None:
-    """Quantize the checkpoint in `base` by `recipe` into the folder `out`, which appears whole or not at all.
+    """Quantize the checkpoint in `base` by `recipe` into the folder `out`; about and tell: see `write_selected`.
 
-    about: further entries of the manifest. tell: receives one line on the memory, disk and time needed, before the work starts.
     Raises InputError, before anything is written, if the recipe does not fit the model or the artifact does not fit the disk.
     """
     checkpoint = Checkpoint(base)
     weights = select(checkpoint.inventory, recipe)
+    write_selected(checkpoint, weights, out, {**(about or {}), "scheme": recipe.scheme.label}, tell)
+
+
+def round_to_nearest(_: Selected, part: Part | RowClass, rows: torch.Tensor) -> QTensor:
+    """The quantizer of a recipe: each weight gets the nearest code."""
+    return quantize(rows, part.scheme)
+
+
+def write_selected(checkpoint: Checkpoint, weights: list[Selected], out: Path, about: Mapping | None = None,
+                   tell: Callable[[str], None] = lambda _: None, quantizer: Quantizer = round_to_nearest,
+                   replaced: Mapping[str, torch.Tensor] | None = None) -> None:
+    """Write the checkpoint, with its `weights` quantized, to the folder `out`, which appears whole or not at all.
+
+    about: further entries of the manifest. tell: receives one line on the memory, disk and time needed, before the work starts.
+    quantizer: is called for each part that has a scheme, in the order of the checkpoint. replaced: new values of weights that are
+    not quantized, such as biases, by their name in the model; they are stored in the dtype of the old ones.
+    Raises InputError, before anything is written, if a value to replace does not fit the model or the artifact not the disk.
+    """
+    values = _replacements(checkpoint.inventory, weights, replaced or {})
     layout = artifact_layout(checkpoint.inventory, weights)
     needs = estimate(checkpoint.tensors, layout, weights, out)
     needs.check(out)
     tell(str(needs))
     with atomic_folder(out) as folder:
-        write_checkpoint(folder, layout, _tensors(checkpoint, weights))
+        write_checkpoint(folder, layout, _tensors(checkpoint, weights, quantizer, values))
         config = {**checkpoint.config, "quantization_config": quantization_config(weights)}
         write_json(folder / "config.json", config)
-        copy_companions(base, folder)
-        write_manifest(folder, {**(about or {}), "scheme": recipe.scheme.label})
+        copy_companions(checkpoint.folder, folder)
+        write_manifest(folder, about or {})
 
 
 def artifact_layout(inventory: Inventory, weights: list[Selected]) -> dict[str, TensorInfo]:
@@ -56,47 +80,72 @@ def artifact_layout(inventory: Inventory, weights: list[Selected]) -> dict[str, 
     return layout
 
 
-def _tensors(checkpoint: Checkpoint, weights: list[Selected]) -> Iterator[tuple[str, torch.Tensor]]:
+def _tensors(checkpoint: Checkpoint, weights: list[Selected], quantizer: Quantizer,
+             replaced: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors of `artifact_layout`, computed one weight at a time."""
     quantized = {selected.weight.name: selected for selected in weights if selected.is_quantized}
     buffer = checkpoint.buffer()
     for weight in progress(checkpoint.inventory.weights, "quantize", size=lambda weight: weight.stored.bytes):
-        value = checkpoint.read(weight.tensor, buffer)
-        if weight.name in quantized:
-            yield from _quantized(quantized[weight.name], value)
+        if weight.name in replaced:
+            yield weight.name, replaced[weight.name]
+        elif weight.name in quantized:
+            yield from _quantized(quantized[weight.name], checkpoint.read(weight.tensor, buffer), quantizer)
         else:
-            yield weight.name, value
+            yield weight.name, checkpoint.read(weight.tensor, buffer)
 
 
 def _stored(selected: Selected) -> dict[str, TensorInfo]:
     """The tensors that store a quantized weight."""
     stored = {}
+    if selected.classes:
+        stored[f"{selected.weight.module}.weight.classes"] = TensorInfo(torch.uint8, selected.weight.shape[:1])
     for part in selected.parts:
-        name, shape = selected.name_of(part), selected.shape_of(part)
+        name, shape = selected.tensor_of(part), selected.shape_of(part)
         if part.scheme:
             for key, (dtype, size) in qtensor_layout(shape, part.scheme).items():
-                stored[f"{name}.weight.{key}"] = TensorInfo(dtype, size)
+                stored[f"{name}.{key}"] = TensorInfo(dtype, size)
         else:
-            stored[f"{name}.weight"] = TensorInfo(selected.weight.stored.dtype, shape)
+            stored[name] = TensorInfo(selected.weight.stored.dtype, shape)
     return stored
 
 
-def _quantized(selected: Selected, value: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+def _quantized(selected: Selected, value: torch.Tensor, quantizer: Quantizer) -> Iterator[tuple[str, torch.Tensor]]:
     value = value.T if selected.weight.transposed else value
+    if selected.classes:
+        yield f"{selected.weight.module}.weight.classes", selected.class_numbers
     for part in selected.parts:
-        name, rows = selected.name_of(part), _rows(selected, part, value)
+        rows = value if len(selected.parts) == 1 else value[selected.rows_of(part)]
         if part.scheme is None:
-            yield f"{name}.weight", rows
+            yield selected.tensor_of(part), rows
             continue
         try:
-            tensor = quantize(rows, part.scheme)
+            tensor = quantizer(selected, part, rows)
         except InputError as error:
-            raise InputError(f"{name}: {error}") from None
+            raise InputError(f"{selected.name_of(part)}: {error}") from None
+        if (tensor.shape, tensor.scheme) != (selected.shape_of(part), part.scheme):
+            raise ValueError(f"{selected.name_of(part)} was quantized as {tensor.scheme.label} {list(tensor.shape)}, expected "
+                             f"{part.scheme.label} {list(selected.shape_of(part))}")
         for key, stored in tensor.tensors().items():
-            yield f"{name}.weight.{key}", stored
+            yield f"{selected.tensor_of(part)}.{key}", stored
 
 
-def _rows(selected: Selected, part: Part, value: torch.Tensor) -> torch.Tensor:
-    if len(selected.parts) == 1:
-        return value
-    return torch.cat([value[start:stop] for start, stop in part.ranges])
+def _replacements(inventory: Inventory, weights: list[Selected], replaced: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The values to replace, in the dtypes in which they are stored. Raises InputError for one that does not fit the model."""
+    held: dict[str, Weight] = {weight.name: weight for weight in inventory.weights}
+    quantized = {selected.weight.name for selected in weights if selected.is_quantized}
+    values = {}
+    for name, value in replaced.items():
+        if name not in held:
+            similar = ", ".join(get_close_matches(name, held)) or ", ".join(list(held)[:3])
+            raise InputError(f"a new value is given for {name}, which the model does not have; expected one of its weights, such "
+                             f"as {similar}")
+        if name in quantized:
+            raise InputError(f"a new value is given for {name}, which is quantized; leave one of the two out")
+        stored = held[name].stored
+        if tuple(value.shape) != stored.shape:
+            raise InputError(f"the new value of {name} has shape {list(value.shape)}; expected {list(stored.shape)}")
+        values[name] = value.detach().cpu().to(stored.dtype)
+        if not torch.isfinite(values[name]).all():
+            raise InputError(f"the new value of {name} is not finite in {str(stored.dtype).removeprefix('torch.')}; expected "
+                             "finite numbers in the dtype of the checkpoint")
+    return values

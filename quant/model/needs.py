@@ -61,17 +61,28 @@ def estimate(tensors: Mapping[str, TensorInfo], layout: Mapping[str, TensorInfo]
     seconds = sum(count * _seconds_per_weight(scheme, width, count) for scheme, (count, width) in quantized.items())
     return Needs(
         reads=reads,
-        memory=memory_to_quantize(tensors, layout),
+        memory=memory_to_quantize(tensors, layout, weights),
         disk=disk,
         free_disk=shutil.disk_usage(nearest_folder(out)).free,
         seconds=seconds + (reads + disk) / DISK_RATE,
     )
 
 
-def memory_to_quantize(tensors: Mapping[str, TensorInfo], layout: Mapping[str, TensorInfo]) -> int:
-    """Peak bytes: the largest weight read, the largest result twice, and float32 chunks on every core."""
+def memory_to_quantize(tensors: Mapping[str, TensorInfo], layout: Mapping[str, TensorInfo], weights: list[Selected]) -> int:
+    """Peak bytes: the largest weight read, the largest copy of a part's rows, the largest result twice, and float32 chunks on
+    every core."""
     largest_read, largest_written = (max((info.bytes for info in infos.values()), default=0) for infos in (tensors, layout))
-    return largest_read + 2 * largest_written + INTERMEDIATES * 4 * CHUNK * torch.get_num_threads()
+    copies = (math.prod(selected.shape_of(part)) * selected.weight.stored.dtype.itemsize
+              for selected in weights if selected.is_quantized and len(selected.parts) > 1 for part in selected.parts)
+    chunks = INTERMEDIATES * 4 * CHUNK * torch.get_num_threads()
+    return largest_read + max(copies, default=0) + 2 * largest_written + chunks
+
+
+def held_bytes(layout: Mapping[str, TensorInfo], weights: list[Selected]) -> int:
+    """Bytes in memory of the weights of an artifact, which a runner holds in 32 bits unless they are quantized."""
+    quantized = {selected.tensor_of(part) for selected in weights for part in selected.parts if part.scheme}
+    return sum(info.bytes if name.rpartition(".")[0] in quantized or not info.dtype.is_floating_point else 4 * info.count
+               for name, info in layout.items())
 
 
 def _seconds_per_weight(scheme: Scheme, width: int, count: int) -> float:

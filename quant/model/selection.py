@@ -1,10 +1,12 @@
-"""Selection: applies a recipe to a model's inventory, which gives each part of each weight its scheme."""
+"""Selection: which scheme each part of each weight has, given by a recipe (select) or row by row (with_classes)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+
+import torch
 
 from quant.errors import InputError
 from quant.model.architectures import GROUPS, ROLES, Range
@@ -12,6 +14,8 @@ from quant.model.inventory import Inventory, Weight
 from quant.model.recipe import Recipe, is_role
 from quant.tensor.qtensor import layout
 from quant.tensor.scheme import Scheme
+
+MOST_CLASSES = 256  # a row's class is stored in one byte
 
 
 @dataclass(frozen=True)
@@ -33,22 +37,57 @@ class Part:
 
 
 @dataclass(frozen=True)
+class RowClass:
+    """The rows of a class, anywhere in the weight, stored together in ascending order. scheme: None leaves them unquantized."""
+
+    number: int
+    roles: tuple[str, ...]
+    rows: int
+    scheme: Scheme | None
+
+    @property
+    def name(self) -> str:
+        return f"class{self.number}"
+
+
+@dataclass(frozen=True)
 class Selected:
-    """A weight and its parts: one, or several if it is a fused matrix whose roles have different schemes."""
+    """A weight and its parts: one, or several if it is a fused matrix whose roles have different schemes, or its classes of rows.
+
+    classes: the number of each row's class, a byte each; None for a weight without classes.
+    """
 
     weight: Weight
-    parts: tuple[Part, ...]
+    parts: tuple[Part, ...] | tuple[RowClass, ...]
+    classes: bytes | None = None
 
     @property
     def is_quantized(self) -> bool:
         return any(part.scheme for part in self.parts)
 
-    def shape_of(self, part: Part) -> tuple[int, ...]:
+    @property
+    def class_numbers(self) -> torch.Tensor:
+        """The class of each row as stored in an artifact: uint8 [rows]. Only for a weight with classes."""
+        return torch.frombuffer(bytearray(self.classes), dtype=torch.uint8)
+
+    def shape_of(self, part: Part | RowClass) -> tuple[int, ...]:
         return self.weight.shape if len(self.parts) == 1 else (part.rows, *self.weight.shape[1:])
 
-    def name_of(self, part: Part) -> str:
-        """The name of a part's module: the weight's, followed by the roles if there are several parts."""
+    def rows_of(self, part: Part | RowClass) -> torch.Tensor:
+        """The part's rows of the matrix, in the order in which they are stored: int64 [part.rows]."""
+        if isinstance(part, RowClass):
+            return (self.class_numbers == part.number).nonzero().flatten()
+        return torch.cat([torch.arange(start, stop) for start, stop in part.ranges])
+
+    def name_of(self, part: Part | RowClass) -> str:
+        """The part's name in messages and tables: the module's, followed by the part's if there are several."""
         return self.weight.module if len(self.parts) == 1 else f"{self.weight.module}.{part.name}"
+
+    def tensor_of(self, part: Part | RowClass) -> str:
+        """The name of the part's tensor in an artifact; where it is quantized, its tensors have names that begin so."""
+        if isinstance(part, RowClass):
+            return f"{self.weight.module}.weight.{part.name}"
+        return f"{self.name_of(part)}.weight"
 
 
 def select(inventory: Inventory, recipe: Recipe) -> list[Selected]:
@@ -77,6 +116,38 @@ def select(inventory: Inventory, recipe: Recipe) -> list[Selected]:
         found.append(selected)
     _check_terms(recipe, matched, found)
     return found
+
+
+def with_classes(selected: Selected, classes: torch.Tensor, schemes: Sequence[Scheme | None]) -> Selected:
+    """Divide the rows of a matrix into classes, each with a scheme of its own.
+
+    classes: the class of each row, integers [rows]; schemes: of every class, None to leave its rows unquantized. Classes without
+    rows are left out and the others numbered anew; if one is left, the result is a matrix without classes.
+    Raises InputError for a vector, a matrix that has several parts already, wrong classes, or a group size that does not fit.
+    """
+    weight, name = selected.weight, selected.weight.module
+    if len(weight.shape) != 2 or len(selected.parts) != 1:
+        found = f"of shape {list(weight.shape)} in {len(selected.parts)} parts"
+        raise InputError(f"{name} is a weight {found}; classes of rows need a matrix in one part")
+    if tuple(classes.shape) != weight.shape[:1] or classes.is_floating_point():
+        raise InputError(f"{name} has classes {str(classes.dtype).removeprefix('torch.')} {list(classes.shape)}; expected an "
+                         f"integer for each of its {weight.shape[0]} rows")
+    numbers = classes.cpu().long()
+    if not 0 <= int(numbers.min()) <= int(numbers.max()) < len(schemes):
+        raise InputError(f"{name} has rows of classes {int(numbers.min())} to {int(numbers.max())}; expected 0 to "
+                         f"{len(schemes) - 1}, the classes that have a scheme")
+    held, counts = numbers.unique(return_counts=True)
+    if len(held) > MOST_CLASSES:
+        raise InputError(f"{name} has {len(held)} classes of rows; expected at most {MOST_CLASSES}")
+    (roles,) = (part.roles for part in selected.parts)
+    if len(held) == 1:
+        divided = Selected(weight, (Part(roles, ((0, weight.shape[0]),), schemes[int(held[0])]),))
+    else:
+        parts = tuple(RowClass(number, roles, rows, schemes[before])
+                      for number, (before, rows) in enumerate(zip(held.tolist(), counts.tolist(), strict=True)))
+        divided = Selected(weight, parts, bytes(torch.searchsorted(held, numbers).tolist()))
+    _check_groups(divided)
+    return divided
 
 
 def _parts(schemes: Mapping[str, Scheme | None], ranges: Mapping[str, list[Range]]) -> tuple[Part, ...]:

@@ -181,14 +181,14 @@ class BlockProgram:
             pieces = [linear]
         bias, start = linear.bias, 0
         for piece in pieces:
-            if not isinstance(piece, QLinear) or not isinstance(matmul := piece.weight.matmul(), cpu.Matmul):
+            weight = piece.weight if isinstance(piece, QLinear) else None  # may also be a weight in classes of rows
+            if not isinstance(weight, QWeight) or not isinstance(matmul := weight.matmul(), cpu.Matmul):
                 raise Unfit
-            self._versions.append((piece.weight, piece.weight.version))
+            self._versions.append((weight, weight.version))
             rows = piece.out_features
             job = matmul.job(self._address(None if bias is None else bias[start : start + rows]), then)
             filled = {loops.X: source, loops.Y: target if isinstance(target, str) else target + start}
-            if other is not None:
-                filled[loops.OTHER] = other
+            filled |= {} if other is None else {loops.OTHER: other}
             self._add(job, filled)
             start += rows
         return start

@@ -1,6 +1,11 @@
-"""Torch modules with quantized weights: linear, tied head, embedding and norm. Activations keep their dtype."""
+"""Torch modules with quantized weights: linear, tied head, embedding and norm. Activations keep their dtype.
+
+The weight of a linear, a tied head or an embedding is a QWeight, or has its rows in classes (quant.nn.classes).
+"""
 
 from __future__ import annotations
+
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -10,6 +15,20 @@ from quant.kernels import reference
 from quant.model.architectures import Range
 from quant.tensor.qtensor import QTensor, dequantize, layout
 from quant.tensor.scheme import Scheme
+
+
+class Weight(Protocol):
+    """A quantized weight [out, in] as linears, heads and embeddings use it. dtype: what callers see as `weight.dtype`."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    def multiply(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """x [..., in] -> x W^T + bias, [..., out] in x's dtype."""
+
+    def gather(self, rows: torch.Tensor) -> torch.Tensor:
+        """Dequantize some rows of the weight: int64 of any shape -> [..., in] in `dtype`."""
 
 
 class QWeight(nn.Module):
@@ -87,7 +106,7 @@ class QWeight(nn.Module):
 class QLinear(nn.Module):
     """y = x W^T + b with a quantized W [out, in]; replaces Linear and GPT-2's Conv1D."""
 
-    def __init__(self, weight: QWeight, bias: torch.Tensor | None = None):
+    def __init__(self, weight: Weight, bias: torch.Tensor | None = None):
         super().__init__()
         self.weight = weight
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach(), requires_grad=False))
@@ -115,7 +134,7 @@ class QTiedHead(nn.Module):
         self._embedding = (embedding,)  # in a tuple, so that torch does not register it a second time
 
     @property
-    def weight(self) -> QWeight:
+    def weight(self) -> Weight:
         return self._embedding[0].weight
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -151,7 +170,7 @@ class QEmbedding(nn.Embedding):
     """An embedding that gathers codes and dequantizes only the rows it is asked for."""
 
     @classmethod
-    def convert(cls, embedding: nn.Embedding, weight: QWeight) -> None:
+    def convert(cls, embedding: nn.Embedding, weight: Weight) -> None:
         """Turn an embedding into a quantized one in place.
 
         A model's own subclass (Gemma scales the rows, OPT shifts the positions) keeps its methods: this class

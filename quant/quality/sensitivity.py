@@ -79,7 +79,7 @@ def quantized(model: torch.nn.Module, checkpoint: Checkpoint, weights: list[Sele
             rows, values = _rows_of(model, selected.weight), _stored_rows(checkpoint, selected.weight)
             for part in selected.parts:
                 if part.scheme:
-                    index = torch.cat([torch.arange(start, stop) for start, stop in part.ranges])
+                    index = selected.rows_of(part)
                     try:
                         rows[index] = dequantize(quantize(values[index], part.scheme)).to(rows)
                     except InputError as error:

@@ -17,7 +17,8 @@ from quant.report.style import GRIDS, INK, OWN_TABLE, QUIET, in_style, legend_of
 from quant.report.subsets import equal_grids, grid_of, quantized
 from quant.report.weight_figures import draw_error_against_bits, draw_error_map, draw_histogram
 
-STORAGE = ("codes", "scales", "zeros", "codebook", "blocks", "floats")  # parts of the size breakdown, in the order of the bars
+# Parts of the size breakdown, in the order of the bars.
+STORAGE = ("codes", "scales", "zeros", "codebook", "classes", "blocks", "floats")
 GROUPS = ("attention", "mlp", "embedding", "head", "norm", "other")
 
 

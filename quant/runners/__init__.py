@@ -22,8 +22,8 @@ class StoredTensor:
     """A tensor of weights in memory, or a part of one.
 
     roles: of quant.model.architectures, several for a fused or tied weight. part: codes, scales (including scales of scales),
-    zeros, codebook, floats (weights that are not quantized), or blocks (a GGUF type of unknown layout, codes and scales
-    together). dtype: of torch, or a type of GGUF.
+    zeros, codebook, classes (of rows, which have a scheme each), floats (weights that are not quantized), or blocks (a GGUF type
+    of unknown layout, codes and scales together). dtype: of torch, or a type of GGUF.
     """
 
     name: str

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -27,19 +26,20 @@ def _build(base: Path, prepared: Path, values: Mapping, out: Path, tell: Tell) -
 
 
 def _sizes(inventory, folder: Path, values: Mapping) -> Sizes:
-    from quant.model.artifact import artifact_layout
-    from quant.model.needs import memory_to_quantize
     from quant.model.selection import select
 
-    weights = select(inventory, recipe_of(values))
+    return sizes_of(inventory, select(inventory, recipe_of(values)))
+
+
+def sizes_of(inventory, weights: list) -> Sizes:
+    """Predicted bytes of an artifact with these selected weights."""
+    from quant.model.artifact import artifact_layout
+    from quant.model.needs import held_bytes, memory_to_quantize
+
     layout = artifact_layout(inventory, weights)
     stored = {weight.name: weight.stored for weight in inventory.weights}
-    held = 0
-    quantized = {f"{selected.name_of(part)}.weight" for selected in weights for part in selected.parts if part.scheme}
-    for name, info in layout.items():
-        is_stored_code = name.rpartition(".")[0] in quantized
-        held += info.bytes if is_stored_code else 4 * math.prod(info.shape)  # a runner holds the rest in 32 bits
-    return Sizes(sum(info.bytes for info in layout.values()), held, memory_to_quantize(stored, layout))
+    file_bytes = sum(info.bytes for info in layout.values())
+    return Sizes(file_bytes, held_bytes(layout, weights), memory_to_quantize(stored, layout, weights))
 
 
 METHOD = Method(

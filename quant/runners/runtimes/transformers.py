@@ -101,7 +101,7 @@ def import_libraries(folder: Path) -> None:
 def _part(name: str, parameter: torch.Tensor) -> str:
     """Part of a stored tensor: by its name in this project's artifacts (quant.tensor.qtensor.layout), elsewhere by its dtype."""
     last = name.rpartition(".")[2]
-    if last in ("codes", "zeros"):
+    if last in ("codes", "zeros", "classes"):
         return last
     if last == "scales" or last.startswith("scale_"):
         return "scales"
