@@ -134,7 +134,8 @@ def _check_classes(stored: dict[str, TensorInfo], name: str, weight: ClassedWeig
             dtype = info.dtype if info and info.dtype.is_floating_point else part.dtype  # any floating dtype is converted
             _check_tensor(stored, f"{name}.class{number}", (dtype, tuple(part.shape)), "rows without a scheme")
     _check_tensor(stored, f"{name}.classes", (torch.uint8, weight.shape[:1]), "the class of each row")
-    counts = torch.bincount(read_tensor(stored[f"{name}.classes"]), minlength=len(weight.counts)).tolist()
+    with torch.device("cpu"):  # transformers builds the model on the meta device
+        counts = torch.bincount(read_tensor(stored[f"{name}.classes"]), minlength=len(weight.counts)).tolist()
     for number, (found, expected) in enumerate(zip_longest(counts, weight.counts, fillvalue=0)):
         if found != expected:
             raise InputError(f"{name}.classes has {found} rows of class {number}, expected {expected}; quantize the model again")

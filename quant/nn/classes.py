@@ -32,9 +32,10 @@ class ClassedWeight(nn.Module):
             setattr(self, f"class{number}", part)
 
     @property
-    def parts(self) -> list[QWeight | nn.Parameter]:
-        """The weight of each class."""
-        return [getattr(self, f"class{number}") for number in range(len(self.counts))]
+    def parts(self) -> list[QWeight | torch.Tensor]:
+        """The weight of each class; tensors without gradients, as transformers makes every floating parameter trainable."""
+        parts = (getattr(self, f"class{number}") for number in range(len(self.counts)))
+        return [part if isinstance(part, QWeight) else part.detach() for part in parts]
 
     def multiply(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """x [..., in] -> x W^T + bias, [..., out] in x's dtype, class by class by the kernels of their weights."""
