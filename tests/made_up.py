@@ -181,7 +181,7 @@ def _part(kind, name, kld):
 
 
 SENSITIVITY = {
-    "scheme": {"bits": 4, "group_size": 64}, "note": None, "tokens": 2000,
+    "scheme": {"bits": 4, "group_size": 64}, "tokens": 2000,
     "parts": [_part("all", "all", 3.0), _part("role", "q", 2.0), _part("role", "up", 1.0), _part("block", "0", 1.2),
               _part("block", "1", 1.5)],
 }  # fmt: skip
@@ -201,7 +201,7 @@ WEIGHTS = {
     "map": {"scheme": "int4 row", "roles": ["q", "up", "embedding"], "weights": 1000, "sampled": 500, "cells": [
         *({"block": block, "role": role, "error_pct": 12.0 + block} for block in (0, 1) for role in ("q", "up")),
         {"block": None, "role": "embedding", "error_pct": 13.0}]},
-    "schemes": {"weights": 1000, "sampled": 500, "left_out": [128], "points": [
+    "schemes": {"weights": 1000, "sampled": 500, "points": [
         *(_point("linear", bits, 160 / 2**bits) for bits in range(2, 9)), _point("nf4", 4, 9.0), _point("fp4", 4, 12.0),
         _point("nf4", 4, 9.1, "double"), _point("linear", 4, 9.5, "clipped")]},
     "histogram": {"module": "h.0.mlp.up", "group_size": 64, "sampled": 4096, "share_pct": [1.25] * 80, "kurtosis": 3.0, "grids": {

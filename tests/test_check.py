@@ -207,10 +207,10 @@ def test_a_header_on_the_hub_that_is_none_is_one_line(hub, hub_client, make_mode
 
 
 def test_a_wrong_row_is_its_own_obstacle(make_model):
-    rows = {"odd": {"method": "quant", "group_size": 7}, "bnb": {"method": "bitsandbytes", "type": "int4"},
+    rows = {"odd": {"method": "quant", "blocks": [7]}, "bnb": {"method": "bitsandbytes", "type": "int4"},
             "right": {"method": "quant"}, "none": {"method": "nope"}, "number": 5, "bare": {"bits": 4}}
     found = predicted(make_model("gpt2"), **rows)
-    assert "group_size 7 does not divide the 64 columns" in found["odd"].obstacle and found["right"].obstacle is None
+    assert "blocks names 7" in found["odd"].obstacle and found["right"].obstacle is None
     assert "bitsandbytes type is 'int4'; expected one of int8, fp4, nf4" in found["bnb"].obstacle
     assert "method is 'nope'; expected one of bitsandbytes" in found["none"].obstacle
     assert "is 5; expected a row with a method" in found["number"].obstacle

@@ -26,7 +26,7 @@ from quant.training.tokenizer import make_tokenizer
 PROTOCOL = ScoringProtocol(context=32, stride=32)
 CORPUS = Corpus("x", tuple(f"the board of naïve traders said {n} shares rose {'more ' * (n % 5)}" for n in range(40)))
 RECIPES = {"rtn8": Recipe(Scheme(8, 64)), "rtn2": Recipe(Scheme(2, 32), include=("*",), exclude=("norm",)),
-           "odd": Recipe(Scheme(4, 48))}
+           "odd": Recipe(Scheme(4), blocks=(9,))}
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_a_row_for_the_model_as_found_and_for_each_recipe(relatives, measured):
 def test_a_recipe_that_does_not_fit_is_a_row_with_its_reason(measured):
     for found in measured.values():
         refused = found["rows"][-1]
-        assert set(refused) == {"variant", "refused"} and "group_size 48 does not divide the " in refused["refused"]
+        assert set(refused) == {"variant", "refused"} and "blocks names 9" in refused["refused"]
 
 
 def test_models_with_different_tokenizers_compare_on_the_same_blocks(measured):

@@ -75,8 +75,7 @@ CAPTIONS = [  # a figure, a run, and what the caption must show: names, numbers,
     ("latency", {"nf4": {"noisy": True}}, ["Shorter is better", "(!) marks", "trusted: `nf4`"]),
     ("latency", {}, ["No timing varied"]),
     ("divergence", {"nf4": {"kld_mnats": 2.0}}, ["`nf4` has the largest mean (2 mnat)", "80 mnat"]),
-    ("error-bits", {}, ["divides the error by 2.00", "9.0 % as NF4, 10.0 % as INT4, 12.0 % as FP4", "500 of 1,000",
-                        "groups of 128"]),
+    ("error-bits", {}, ["divides the error by 2.00", "9.0 % as NF4, 10.0 % as INT4, 12.0 % as FP4", "500 of 1,000"]),
     ("error-map", {}, ["`int4 row`", "13.0 % for `q` of block 1"]),
     ("histogram", {}, ["`h.0.mlp.up`", "group of 64", "3.90 by NF4, 3.60 by FP4, 3.40 by INT4", "INT4 5, NF4 5 and FP4 5"]),
 ]  # fmt: skip
@@ -151,10 +150,12 @@ def test_a_grid_for_normal_weights_loses_on_even_ones():
     assert points["nf4", 4, 64] > points["linear", 4, 64]
 
 
-def test_group_sizes_that_do_not_fit_are_left_out_and_told():
+def test_rows_that_end_with_a_shorter_group_are_measured_at_every_group_size():
     odd = Sample("a", "up", 0, 768, torch.randn(8, 96))
-    data = error_of_schemes([odd])
-    assert data["left_out"] == [128, 64] and {p["group_size"] for p in data["points"]} == {"row", 32}
+    points = {p["group_size"]: p for p in error_of_schemes([odd])["points"] if p["label"].startswith("int4") and
+              p["kind"] == "plain"}
+    assert {size: p["bits_per_weight"] for size, p in points.items()} == {
+        size: pytest.approx(4 + 32 * scales / 96, abs=1e-4) for size, scales in (("row", 1), (128, 1), (64, 2), (32, 3))}
 
 
 def test_the_map_counts_weights_of_one_place_together(normal):

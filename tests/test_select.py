@@ -78,7 +78,6 @@ def test_a_tied_head_goes_with_the_embedding(make_model, architecture, tied):
     ({"blocks": ["a-b"]}, "blocks holds 'a-b'; expected a number or a range"),
     ({"include": "attention"}, "include is 'attention'; expected a list"),
     ({"bitz": 4}, "unknown recipe key 'bitz'; known: bits, blocks, codebook"),
-    ({"group_size": 48}, r"transformer\.h\.0\.attn\.c_attn: group_size 48 does not divide the 64 columns"),
     ({"schemes": {"moe": {}}}, "schemes names 'moe'; expected a role"),
 ])  # fmt: skip
 def test_a_recipe_that_does_not_fit_is_refused(make_model, values, message):

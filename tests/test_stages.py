@@ -80,7 +80,6 @@ def test_wrong_parameters_are_refused_before_any_work(workspace, sections, words
 
 
 @pytest.mark.parametrize(("row", "words"), [
-    ({"group_size": 7}, ["quantize whole: transformer.", "group_size 7 does not divide the 64 columns"]),
     ({"include": ["transformer.x.*"]}, ["'transformer.x.*' selects nothing"]),
     ({"blocks": [7]}, ["blocks names 7; the model's blocks are 0 to 1"]),
 ])  # fmt: skip

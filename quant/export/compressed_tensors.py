@@ -1,13 +1,15 @@
 """Writes an artifact as compressed-tensors' `pack-quantized`, which transformers opens and vLLM serves.
 
-Codes and scales are rearranged, never recomputed. The weight [out, in] of a linear layer becomes
+Codes, scales and whole zeros are rearranged, never recomputed. The weight [out, in] of a linear layer becomes
 
-    weight_packed  int32 [out, words]    the bytes of quant.tensor.packing, each row padded to whole 32-bit words
-    weight_scale   [out, groups]         in the dtype it has in the artifact
-    weight_shape   int64 [2]             out, in
+    weight_packed      int32 [out, words]     the bytes of quant.tensor.packing, each row padded to whole 32-bit words
+    weight_scale       [out, groups]          in the dtype it has in the artifact; float32 where that has int8 times float16
+    weight_zero_point  int32 [words, groups]  of asymmetric schemes: each column packed as a row of codes is
+    weight_shape       int64 [2]              out, in
 
-A code c means c - 2^(bits-1) in both formats. The scale of a whole tensor is repeated for every row, because vLLM reads one
-per row ("channel") or per group only; this also covers fused matrices whose roles have a scale each.
+A code c means c - 2^(bits-1) in both formats, and so does a whole zero. Both formats have all 2^bits levels, and scales may be
+negative. The scale of a whole tensor is repeated for every row, because vLLM reads one per row ("channel") or per group only;
+this also covers fused matrices whose roles have a scale each.
 Format: https://github.com/vllm-project/compressed-tensors, compressors/pack_quantized.
 """
 
@@ -16,9 +18,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.functional import pad
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from quant.errors import InputError
@@ -29,13 +33,23 @@ from quant.model.checkpoint import Checkpoint
 from quant.model.folder import copy_companions
 from quant.model.safetensors_file import TensorInfo, write_checkpoint
 from quant.progress import progress
-from quant.tensor.packing import row_bytes
+from quant.tensor.packing import pack, row_bytes, unpack
+from quant.tensor.qtensor import QTensor
 from quant.tensor.qtensor import layout as qtensor_layout
 from quant.tensor.scheme import Scheme
 
 FORMAT = "pack-quantized"
 BITS = (4, 8)  # vLLM has kernels for these
 REMEDY = "quantize it again with include: [attention, mlp]"
+
+
+class Packing(NamedTuple):
+    """What must be equal for all rows of a matrix. group_size: None for one scale per row."""
+
+    bits: int
+    group_size: int | None
+    symmetric: bool
+    scale_dtype: torch.dtype
 
 
 @dataclass(frozen=True)
@@ -52,10 +66,16 @@ class Rows:
         return {f"{self.name}.weight.{key}": TensorInfo(dtype, shape) for key, (dtype, shape) in stored.items()}
 
     @property
-    def packing(self) -> tuple[int, int | None, torch.dtype]:
-        """Bits, group size (None: one scale per row) and dtype of the scales: these must be equal for all rows of a matrix."""
+    def packing(self) -> Packing:
         size = self.scheme.group_size if isinstance(self.scheme.group_size, int) else None
-        return self.scheme.bits, size, getattr(torch, self.scheme.scale_dtype)
+        # an 8-bit number times one of float16 has at most 18 significant bits
+        dtype = torch.float32 if self.scheme.scale_dtype == "int8" else getattr(torch, self.scheme.scale_dtype)
+        return Packing(self.scheme.bits, size, self.scheme.symmetric, dtype)
+
+    def read(self, checkpoint: Checkpoint, columns: int) -> QTensor:
+        """The stored rows, as a matrix."""
+        stored = {name.rpartition(".")[2]: checkpoint.read(name) for name in self.layout(columns)}
+        return QTensor.from_tensors(stored, (len(stored["codes"]), columns), self.scheme)
 
 
 @dataclass(frozen=True)
@@ -67,32 +87,36 @@ class PackedLinear:
     parts: tuple[Rows, ...]
 
     def layout(self) -> dict[str, TensorInfo]:
-        bits, group_size, scale_dtype = self.parts[0].packing
+        packing = self.parts[0].packing
         rows, columns = self.shape
-        words = -(-row_bytes(columns, bits) // 4)
-        return {
-            f"{self.module}.weight_packed": TensorInfo(torch.int32, (rows, words)),
-            f"{self.module}.weight_scale": TensorInfo(scale_dtype, (rows, columns // (group_size or columns))),
-            f"{self.module}.weight_shape": TensorInfo(torch.int64, (2,)),
+        groups = columns // (packing.group_size or columns)
+        stored = {
+            "packed": TensorInfo(torch.int32, (rows, _words(columns, packing.bits))),
+            "scale": TensorInfo(packing.scale_dtype, (rows, groups)),
+            "shape": TensorInfo(torch.int64, (2,)),
         }
+        if not packing.symmetric:
+            stored["zero_point"] = TensorInfo(torch.int32, (_words(rows, packing.bits), groups))
+        return {f"{self.module}.weight_{name}": info for name, info in stored.items()}
 
     def tensors(self, checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:
         """The tensors of `layout`, from the artifact's codes and scales."""
-        (packed_name, packed_info), (scale_name, scale_info), (shape_name, _) = self.layout().items()
-        packed = torch.zeros((packed_info.shape[0], packed_info.shape[1] * 4), dtype=torch.uint8)
-        scale = torch.empty(scale_info.shape, dtype=scale_info.dtype)
+        packing, (count, columns) = self.parts[0].packing, self.shape
+        codes = torch.zeros((count, row_bytes(columns, packing.bits)), dtype=torch.uint8)
+        scale = torch.empty((count, columns // (packing.group_size or columns)), dtype=packing.scale_dtype)
+        zeros = torch.zeros(scale.shape, dtype=torch.uint8)
         for part in self.parts:
-            codes = checkpoint.read(f"{part.name}.weight.codes")
-            scales = checkpoint.read(f"{part.name}.weight.scales").expand(len(codes), -1)
-            first = 0
-            for start, stop in part.ranges:
-                rows = slice(first, first + stop - start)
-                packed[start:stop, : codes.shape[1]] = codes[rows]
-                scale[start:stop] = scales[rows]
-                first = rows.stop
-        yield packed_name, packed.view(torch.int32)
-        yield scale_name, scale
-        yield shape_name, torch.tensor(self.shape)
+            stored = part.read(checkpoint, columns)
+            rows = torch.cat([torch.arange(start, stop) for start, stop in part.ranges])
+            codes[rows] = stored.codes
+            scale[rows] = stored.scales.rows(slice(None)).to(scale.dtype).expand(len(rows), -1)
+            if stored.zeros is not None:
+                zeros[rows] = unpack(stored.zeros, packing.bits, scale.shape[1]).expand(len(rows), -1)
+        yield f"{self.module}.weight_packed", _as_words(codes)
+        yield f"{self.module}.weight_scale", scale
+        yield f"{self.module}.weight_shape", torch.tensor(self.shape)
+        if not packing.symmetric:
+            yield f"{self.module}.weight_zero_point", _as_words(pack(zeros.T, packing.bits)).T.contiguous()
 
 
 def write(artifact: Path, folder: Path) -> None:
@@ -128,9 +152,9 @@ def write(artifact: Path, folder: Path) -> None:
 
 def quantization_config(model: PreTrainedModel, linears: list[PackedLinear]) -> dict:
     """The config that compressed-tensors reads: groups of layers by full name, and the layers left in floating point."""
-    groups: dict[tuple[int, int | None], list[str]] = {}
+    groups: dict[tuple[int, int | None, bool], list[str]] = {}
     for linear in linears:
-        groups.setdefault(linear.parts[0].packing[:2], []).append(linear.module)
+        groups.setdefault(linear.parts[0].packing[:3], []).append(linear.module)
     packed = {linear.module for linear in linears}
     return {
         "quant_method": "compressed-tensors",
@@ -143,7 +167,7 @@ def quantization_config(model: PreTrainedModel, linears: list[PackedLinear]) -> 
                 "weights": {
                     "num_bits": bits,
                     "type": "int",
-                    "symmetric": True,
+                    "symmetric": symmetric,
                     "strategy": "group" if group_size else "channel",
                     "group_size": group_size,
                     "dynamic": False,
@@ -151,7 +175,7 @@ def quantization_config(model: PreTrainedModel, linears: list[PackedLinear]) -> 
                 "input_activations": None,
                 "output_activations": None,
             }
-            for i, ((bits, group_size), targets) in enumerate(groups.items())
+            for i, ((bits, group_size, symmetric), targets) in enumerate(groups.items())
         },
         "ignore": [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name not in packed],
     }
@@ -187,7 +211,7 @@ def _packed_linear(model: PreTrainedModel, name: str, parts: Mapping[str, Mappin
             raise InputError(f"{name} is one matrix of {', '.join(parts)}, and {role} stays in float; {FORMAT} has one scheme "
                              f"for a matrix: {REMEDY}")
         scheme = schemes[part["scheme"]]
-        _check_scheme(name, scheme)
+        _check_scheme(name, scheme, module.in_features)
         rows.append(Rows(name if len(parts) == 1 else f"{name}.{role}", tuple(map(tuple, part["ranges"])), scheme))
     if len({part.packing for part in rows}) > 1:
         labels = ", ".join(f"{role} {part.scheme.label}" for role, part in zip(parts, rows, strict=True))
@@ -200,16 +224,32 @@ def _packed_linear(model: PreTrainedModel, name: str, parts: Mapping[str, Mappin
     return PackedLinear(name, (module.out_features, module.in_features), tuple(rows))
 
 
-def _check_scheme(name: str, scheme: Scheme) -> None:
+def _words(count: int, bits: int) -> int:
+    """32-bit words of a row of codes."""
+    return -(-row_bytes(count, bits) // 4)
+
+
+def _as_words(codes: torch.Tensor) -> torch.Tensor:
+    """uint8 [rows, bytes] -> int32 [rows, words], each row padded with zeros."""
+    return pad(codes, (0, -codes.shape[1] % 4)).view(torch.int32)
+
+
+def _check_scheme(name: str, scheme: Scheme, columns: int) -> None:
     """Raise InputError unless codes and scales of this scheme have the same meaning in the format."""
     if scheme.codebook != "linear":
         raise InputError(f"{name} is {scheme.label}, a table of values; {FORMAT} has only equal steps: "
                          "quantize it again with codebook: linear")
     if scheme.bits not in BITS:
         raise InputError(f"{name} is {scheme.label}; {FORMAT} is served at 4 and 8 bits only: quantize it again at one of them")
-    if not scheme.symmetric:
+    if not scheme.symmetric and scheme.zeros == "real":
         raise InputError(f"{name} is {scheme.label}: the value of its code 0 is a real number, and a zero point of {FORMAT} is "
-                         "a whole one; quantize it again with symmetric: true")
+                         "a whole one; quantize it again with zeros: whole, or symmetric: true")
+    if scheme.double_quant:
+        raise InputError(f"{name} is {scheme.label}: scales of 8 bits in blocks have no counterpart in {FORMAT}; quantize it "
+                         "again with double_quant: false")
+    if isinstance(scheme.group_size, int) and columns % scheme.group_size:
+        raise InputError(f"{name} is {scheme.label}, and its rows of {columns} end with a shorter group; {FORMAT} has whole "
+                         "groups only: quantize it again with a group_size that divides the rows, or row")
 
 
 def _order(checkpoint: Checkpoint, model: PreTrainedModel, linears: list[PackedLinear]) -> list[str | PackedLinear]:
@@ -222,8 +262,6 @@ def _order(checkpoint: Checkpoint, model: PreTrainedModel, linears: list[PackedL
         for part in linear.parts:
             for tensor, info in part.layout(linear.shape[1]).items():
                 found = checkpoint.tensors.get(tensor)
-                if tensor.rpartition(".")[2] not in ("codes", "scales"):
-                    raise InputError(f"{tensor} has no counterpart in {FORMAT}: quantize it again with plain scales")
                 if found is None or (found.dtype, found.shape) != (info.dtype, info.shape):
                     raise InputError(f"{tensor} is {_described(found)}, expected {_described(info)}; quantize the model again")
                 linear_of[tensor] = linear

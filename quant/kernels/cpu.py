@@ -27,13 +27,12 @@ _MULTIPLY_ROW, _MULTIPLY_ROWS, _DECODE = (loop.address for loop in (loops.multip
 
 
 class Matmul:
-    """x W^T + b for one weight. The constructor widens the scales to float32; the codes are used in place."""
+    """x W^T + b for one weight. The constructor widens scales and zeros to float32; the codes are used in place."""
 
     def __init__(self, weight: QTensor):
         bits, grid = weight.scheme.bits, grid_of(weight.scheme)
         self.rows, self.columns = weight.shape
-        scales = weight.scales.rows(slice(None)).float()
-        zeros = None if weight.zeros is None else weight.zeros.float()
+        scales, zeros = weight.groups.scale_values(), weight.groups.zero_values()
         if isinstance(grid, LinearGrid):
             middle = 2 ** (bits - 1)
             decoder, values = loops.EQUAL_STEPS, torch.arange(2**bits, dtype=torch.float32) - middle
@@ -47,12 +46,12 @@ class Matmul:
         zeros = None if zeros is None else zeros.expand(self.rows, -1).contiguous()
         lookup_planes = values[:16].view(torch.uint8).view(-1, 4).T.repeat(1, 2).contiguous()
         self._held = codes, scales, zeros, values, lookup_planes  # kept alive: a job has only their addresses
-        groups = scales.shape[1]
-        self._is_blocked = decoder != loops.ANY_TABLE and self.columns // groups % BLOCK == 0
+        groups, size = scales.shape[1], weight.scheme.columns_per_group(self.columns)
+        self._is_blocked = decoder != loops.ANY_TABLE and size % BLOCK == 0 and groups * size == self.columns
         self._row_bytes = [0 if tensor is None else tensor.stride(0) * tensor.element_size() for tensor in self._held[:3]]
         addresses = [0 if tensor is None else tensor.data_ptr() for tensor in self._held]
         height = max(1, min(PART_BYTES // codes.shape[1], self.rows // LEAST_PARTS))
-        sizes = self.rows, self.columns, groups, codes.shape[1], bits, decoder, height
+        sizes = self.rows, self.columns, groups, size, codes.shape[1], bits, decoder, height
         self._job = bytes(threads.Job(*[0] * CODES, *addresses, *sizes))
 
     def __call__(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

@@ -67,7 +67,7 @@ FLOAT32_TILES = {  # without tensor cores; twice the bytes
 
 
 class Matmul:
-    """x W^T + b for one weight. The constructor expands double-quantized scales; everything else is used in place."""
+    """x W^T + b for one weight. The constructor expands quantized scales and whole zeros; everything else is used in place."""
 
     def __init__(self, weight: QTensor):
         scheme, grid = weight.scheme, grid_of(weight.scheme)
@@ -75,11 +75,12 @@ class Matmul:
         self.rows, self.columns = weight.shape
         self.codes = weight.codes.contiguous()
         self.scales = weight.scales.rows(slice(None)).contiguous()  # [out, groups], or [1, 1]
-        self.zeros = None if weight.zeros is None else weight.zeros.contiguous()
+        zeros = weight.groups.zero_values() if scheme.zeros == "whole" else weight.zeros
+        self.zeros = None if zeros is None else zeros.contiguous()
         is_linear = isinstance(grid, LinearGrid)
         self.table = None if is_linear else pad(grid.values, (0, 2**scheme.bits - len(grid.values))).to(self.codes.device)
         scale_rows, groups = self.scales.shape
-        size = self.columns // groups
+        size = scheme.columns_per_group(self.columns)
         self.scale_stride = 0 if scale_rows == 1 else groups
         self.constants = {
             "GROUP": 0 if groups == 1 else size,

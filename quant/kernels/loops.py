@@ -15,8 +15,8 @@ from quant.kernels.threads import FIRST, claim, compiled_loop, finish, pointer
 from quant.kernels.vectors import BLOCK, HAS_SHUFFLE, block_decode, equal_steps, looked_up, row_dot, spread_halves
 
 # Places in a job of quant.kernels.threads: addresses (0: none), and sizes.
-(X, Y, BIAS, OTHER, THEN, GATHERED, COUNT, CODES, SCALES, ZEROS, VALUES, LOOKUP_PLANES, ROWS, COLUMNS, GROUPS, ROW_BYTES, BITS,
- DECODER, HEIGHT, FIELDS) = range(FIRST, FIRST + 20)
+(X, Y, BIAS, OTHER, THEN, GATHERED, COUNT, CODES, SCALES, ZEROS, VALUES, LOOKUP_PLANES, ROWS, COLUMNS, GROUPS, GROUP_SIZE,
+ ROW_BYTES, BITS, DECODER, HEIGHT, FIELDS) = range(FIRST, FIRST + 21)
 # THEN: the epilogue of an output; ADD and MULTIPLY take the same element of another vector (OTHER).
 NOTHING, ADD, MULTIPLY, GELU, SILU = range(5)
 # DECODER: codes are equal steps counted from the middle code, or indices into a table of 16 values or of another size.
@@ -174,22 +174,25 @@ def _dot(a, b):  # float32 [columns], float32 [columns] -> float32
 
 @njit(nogil=True, fastmath=_FAST)
 def _decode_row(job, row, out):  # int64 [FIELDS], int64, float32 [columns]
-    """Decode one row of a job's weight."""
+    """Decode one row of a job's weight: by blocks, as far as its groups are whole blocks; the rest code by code."""
     columns, groups, bits, row_bytes = job[COLUMNS], job[GROUPS], job[BITS], job[ROW_BYTES]
     codes = carray(pointer(job[CODES] + row * row_bytes), row_bytes, numpy.uint8)
     scales = carray(pointer(job[SCALES] + 4 * row * groups), groups, numpy.float32)
     zeros = carray(pointer(job[ZEROS] + 4 * row * groups), groups if job[ZEROS] else 0, numpy.float32)
-    size, decoder = columns // groups, job[DECODER]
+    size, decoder, first = job[GROUP_SIZE], job[DECODER], 0  # first: number of the first group to decode code by code
     if size % BLOCK == 0 and (decoder == EQUAL_STEPS or (decoder == TABLE_OF_16 and HAS_SHUFFLE)):
         lookup_planes, blocks = carray(pointer(job[LOOKUP_PLANES]), 128, numpy.uint8), size // BLOCK
-        for group in range(groups):
+        first = columns // size
+        for group in range(first):
             zero = zeros[group] if len(zeros) else float32(0)
             for block in range(group * blocks, (group + 1) * blocks):
                 if decoder == TABLE_OF_16:
                     _decode_shuffled(codes, out, lookup_planes, block, scales[group], zero)
                 else:
                     _decode_steps(bits, codes, out, lookup_planes, block, scales[group], zero)
-        return
+        if first == groups:
+            return
+        codes, out, columns = codes[first * size * bits // 8 :], out[first * size :], columns - first * size
     values = carray(pointer(job[VALUES]), 1 << bits, numpy.float32)
     if bits == 8:
         for j in range(columns):
@@ -209,10 +212,10 @@ def _decode_row(job, row, out):  # int64 [FIELDS], int64, float32 [columns]
             some = out[8 * eight : 8 * eight + 8]
             for i in range(len(some)):
                 some[i] = values[(word >> (bits * i)) & mask]
-    for group in range(groups):
-        part, scale = out[group * size : (group + 1) * size], scales[group]
+    for group in range(first, groups):
+        part, scale = out[(group - first) * size : (group - first + 1) * size], scales[group]
         zero = zeros[group] if len(zeros) else float32(0)
-        for j in range(size):
+        for j in range(len(part)):
             part[j] = part[j] * scale + zero
 
 

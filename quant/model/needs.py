@@ -15,7 +15,8 @@ from quant.errors import InputError
 from quant.files import nearest_folder
 from quant.model.safetensors_file import TensorInfo
 from quant.model.selection import Selected
-from quant.tensor.qtensor import CHUNK, quantize
+from quant.tensor.groups import CHUNK
+from quant.tensor.qtensor import quantize
 from quant.tensor.scheme import Scheme
 
 DISK_RATE = 10**9  # bytes a second read and written; assumed, because the disk cache hides the real rate

@@ -93,7 +93,7 @@ class Selected:
 def select(inventory: Inventory, recipe: Recipe) -> list[Selected]:
     """Every weight of the model except biases, with the scheme that the recipe gives each of its parts.
 
-    Raises InputError for a term that matches nothing, an empty selection, or a group size that does not divide a chosen weight.
+    Raises InputError for a term that matches nothing, an empty selection, or a chosen weight that is not a matrix or a vector.
     """
     matched: set[str] = set()
     blocks = recipe.block_numbers
@@ -112,7 +112,7 @@ def select(inventory: Inventory, recipe: Recipe) -> list[Selected]:
             is_chosen = included and not excluded and (blocks is None or weight.block in blocks)
             schemes[role] = recipe.scheme_for(roles) if is_chosen else None
         selected = Selected(weight, _parts(schemes, inventory.rows(weight)))
-        _check_groups(selected)
+        _check_shapes(selected)
         found.append(selected)
     _check_terms(recipe, matched, found)
     return found
@@ -172,7 +172,7 @@ def _matches(terms: tuple[str, ...], name: str, roles: set[str], matched: set[st
     return bool(hits)
 
 
-def _check_groups(selected: Selected) -> None:
+def _check_shapes(selected: Selected) -> None:
     for part in selected.parts:
         if part.scheme:
             try:

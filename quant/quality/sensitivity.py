@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -50,15 +50,14 @@ def measure_sensitivity(base: Path, corpus: Corpus, protocol: ScoringProtocol, d
     reference: the folder that `evaluate_base` wrote.
     """
     checkpoint, tokens = Checkpoint(base), tokenize(corpus, base, protocol)
-    scheme, note = _that_fits(plan.scheme, checkpoint.inventory)
     expected, model = predictions_of_base(base, tokens, protocol, device, reference), open_model(base, protocol, device)
     found = []
-    for part in progress(parts(checkpoint.inventory, scheme), "sensitivity"):
+    for part in progress(parts(checkpoint.inventory, plan.scheme), "sensitivity"):
         weights = [selected for selected in select(checkpoint.inventory, part.recipe) if selected.is_quantized]
         with quantized(model.model, checkpoint, weights):
             scores = score(ModelPredictions(model), expected, tokens, protocol, plan.windows)
         found.append({"kind": part.kind, "name": part.name, "weights": sum(map(_count, weights)), **_distance(scores)})
-    return {"scheme": scheme.to_dict(), "note": note, "tokens": len(scores), "parts": found}
+    return {"scheme": plan.scheme.to_dict(), "tokens": len(scores), "parts": found}
 
 
 def parts(inventory: Inventory, scheme: Scheme) -> list[Part]:
@@ -110,14 +109,3 @@ def _distance(scores: Scores) -> dict:
     kld = mean_kld(Blocks.cut(scores.places, scores.nll, scores.kld, scores.top1))
     return significant({"kld_mnats": kld.value, "interval": [kld.low, kld.high],
                         "ppl_change_pct": summarize(scores)["ppl_change_pct"]})
-
-
-def _that_fits(scheme: Scheme, inventory: Inventory) -> tuple[Scheme, str | None]:
-    """The scheme, and None; or, where its groups do not divide a row of the model, one scale per row, and a note that says so."""
-    size = scheme.group_size
-    chosen = [weight for weight in inventory.weights if not weight.is_bias and set(weight.roles) & set(QUANTIZED_ALONE)]
-    for weight in chosen if isinstance(size, int) else ():
-        if weight.shape[1] % size:
-            return replace(scheme, group_size="row"), (f"groups of {size} do not divide the {weight.shape[1]} columns of "
-                                                       f"{weight.module}; every row has one scale instead")
-    return scheme, None

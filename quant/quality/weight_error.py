@@ -93,17 +93,15 @@ def error_map(chosen: Iterable[Sample]) -> dict:
 def error_of_schemes(chosen: Sequence[Sample]) -> dict:
     """Bits per weight, scales included, and error of every width, grid and group size on the same numbers.
 
-    A group size that does not divide all rows is left out, so that all points cover the same numbers. kind: plain, double
-    (quantized scales) or clipped (least squared error).
+    kind: plain, double (quantized scales) or clipped (least squared error).
     """
     widths = {sample.values.shape[1] for sample in chosen}
     rows = [torch.cat([s.values for s in chosen if s.values.shape[1] == width]) for width in sorted(widths)]  # scales are by row
-    sizes = [size for size in GROUP_SIZES if size == "row" or all(width % size == 0 for width in widths)]
-    fine, count, squared = 64 if 64 in sizes else "row", sum(values.numel() for values in rows), sum(map(_squares, rows))
-    schemes = [("plain", Scheme(bits=bits, group_size=size)) for size in sizes for bits in range(2, 9)]
-    schemes += [("plain", Scheme(book.bits, size, codebook=name)) for size in sizes for name, book in CODEBOOKS.items()]
-    schemes += [("double", Scheme(4, fine, codebook=name, double_quant=True)) for name in FOUR_BITS]
-    schemes += [("clipped", Scheme(bits=bits, group_size=fine, fit="mse")) for bits in range(2, 6)]
+    count, squared = sum(values.numel() for values in rows), sum(map(_squares, rows))
+    schemes = [("plain", Scheme(bits=bits, group_size=size)) for size in GROUP_SIZES for bits in range(2, 9)]
+    schemes += [("plain", Scheme(book.bits, size, codebook=name)) for size in GROUP_SIZES for name, book in CODEBOOKS.items()]
+    schemes += [("double", Scheme(4, 64, codebook=name, double_quant=True)) for name in FOUR_BITS]
+    schemes += [("clipped", Scheme(bits=bits, group_size=64, fit="mse")) for bits in range(2, 6)]
     points = []
     for kind, scheme in schemes:
         squared_error = stored = 0.0
@@ -116,8 +114,7 @@ def error_of_schemes(chosen: Sequence[Sample]) -> dict:
             "group_size": scheme.group_size, "bits_per_weight": round(8 * stored / count, 4),
             "error_pct": _percent(squared_error, squared),
         })
-    return {"points": points, "left_out": [size for size in GROUP_SIZES if size not in sizes],
-            "weights": sum(sample.weights for sample in chosen), "sampled": count}
+    return {"points": points, "weights": sum(sample.weights for sample in chosen), "sampled": count}
 
 
 def histogram(sample: Sample) -> dict:

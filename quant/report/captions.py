@@ -128,12 +128,9 @@ def error_bits(run: Run) -> str:
     factor = (points[LINEAR, 4, group] / points[LINEAR, 8, group]) ** 0.25
     four = sorted((points[name, 4, group], label_of(name, 4)) for name in GRIDS if (name, 4, group) in points)
     errors = ", ".join(f"{error:.1f} % as {name}" for error, name in four)
-    left = ""
-    if data["left_out"]:
-        left = f" Left out, since they do not divide every row: groups of {joined([str(each) for each in data['left_out']])}."
     return (f"Lower left is better. From 4 to 8 bits, each further bit divides the error by {factor:.2f}. With {scale(group)}, "
             f"the error at 4 bits is {errors}. Scales are 32-bit unless quantized too. Measured on the weights of attention "
-            f"and feed-forward layers: {_sampled(data)}.{left}")
+            f"and feed-forward layers: {_sampled(data)}.")
 
 
 def error_map(run: Run) -> str:

@@ -56,10 +56,6 @@ def skipped(run: Run) -> list[str]:
     again = [r for r in run.timed if r.speed["attempts"] > 1 and r not in noisy]
     if again:
         notes.append(f"The first timings of {some(again)}: they varied too much and were repeated; reports/speed keeps both.")
-    weights = run.weights["schemes"]
-    if weights["left_out"]:
-        sizes = joined([str(size) for size in weights["left_out"]])
-        notes.append(f"Groups of {sizes} in the figure of error against bits: they do not divide every row of this model.")
     if run.base.speed["generation"]["prompt"] is None:
         notes.append("The prompt of the sample texts: it comes from licensed text that may not be passed on.")
     notes.append("Methods that need calibration data or training (GPTQ [4], AWQ, quantization-aware training): every variant "

@@ -8,8 +8,6 @@ types use all codes, by mapping the weight of largest magnitude, sign included, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
 from quant.tensor.grids import Grid
@@ -25,18 +23,18 @@ def scheme_of(name: str) -> Scheme:
 
 
 def choose_range(
-    blocks: Sequence[torch.Tensor], low: torch.Tensor, high: torch.Tensor, _: Grid, scheme: Scheme
+    blocks: torch.Tensor, low: torch.Tensor, high: torch.Tensor, scheme: Scheme
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Span, and zero where asymmetric, of blocks [rows, groups, 32], float32; see quant.tensor.scales."""
-    return _RANGES[scheme.bits, scheme.symmetric](blocks[0].float(), low, high)
+    """Span, and zero where asymmetric, of blocks [rows, groups, n], float32; see quant.tensor.scales."""
+    return _RANGES[scheme.bits, scheme.symmetric](blocks, low, high)
 
 
-def store_scales(
-    span: torch.Tensor, zeros: torch.Tensor | None, grid: Grid, _: Scheme
+def steps_of(
+    span: torch.Tensor, zeros: torch.Tensor | None, grid: Grid
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-    """Scales in float16; zeros and inverse scales in float32, because codes are computed with the unrounded values."""
+    """Scales, zeros and inverse scales, float32: codes are computed with them before they are rounded to float16."""
     scales = span / grid.limit
-    return scales.to(torch.float16), zeros, torch.where(scales == 0, 0.0, 1 / scales)
+    return scales, zeros, torch.where(scales == 0, 0.0, 1 / scales)
 
 
 def _from_lowest(_: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -24,6 +24,8 @@ def to_bytes(tensor: QTensor) -> torch.Tensor:
     """The blocks of a weight [rows, columns] of a ggml scheme, uint8 [rows, bytes of a row]."""
     if tensor.scheme.fit != "ggml":
         raise InputError(f"a weight in {tensor.scheme.label} has no blocks of ggml; expected fit ggml")
+    if tensor.shape[-1] % BLOCK:
+        raise InputError(f"a row of {tensor.shape[-1]} weights is not whole blocks of ggml; expected a multiple of {BLOCK}")
     bits = tensor.scheme.bits
     codes = unpack(tensor.codes, bits, tensor.shape[-1]).reshape(-1, BLOCK)
     parts = [_bytes(tensor.scales.rows(slice(None)))] + ([] if tensor.zeros is None else [_bytes(tensor.zeros)])

@@ -21,7 +21,7 @@ from quant.tensor.scheme import Scheme
 class LinearGrid:
     """Equal steps: code c stands for c - offset, and codes run from `lowest` to `highest`.
 
-    A symmetric grid leaves code 0 unused, so that it has as many steps below zero as above.
+    A narrow symmetric grid leaves code 0 unused, so that it has as many steps below zero as above.
     """
 
     lowest: int
@@ -41,6 +41,14 @@ class LinearGrid:
         return codes.to(torch.float32).sub_(self.offset)
 
 
+class FullGrid(LinearGrid):
+    """All codes around zero: the scale, which has a sign, maps a weight, sign included, onto the lowest value."""
+
+    @property
+    def limit(self) -> float:
+        return float(self.lowest - self.offset)
+
+
 class HalvesUpGrid(LinearGrid):
     """The steps of ggml's Q4_1 and Q5_1: halves go up."""
 
@@ -49,12 +57,8 @@ class HalvesUpGrid(LinearGrid):
         return steps.clamp(self.lowest, self.highest).to(torch.uint8)
 
 
-class SignedLimitGrid(HalvesUpGrid):
-    """The steps of ggml's Q4_0 and Q5_0: the scale maps a weight, sign included, onto the lowest value."""
-
-    @property
-    def limit(self) -> float:
-        return float(self.lowest - self.offset)
+class FullHalvesUpGrid(HalvesUpGrid, FullGrid):
+    """The steps of ggml's Q4_0 and Q5_0."""
 
 
 class HalvesAwayGrid(LinearGrid):
@@ -92,12 +96,14 @@ Grid = LinearGrid | TableGrid
 
 @cache
 def grid_of(scheme: Scheme) -> Grid:
-    """The grid of a scheme. Linear: codes 1 to 2^b - 1 around 2^(b-1) if symmetric, 0 to 2^b - 1 if not; with fit ggml, code 0 is
-    allowed in symmetric grids too."""
+    """The grid of a scheme. Linear: codes 0 to 2^b - 1, around 2^(b-1) if symmetric; code 0 is left out of narrow symmetric
+    grids, except in those of ggml."""
     if not scheme.is_linear:
         return TableGrid(scheme.codebook if isinstance(scheme.codebook, tuple) else CODEBOOKS[scheme.codebook].values)
     highest, offset = 2**scheme.bits - 1, 2 ** (scheme.bits - 1) if scheme.symmetric else 0
     if scheme.fit == "ggml":
-        kind = HalvesAwayGrid if scheme.bits == 8 else SignedLimitGrid if scheme.symmetric else HalvesUpGrid
+        kind = HalvesAwayGrid if scheme.bits == 8 else FullHalvesUpGrid if scheme.symmetric else HalvesUpGrid
         return kind(0, highest, offset)
+    if scheme.levels == "full":
+        return FullGrid(0, highest, offset)
     return LinearGrid(1 if scheme.symmetric else 0, highest, offset)

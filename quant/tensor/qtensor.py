@@ -2,45 +2,48 @@
 
     weight[row, column] is about  grid[code] * scale + zero
 
-with one scale (and, if asymmetric, one zero: the value of code 0) per group. Quantizing takes four steps, the same for every
-width, grid and grouping, since a grouping is only a view of the matrix as blocks (Scheme.scale_shape):
+with one scale (and, if asymmetric, one zero) per group. Quantizing takes four steps, the same for every width, grid and
+grouping, since a grouping is only a view of the matrix as blocks (groups.blocks_of):
 
     1 choose the range    scales.py     FITS[scheme.fit].choose_range
-    2 store the scales    scales.py     FITS[scheme.fit].store_scales
+    2 store the scales    groups.py     store_groups
     3 round to codes      rounding.py   nearest
     4 pack                packing.py    pack
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 
 from quant.errors import InputError
-from quant.tensor.double_quant import DoubleQuantized
+from quant.tensor import groups
 from quant.tensor.grids import grid_of
+from quant.tensor.groups import Groups, Scales, blocks_of, chunks_of, fit_groups, of_blocks, scales_kind
 from quant.tensor.packing import pack, row_bytes, unpack
 from quant.tensor.parallel import over_cores
 from quant.tensor.rounding import nearest
-from quant.tensor.scales import FITS, PlainScales, dtype_of, extremes, rows_of
+from quant.tensor.scales import Steps, rows_of
 from quant.tensor.scheme import Scheme
-
-CHUNK = 2**20  # weights quantized at a time, which bounds the memory of the intermediates
 
 
 @dataclass(frozen=True)
 class QTensor:
-    """codes: uint8 [rows, row_bytes], see packing; scales, and zeros in the scheme's dtype: [rows, groups] or, per tensor,
-    [1, 1]. zeros is None for symmetric schemes. shape is that of the weight; one dimension counts as one row."""
+    """codes: uint8 [rows, row_bytes], see packing; scales and zeros: see groups.Groups. shape is that of the weight; one
+    dimension counts as one row."""
 
     codes: torch.Tensor
-    scales: PlainScales | DoubleQuantized
+    scales: Scales
     zeros: torch.Tensor | None
     shape: tuple[int, ...]
     scheme: Scheme
+
+    @property
+    def groups(self) -> Groups:
+        """Its scales and zeros."""
+        return Groups(self.scales, self.zeros, self.scheme)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The tensors to store, by name, as `layout` describes them."""
@@ -50,62 +53,57 @@ class QTensor:
     def from_tensors(cls, tensors: dict[str, torch.Tensor], shape: tuple[int, ...], scheme: Scheme) -> QTensor:
         """The inverse of `tensors`."""
         scales = {name: tensor for name, tensor in tensors.items() if name not in ("codes", "zeros")}
-        return cls(tensors["codes"], _scales_kind(scheme)(**scales), tensors.get("zeros"), shape, scheme)
+        return cls(tensors["codes"], scales_kind(scheme)(**scales), tensors.get("zeros"), shape, scheme)
 
     def dequantize_rows(self, index: slice | torch.Tensor) -> torch.Tensor:
         """Dequantize some rows of the weight, as a matrix, to float32 [n, columns]."""
         columns = matrix_shape(self.shape)[1]
         values = grid_of(self.scheme).decode(unpack(self.codes[index], self.scheme.bits, columns))
-        scales = self.scales.rows(index).float()
-        blocks = values.view(len(values), scales.shape[1], -1).mul_(scales.unsqueeze(-1))  # [n, groups, weights of a group]
-        if self.zeros is not None:
-            blocks.add_(rows_of(self.zeros, index).float().unsqueeze(-1))
+        blocks = blocks_of(values, self.scheme)  # views of the values
+        scales, zeros = self.groups.scale_values(index), self.groups.zero_values(index)
+        for block, scale, zero in zip(blocks, of_blocks(scales, blocks), of_blocks(zeros, blocks), strict=True):
+            block.mul_(scale.unsqueeze(-1))
+            if zero is not None:
+                block.add_(zero.unsqueeze(-1))
         return values
 
 
 def layout(shape: tuple[int, ...], scheme: Scheme) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-    """dtype and shape of each stored tensor of a weight of this shape, known without the weight.
-
-    Raises InputError if the group size does not divide the row.
-    """
+    """dtype and shape of each stored tensor of a weight of this shape, known without the weight."""
     rows, columns = matrix_shape(shape)
-    scale_shape, dtype = scheme.scale_shape(rows, columns), dtype_of(scheme)
-    zeros = {} if scheme.symmetric else {"zeros": (dtype, scale_shape)}
-    codes = {"codes": (torch.uint8, (rows, row_bytes(columns, scheme.bits)))}
-    return codes | _scales_kind(scheme).layout(scale_shape, dtype) | zeros
+    return {"codes": (torch.uint8, (rows, row_bytes(columns, scheme.bits)))} | groups.layout(rows, columns, scheme)
 
 
-def quantize(weight: torch.Tensor, scheme: Scheme) -> QTensor:
+def quantize(weight: torch.Tensor, scheme: Scheme, importance: torch.Tensor | None = None) -> QTensor:
     """Quantize a weight of one or two dimensions and any floating dtype.
 
-    Each weight gets the nearest code under its group's scale and zero, which the scheme's fit chooses. A group of zeros
-    gets scale 0 and stays zero. Double quantization rounds the scales after the codes are chosen, as QLoRA does.
-    Raises InputError for NaN, infinity, a scale its dtype can't hold, or a group size that does not divide the row.
+    Each weight gets the nearest code under its group's scale and zero, which the scheme's fit chooses; importance: see
+    groups.choose_groups. A group of zeros gets scale 0 and stays zero.
+    Raises InputError for NaN, infinity, or a scale its dtype can't hold.
     """
     matrix = weight.reshape(matrix_shape(weight.shape))
-    scale_rows, _ = scheme.scale_shape(*matrix.shape)
-    chunks = matrix.split(max(1, CHUNK // matrix.shape[1]))
-    together = [[chunk] for chunk in chunks] if scale_rows == len(matrix) else [chunks]  # chunks that share their scales
-    parts = over_cores(partial(_quantize_chunks, scheme=scheme), together)
-    codes, scales, zeros = (None if part[0] is None else torch.cat(part) for part in zip(*parts, strict=True))
-    return QTensor(codes, _scales_kind(scheme).of(scales), zeros, tuple(weight.shape), scheme)
+    chosen, steps = fit_groups(matrix, scheme, importance)  # 1, 2
+    chunks = chunks_of(matrix)
+    rows = [slice(i * len(chunks[0]), i * len(chunks[0]) + len(chunk)) for i, chunk in enumerate(chunks)]
+    packed = over_cores(partial(_packed_codes, steps=steps, scheme=scheme), list(zip(chunks, rows, strict=True)))  # 3, 4
+    return QTensor(torch.cat(packed), chosen.scales, chosen.zeros, tuple(weight.shape), scheme)
 
 
-def _quantize_chunks(
-    chunks: Sequence[torch.Tensor], scheme: Scheme
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Packed codes, scales and zeros of the rows of some chunks, which share one scale if they are several."""
-    grid, fit = grid_of(scheme), FITS[scheme.fit]
-    blocks = [chunk.reshape(*scheme.scale_shape(*chunk.shape), -1) for chunk in chunks]  # [outer, groups, weights of a group]
-    low, high = extremes(blocks)
-    span, zeros = fit.choose_range(blocks, low, high, grid, scheme)  # 1
-    scales, zeros, inverses = fit.store_scales(span, zeros, grid, scheme)  # 2
-    if not torch.isfinite(scales).all():
-        raise InputError(f"a scale exceeds {scheme.scale_dtype}: the weights reach from {float(low.min()):g} to "
-                         f"{float(high.max()):g}; expected smaller weights or scale_dtype float32")
-    codes = [nearest(block.float(), inverses, zeros, grid) for block in blocks]  # 3
-    packed = torch.cat([pack(part.view(chunk.shape), scheme.bits) for part, chunk in zip(codes, chunks, strict=True)])  # 4
-    return packed, scales, None if zeros is None else zeros.to(dtype_of(scheme))
+def assemble(codes: torch.Tensor, chosen: Groups, shape: tuple[int, ...], scheme: Scheme) -> QTensor:
+    """The weight of this shape with these codes, uint8 [rows, columns], one to a byte."""
+    packed = over_cores(partial(pack, bits=scheme.bits), chunks_of(codes.reshape(matrix_shape(shape))))
+    return QTensor(torch.cat(packed), chosen.scales, chosen.zeros, tuple(shape), scheme)
+
+
+def _packed_codes(chunk: tuple[torch.Tensor, slice], steps: Steps, scheme: Scheme) -> torch.Tensor:
+    """Round and pack some rows of the matrix; chunk: the rows and where they are."""
+    matrix, rows = chunk
+    blocks, grid = blocks_of(matrix, scheme), grid_of(scheme)
+    inverses = of_blocks(rows_of(steps.inverses, rows), blocks)
+    zeros = of_blocks(None if steps.zeros is None else rows_of(steps.zeros, rows), blocks)
+    codes = [nearest(block.float(), *of_block, grid).reshape(len(matrix), -1)
+             for block, *of_block in zip(blocks, inverses, zeros, strict=True)]
+    return pack(codes[0] if len(codes) == 1 else torch.cat(codes, dim=1), scheme.bits)
 
 
 def dequantize(tensor: QTensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -118,7 +116,3 @@ def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
     if len(shape) not in (1, 2) or 0 in shape:
         raise InputError(f"a weight of shape {list(shape)} can't be quantized; expected one or two dimensions, none of them 0")
     return (1, shape[0]) if len(shape) == 1 else (shape[0], shape[1])
-
-
-def _scales_kind(scheme: Scheme) -> type[PlainScales] | type[DoubleQuantized]:
-    return DoubleQuantized if scheme.double_quant else PlainScales

@@ -1,9 +1,8 @@
-"""Steps 1 and 2 of quantizing: choose each group's range, and store it as a scale and a zero.
+"""Steps 1 and 2 of quantizing: choose each group's range, and the scale and zero that it is stored as.
 
 A range is a span and, if the scheme is asymmetric, a zero. The span is scale * grid.limit: unclipped, the largest magnitude of a
-symmetric group, or highest minus lowest weight of an asymmetric one. The zero is the value of code 0. Blocks are tensors [outer,
-groups, n], pieces of one weight that share their scales; there are several only where the whole tensor shares one scale. Spans,
-zeros and scales are [outer, groups].
+symmetric group (with its sign, for full levels), or highest minus lowest weight of an asymmetric one. The zero is the value of
+code 0. Spans, zeros and scales are [outer, groups].
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ from quant.tensor.grids import Grid
 from quant.tensor.rounding import nearest
 from quant.tensor.scheme import Scheme
 
-Blocks = Sequence[torch.Tensor]
 Range = tuple[torch.Tensor, torch.Tensor | None]  # span, and zero where asymmetric; float32
 
 SHRINKS = tuple(1 - 0.02 * i for i in range(36))  # the clipped ranges that "mse" tries, relative to the whole one: 1 to 0.3
@@ -53,74 +51,137 @@ def rows_of(parameters: torch.Tensor, index: slice | torch.Tensor) -> torch.Tens
 
 
 def dtype_of(scheme: Scheme) -> torch.dtype:
-    """The dtype in which a scheme stores scales (unless they are quantized too) and zeros."""
-    return getattr(torch, scheme.scale_dtype)
+    """The dtype in which a scheme stores scales (unless they are quantized too) and zeros (unless they are whole)."""
+    return torch.float16 if scheme.scale_dtype == "int8" else getattr(torch, scheme.scale_dtype)
 
 
-def extremes(blocks: Blocks) -> tuple[torch.Tensor, torch.Tensor]:
-    """The lowest and the highest weight of each group, float32. Raises InputError for NaN or infinity."""
-    low, high = blocks[0].amin(-1), blocks[0].amax(-1)
-    for block in blocks[1:]:
-        low, high = torch.minimum(low, block.amin(-1)), torch.maximum(high, block.amax(-1))
-    low, high = low.float(), high.float()
-    if not (torch.isfinite(low).all() and torch.isfinite(high).all()):
-        raise InputError("the weight holds NaN or infinity; expected finite numbers, so fetch the model again")
-    return low, high
+class Blocks(NamedTuple):
+    """The weights of some groups. weights: tensors [outer, groups, n], pieces of one weight that share their scales; there are
+    several only where the whole tensor shares one scale. importance: float32 tensors that can be broadcast to them, or None.
+    low, high: the extreme weights of each group, float32 [outer, groups]."""
+
+    weights: Sequence[torch.Tensor]
+    importance: Sequence[torch.Tensor] | None
+    low: torch.Tensor
+    high: torch.Tensor
+
+    @classmethod
+    def of(cls, weights: Sequence[torch.Tensor], importance: Sequence[torch.Tensor] | None = None) -> Blocks:
+        """Find the extremes. Raises InputError for NaN or infinity."""
+        low, high = weights[0].amin(-1), weights[0].amax(-1)
+        for block in weights[1:]:
+            low, high = torch.minimum(low, block.amin(-1)), torch.maximum(high, block.amax(-1))
+        low, high = low.float(), high.float()
+        if not (torch.isfinite(low).all() and torch.isfinite(high).all()):
+            raise InputError("the weight holds NaN or infinity; expected finite numbers, so fetch the model again")
+        return cls(weights, importance, low, high)
+
+    @property
+    def absmax(self) -> torch.Tensor:
+        return torch.maximum(self.low.abs(), self.high.abs())
+
+    @property
+    def signed_largest(self) -> torch.Tensor:
+        """The weight of largest magnitude with its sign; of two, the negative one."""
+        return torch.where(self.high > self.low.neg(), self.high, self.low)
 
 
-def store_scales(span: torch.Tensor, zeros: torch.Tensor | None, grid: Grid, scheme: Scheme) -> tuple[torch.Tensor, ...]:
-    """Scales and zeros in the scheme's dtype, and the inverse scales, float32, for rounding to codes.
+class Steps(NamedTuple):
+    """What codes are computed with, float32 [outer, groups]: scales, zeros (values of code 0) or None, inverses (1 / scale)."""
+
+    scales: torch.Tensor
+    zeros: torch.Tensor | None
+    inverses: torch.Tensor
+
+
+def steps_of(span: torch.Tensor, zeros: torch.Tensor | None, grid: Grid, scheme: Scheme) -> Steps:
+    """Scales and zeros as they will be read, but for scales that are quantized themselves: these need those of other groups.
 
     With float32 scales the inverse is limit / span (as in bitsandbytes and LLM.int8()); with coarser dtypes it is 1 / the stored
     scale. A scale below the smallest normal float32 number is stored as 0 and its group as zeros, because processors differ in
     how they treat subnormal numbers.
     """
-    dtype = dtype_of(scheme)
     scales = span / grid.limit
-    scales = torch.where(scales < torch.finfo(torch.float32).tiny, 0.0, scales).to(dtype)
-    inverses = grid.limit / span if dtype == torch.float32 else 1 / scales.float()
+    scales = torch.where(scales.abs() < torch.finfo(torch.float32).tiny, 0.0, scales)
+    if scheme.scale_dtype in ("float32", "int8"):
+        inverses = grid.limit / span
+    else:
+        scales = scales.to(dtype_of(scheme)).float()
+        inverses = 1 / scales
     inverses = torch.where(scales == 0, 0.0, inverses)
-    return scales, None if zeros is None else zeros.to(dtype), inverses
+    if scheme.zeros == "whole":
+        zeros = -whole_zeros(zeros, scales, scheme) * scales
+    elif zeros is not None:
+        zeros = zeros.to(dtype_of(scheme)).float()
+    return Steps(scales, zeros, inverses)
 
 
-def whole_range(_: Blocks, low: torch.Tensor, high: torch.Tensor, __: Grid, scheme: Scheme) -> Range:
-    """Clip no weight: symmetric, up to the largest magnitude; asymmetric, from the lowest weight to the highest."""
-    if scheme.symmetric:
-        return torch.maximum(low.abs(), high.abs()), None
+def whole_zeros(zeros: torch.Tensor, scales: torch.Tensor, scheme: Scheme) -> torch.Tensor:
+    """The codes nearest to the weight 0, float32, where code 0 stands for about `zeros`; 0 for a scale of 0."""
+    codes = torch.where(scales == 0, 0.0, -zeros / scales)
+    return codes.round().clamp_(0, 2**scheme.bits - 1)
+
+
+def whole_range(blocks: Blocks, _: Grid, scheme: Scheme) -> Range:
+    """Clip no weight: symmetric, up to the largest magnitude; asymmetric, from the lowest weight to the highest.
+
+    The range of whole zeros holds 0. Of full levels, weights opposite to the largest magnitude may be clipped by up to a step.
+    """
+    if scheme.levels == "full":
+        return blocks.signed_largest, None
+    return (blocks.absmax, None) if scheme.symmetric else _between(blocks.low, blocks.high, scheme)
+
+
+def _between(low: torch.Tensor, high: torch.Tensor, scheme: Scheme) -> Range:
+    if scheme.zeros == "whole":
+        low, high = low.clamp(max=0), high.clamp(min=0)
+        return high - low, low
     zeros = low.to(dtype_of(scheme)).float()  # as stored, so that the steps start where they will be read
     return (high - zeros).clamp_(min=0), zeros
 
 
-def least_squares(blocks: Blocks, low: torch.Tensor, high: torch.Tensor, grid: Grid, scheme: Scheme) -> Range:
-    """Per group, the range clipped by one of SHRINKS with the smallest sum of squared errors; of equal sums, the widest range."""
-    width = high - low
+def least_squares(blocks: Blocks, grid: Grid, scheme: Scheme) -> Range:
+    """Per group, the range clipped by one of SHRINKS with the smallest sum of squared errors, each times its importance; of equal
+    sums, the widest range.
+
+    Full levels are searched with both signs of the scale, first the whole range and then all scales that narrow levels would
+    try: the additional level never adds error. A range with a whole zero is clipped in proportion at both ends.
+    """
 
     def candidates() -> Iterable[Range]:
+        if scheme.levels == "full":
+            yield whole_range(blocks, grid, scheme)
         for shrink in SHRINKS:
-            if scheme.symmetric:
-                yield torch.maximum(low.abs(), high.abs()) * shrink, None
+            if scheme.levels == "full":
+                span = blocks.absmax * shrink / (-grid.limit - 1) * grid.limit  # -limit - 1: the limit of narrow levels
+                yield span, None
+                yield -span, None
+            elif scheme.symmetric:
+                yield blocks.absmax * shrink, None
+            elif scheme.zeros == "whole":
+                yield _between(blocks.low * shrink, blocks.high * shrink, scheme)
             else:
-                clipped = width * ((1 - shrink) / 2)  # at both ends
-                yield whole_range(blocks, low + clipped, high - clipped, grid, scheme)
+                clipped = (blocks.high - blocks.low) * ((1 - shrink) / 2)  # at both ends
+                yield _between(blocks.low + clipped, blocks.high - clipped, scheme)
 
-    return _best(candidates(), blocks, grid, scheme, torch.Tensor.square_)
+    return _best(candidates(), blocks, grid, scheme, torch.Tensor.square_, blocks.importance)
 
 
-def half_quadratic(blocks: Blocks, low: torch.Tensor, high: torch.Tensor, grid: Grid, scheme: Scheme) -> Range:
+def half_quadratic(blocks: Blocks, grid: Grid, scheme: Scheme) -> Range:
     """HQQ (Badri & Shaji 2023): keeps the scales of the whole range and moves the zeros to reduce the l_0.7 norm of the error.
 
     Each step splits the error into a sparse part, found by shrinkage, and a rest whose mean corrects the zero. Of all steps, the
     zero with the smallest sum of absolute errors is taken.
     """
-    span, zeros = whole_range(blocks, low, high, grid, scheme)
-    count = sum(block.shape[-1] for block in blocks)
+    span, zeros = whole_range(blocks, grid, scheme)
+    count = sum(block.shape[-1] for block in blocks.weights)
 
     def candidates() -> Iterable[Range]:
         current, beta = zeros, HQQ_BETA
         for _ in range(HQQ_STEPS):
             yield span, current
             correction = torch.zeros(span.shape, dtype=torch.float64)
-            for block in blocks:
+            for block in blocks.weights:
                 error = _error(block, span, current, grid, scheme)
                 size = error.abs()
                 outliers = error.sign() * (size - size.pow(HQQ_NORM - 1) / beta).clamp_(min=0)
@@ -132,28 +193,35 @@ def half_quadratic(blocks: Blocks, low: torch.Tensor, high: torch.Tensor, grid: 
 
 
 class Fit(NamedTuple):
-    """How the ranges of a scheme are found and stored: the first two steps of quantizing."""
+    """How the ranges of a scheme are found, and the scales and zeros with which codes are computed."""
 
-    choose_range: Callable[[Blocks, torch.Tensor, torch.Tensor, Grid, Scheme], Range]
-    store_scales: Callable[[torch.Tensor, torch.Tensor | None, Grid, Scheme], tuple[torch.Tensor, ...]] = store_scales
+    choose_range: Callable[[Blocks, Grid, Scheme], Range]
+    steps_of: Callable[[torch.Tensor, torch.Tensor | None, Grid, Scheme], tuple] = steps_of
 
 
 FITS = {  # by a scheme's `fit`; quant.tensor.scheme.FITS has the names
     "range": Fit(whole_range),
     "mse": Fit(least_squares),
     "hqq": Fit(half_quadratic),
-    "ggml": Fit(ggml.choose_range, ggml.store_scales),
+    "ggml": Fit(
+        lambda blocks, _, scheme: ggml.choose_range(blocks.weights[0].float(), blocks.low, blocks.high, scheme),
+        lambda span, zeros, grid, _: Steps(*ggml.steps_of(span, zeros, grid)),
+    ),
 }
 
 
-def _best(candidates: Iterable[Range], blocks: Blocks, grid: Grid, scheme: Scheme, loss: Callable) -> Range:
-    """Per group, the first of the candidates with the smallest sum of losses.
+def _best(candidates: Iterable[Range], blocks: Blocks, grid: Grid, scheme: Scheme, loss: Callable,
+          importance: Sequence[torch.Tensor] | None = None) -> Range:
+    """Per group, the first of the candidates with the smallest sum of losses, each times its importance.
 
     Sums are float64, so that the choice does not depend on the order in which a processor adds.
     """
     best = best_span = best_zeros = None
     for span, zeros in candidates:
-        total = sum(loss(_error(block, span, zeros, grid, scheme)).sum(-1, dtype=torch.float64) for block in blocks)
+        total = 0
+        for i, block in enumerate(blocks.weights):
+            losses = loss(_error(block, span, zeros, grid, scheme))
+            total = total + (losses if importance is None else losses * importance[i]).sum(-1, dtype=torch.float64)
         if best is None:
             best, best_span, best_zeros = total, span, zeros
             continue
@@ -167,6 +235,6 @@ def _best(candidates: Iterable[Range], blocks: Blocks, grid: Grid, scheme: Schem
 def _error(block: torch.Tensor, span: torch.Tensor, zeros: torch.Tensor | None, grid: Grid, scheme: Scheme) -> torch.Tensor:
     """Weight minus the value of its code, float32 [outer, groups, n]."""
     block = block.float()
-    scales, zeros, inverses = store_scales(span, zeros, grid, scheme)
-    values = grid.decode(nearest(block, inverses, zeros, grid)) * scales.float().unsqueeze(-1)
-    return block - (values if zeros is None else values + zeros.float().unsqueeze(-1))
+    scales, zeros, inverses = steps_of(span, zeros, grid, scheme)
+    values = grid.decode(nearest(block, inverses, zeros, grid)) * scales.unsqueeze(-1)
+    return block - (values if zeros is None else values + zeros.unsqueeze(-1))

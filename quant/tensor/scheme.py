@@ -9,7 +9,9 @@ from quant.config import check_choice, is_whole, known_keys
 from quant.errors import InputError
 from quant.tensor.codebooks import CODEBOOKS, LINEAR, NAMES
 
-SCALE_DTYPES = ("float32", "float16", "bfloat16")
+SCALE_DTYPES = ("float32", "float16", "bfloat16", "int8")
+LEVELS = ("narrow", "full")
+ZEROS = ("real", "whole")
 FITS = ("range", "mse", "hqq", "ggml")  # quant.tensor.scales has a Fit for each
 GGML_TYPES = {"Q4_0": (4, True), "Q4_1": (4, False), "Q5_0": (5, True), "Q5_1": (5, False), "Q8_0": (8, True)}
 
@@ -17,13 +19,17 @@ GGML_TYPES = {"Q4_0": (4, True), "Q4_1": (4, False), "Q5_0": (5, True), "Q5_1": 
 @dataclass(frozen=True)
 class Scheme:
     """bits: width of a code, 2 to 8.
-    group_size: which weights share a scale: "tensor", "row" (one output channel) or a number of weights of a row.
-    symmetric: codes around zero; otherwise every group also stores the value of its code 0.
+    group_size: which weights share a scale: "tensor", "row" (one output channel) or a number of weights of a row; the last
+    group of a row is shorter where the number does not divide it.
+    symmetric: codes around zero; otherwise every group also stores a zero.
     codebook: "linear" steps, the 16 values of "nf4" (QLoRA) or "fp4" (bitsandbytes' E2M1), or any table of numbers.
-    scale_dtype: "float32", "float16" or "bfloat16".
+    scale_dtype: "float32", "float16", "bfloat16", or "int8": whole numbers from -127 to 127 times a float16 number per row.
     double_quant: the scales themselves are stored in 8 bits, 256 to a block (QLoRA).
     fit: how a group's range is chosen: "range" clips no weight, "mse" searches clipped ranges for the least squared error,
     "hqq" is HQQ's half-quadratic solver, "ggml" the rule of llama.cpp's Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0.
+    levels: of a symmetric grid of equal steps: "narrow" has as many below zero as above, 2^bits - 1 in all; "full" has one more
+    below, all 2^bits, and a scale with a sign, so that the additional one can serve either end.
+    zeros: of an asymmetric grid: "real" stores the value of code 0, "whole" the code whose value is 0, in as many bits as a code.
     """
 
     bits: int = 8
@@ -33,6 +39,8 @@ class Scheme:
     scale_dtype: str = "float32"
     double_quant: bool = False
     fit: str = "range"
+    levels: str = "narrow"
+    zeros: str = "real"
 
     def __post_init__(self) -> None:
         if isinstance(self.codebook, list):  # as YAML and JSON give a table
@@ -46,6 +54,8 @@ class Scheme:
                 raise InputError(f"{name} is {getattr(self, name)!r}; expected true or false")
         check_choice("scale_dtype", self.scale_dtype, SCALE_DTYPES)
         check_choice("fit", self.fit, FITS)
+        check_choice("levels", self.levels, LEVELS)
+        check_choice("zeros", self.zeros, ZEROS)
         if isinstance(self.codebook, tuple):
             _check_table(self.codebook, self.bits)
         else:
@@ -61,14 +71,28 @@ class Scheme:
             raise InputError(f"codebook {self._kind} has its own zero: symmetric must be true")
         if self.double_quant and self.scale_dtype != "float32":
             raise InputError(f"double_quant stores scales in 8 bits: scale_dtype must be float32, found {self.scale_dtype}")
+        if self.scale_dtype == "int8" and self.group_size == "tensor":
+            raise InputError("scale_dtype int8 is relative to a number per row: group_size must be row or a number, found tensor")
+        if self.levels == "full" and not (self.is_linear and self.symmetric):
+            found = self._kind if self.symmetric else f"asymmetric {self._kind}"
+            raise InputError(f"levels full is for symmetric steps, and {found} has none; expected levels narrow, or codebook "
+                             "linear and symmetric true")
+        if self.zeros == "whole" and self.symmetric:
+            raise InputError(f"zeros whole is for asymmetric steps, and {self._kind} is symmetric; expected zeros real, or "
+                             "symmetric false")
+        if self.fit == "hqq" and self.zeros == "whole":
+            raise InputError("fit hqq solves for a zero that is a real number; expected zeros real, or fit range or mse")
         if self.fit == "hqq" and (not self.is_linear or self.symmetric):
             raise InputError("fit hqq solves for the zero of linear steps: it needs codebook linear and symmetric false")
         if self.fit == "ggml":
             known = (self.bits, self.symmetric) in GGML_TYPES.values()
-            if not known or (self.group_size, self.codebook, self.scale_dtype) != (32, LINEAR, "float16") or self.double_quant:
+            expected = (32, LINEAR, "float16", False, "narrow", "real")
+            if not known or expected != (self.group_size, self.codebook, self.scale_dtype, self.double_quant, self.levels,
+                                         self.zeros):
                 raise InputError(
                     f"fit ggml is the rule of {', '.join(GGML_TYPES)}, and {self.label} is none of them; expected bits 4 or 5 "
-                    "(8 if symmetric), group_size 32, codebook linear, scale_dtype float16, double_quant false"
+                    "(8 if symmetric), group_size 32, codebook linear, scale_dtype float16, double_quant false, levels narrow, "
+                    "zeros real"
                 )
 
     @classmethod
@@ -92,25 +116,28 @@ class Scheme:
     def scale_shape(self, rows: int, columns: int) -> tuple[int, int]:
         """Shape of the scales of a matrix: (1, 1) per tensor, (rows, 1) per row, else (rows, groups of a row).
 
-        Every grouping is a view of the matrix as blocks [*scale_shape, weights of a group].
-        Raises InputError if the group size does not divide the row.
+        The last group of a row is shorter where the group size does not divide the row.
         """
-        if self.group_size == "tensor":
-            return 1, 1
-        if self.group_size == "row":
-            return rows, 1
-        if columns % self.group_size:
-            raise InputError(f"group_size {self.group_size} does not divide the {columns} columns of shape {[rows, columns]}; "
-                             "choose a divisor, or row")
-        return rows, columns // self.group_size
+        return (1 if self.group_size == "tensor" else rows), -(-columns // self.columns_per_group(columns))
+
+    def columns_per_group(self, columns: int) -> int:
+        """Columns of a group in a matrix of `columns`: all of them per tensor and per row."""
+        return columns if isinstance(self.group_size, str) else min(self.group_size, columns)
+
+    def group_index(self, columns: int) -> list[int]:
+        """The group of each column of a matrix: where its scale stands in a row of scales."""
+        size = self.columns_per_group(columns)
+        return [column // size for column in range(columns)]
 
     @property
     def label(self) -> str:
-        """A short name with all fields that are not defaults: "int8 row", "nf4 g64 dq", "int4 g32 asym fp16 mse"."""
+        """A short name with all fields that are not defaults: "int8 row", "nf4 g64 dq", "int4 g32 asym whole fp16 mse",
+        "int4 g64 full i8"."""
         span = self.group_size if isinstance(self.group_size, str) else f"g{self.group_size}"
         words = [
-            self._kind, span, "" if self.symmetric else "asym",
-            {"float32": "", "float16": "fp16", "bfloat16": "bf16"}[self.scale_dtype],
+            self._kind, span, "" if self.symmetric else "asym", "" if self.levels == "narrow" else self.levels,
+            "" if self.zeros == "real" else self.zeros,
+            {"float32": "", "float16": "fp16", "bfloat16": "bf16", "int8": "i8"}[self.scale_dtype],
             "dq" if self.double_quant else "", "" if self.fit == "range" else self.fit,
         ]  # fmt: skip
         return " ".join(filter(None, words))

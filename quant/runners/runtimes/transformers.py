@@ -103,7 +103,7 @@ def _part(name: str, parameter: torch.Tensor) -> str:
     last = name.rpartition(".")[2]
     if last in ("codes", "zeros", "classes"):
         return last
-    if last == "scales" or last.startswith("scale_"):
+    if last in ("scales", "row_scales") or last.startswith("scale_"):
         return "scales"
     return "floats" if parameter.is_floating_point() else "codes"
 
