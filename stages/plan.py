@@ -4,6 +4,7 @@ A variant's stages depend on its file in data/plan/variants. So a changed defaul
 that inherit it, and a changed library version reruns only the stages that use the library.
 """
 
+from quant.calibration.plan import CalibrationPlan
 from quant.device import check_device
 from quant.errors import InputError
 from quant.family import family_recipes
@@ -15,9 +16,10 @@ from quant.quality.protocol import ScoringProtocol
 from quant.quality.sensitivity_plan import SensitivityPlan
 from quant.speed.plan import TimingPlan
 from quant.text.source import TextSource
-from quant.variants import variants
+from quant.variants import Variant, variants
 
-SECTIONS = {"model": ModelSource, "data": TextSource, "evaluate": ScoringProtocol, "benchmark": TimingPlan}
+SECTIONS = {"model": ModelSource, "data": TextSource, "evaluate": ScoringProtocol, "benchmark": TimingPlan,
+            "calibration": CalibrationPlan}
 
 
 def main() -> None:
@@ -38,9 +40,19 @@ def main() -> None:
             write_json(folder / "variants" / f"{variant.name}.json", variant.to_dict() | {"libraries": libraries})
         relatives = [{"variant": name, "recipe": recipe.to_dict()} for name, recipe in family_recipes(params).items()]
         write_json(folder / "family.json", relatives)
-        write_json(folder / "methods.json", sorted({variant.method.name for variant in found}))
+        write_json(folder / "methods.json", _wants(found))
         for name, libraries in (("compute", COMPUTE), ("report", REPORT)):
             write_json(folder / "libraries" / f"{name}.json", pinned(REQUIREMENTS, libraries))
+
+
+def _wants(found: list[Variant]) -> dict[str, list]:
+    """What the stage `prepare` makes for each method: see Method.wants."""
+    wants: dict[str, list] = {variant.method.name: [] for variant in found}
+    for variant in found:
+        want = variant.method.wants(variant.values)
+        if want and want not in wants[variant.method.name]:
+            wants[variant.method.name].append(want)
+    return wants
 
 
 run(main)

@@ -103,12 +103,12 @@ def make_model(tmp_path_factory):
 
 def build_variant(base: Path, method: str, row: dict, out: Path) -> Path:
     """A variant of `base` in `out`, as the pipeline's stages make it; what its method prepares stands in `prepared` beside."""
-    from quant.methods import load
+    from quant.methods import Preparation, load
 
     chosen, prepared = load(method), out.parent / "prepared" / method
     values = chosen.resolve({}, row)
     if chosen.prepare and not prepared.is_dir():
-        chosen.prepare(base, prepared)
+        chosen.prepare(Preparation(base), prepared)
     chosen.build(base, prepared, values, out, lambda _: None)
     return out
 

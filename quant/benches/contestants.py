@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from quant.kernels import reference
+from quant.methods import Preparation
 from quant.nn.decoding import speed_up_decoding
 from quant.nn.modules import QWeight
 from quant.runners import Runner, open_runner
@@ -45,7 +46,7 @@ def quantize_all(base: Path, folder: Path, tell: Callable[[str], None]) -> dict[
         method = variant.method
         if method.prepare and not (prepared / method.name).exists():
             tell(f"preparing for {method.label}")
-            method.prepare(base, prepared / method.name)
+            method.prepare(Preparation(base), prepared / method.name)
         tell(f"quantizing: {variant.name}")
         method.build(base, prepared / method.name, variant.values, folder / variant.name, lambda _: None)
         made[variant.name] = folder / variant.name

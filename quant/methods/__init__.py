@@ -7,8 +7,8 @@ params.yaml choose it by name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,6 +52,21 @@ class Sizes:
 
 
 @dataclass(frozen=True)
+class Preparation:
+    """What `Method.prepare` may use. base: folder of the model. evaluated, private: folders of the text that is measured, and of
+    texts that may not be shared. calibration, data, evaluate: sections of params.yaml. wants: what `Method.wants` gave for each of
+    the method's rows, without repetition."""
+
+    base: Path
+    evaluated: Path | None = None
+    private: Path | None = None
+    calibration: Mapping = field(default_factory=dict)
+    data: Mapping = field(default_factory=dict)
+    evaluate: Mapping = field(default_factory=dict)
+    wants: Sequence[Mapping] = ()
+
+
+@dataclass(frozen=True)
 class Method:
     """One way to make variants. Every function takes the parameters of a row as `resolve` returned them.
 
@@ -64,7 +79,8 @@ class Method:
         Raises InputError where the variant can't be made.
     nominal_bits(values): width of most codes in bits; None where nothing is quantized.
     runtime: the module of quant.runners.runtimes that opens the variant.
-    prepare(base, out): write the files that all variants of the method share; None: there are none.
+    prepare(given, out): write the files that all variants of the method share; None: there are none.
+    wants(values): what a row needs of `prepare` beyond what all rows need, as values that survive JSON; {}: nothing.
     recipe(values): the weights it quantizes and their schemes, as a recipe; None where no recipe expresses that.
     libraries: distributions of requirements.txt whose version changes the variant or its speed.
     imports: modules to import before loading is timed. look: its style in figures; None: the report assigns one.
@@ -78,7 +94,8 @@ class Method:
     sizes: Callable[[Inventory, Path, Values], Sizes]
     nominal_bits: Callable[[Values], int | None]
     runtime: str = "transformers"
-    prepare: Callable[[Path, Path], None] | None = None
+    prepare: Callable[[Preparation, Path], None] | None = None
+    wants: Callable[[Values], dict] = lambda _: {}
     recipe: Callable[[Values], Recipe | None] = lambda _: None
     libraries: tuple[str, ...] = ()
     imports: tuple[str, ...] = ()

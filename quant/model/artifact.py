@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from quant.errors import InputError
-from quant.files import atomic_folder, write_json, write_manifest
+from quant.files import atomic_folder, write_json, write_manifest, write_text
 from quant.model.artifact_format import quantization_config
 from quant.model.checkpoint import Checkpoint
 from quant.model.folder import copy_companions
@@ -50,12 +50,13 @@ def round_to_nearest(_: Selected, part: Part | RowClass, rows: torch.Tensor) -> 
 
 def write_selected(checkpoint: Checkpoint, weights: list[Selected], out: Path, about: Mapping | None = None,
                    tell: Callable[[str], None] = lambda _: None, quantizer: Quantizer = round_to_nearest,
-                   replaced: Mapping[str, torch.Tensor] | None = None) -> None:
+                   replaced: Mapping[str, torch.Tensor] | None = None, files: Mapping[str, str] | None = None) -> None:
     """Write the checkpoint, with its `weights` quantized, to the folder `out`, which appears whole or not at all.
 
     about: further entries of the manifest. tell: receives one line on the memory, disk and time needed, before the work starts.
     quantizer: is called for each part that has a scheme, in the order of the checkpoint. replaced: new values of weights that are
     not quantized, such as biases, by their name in the model; they are stored in the dtype of the old ones.
+    files: further files by name, with their text.
     Raises InputError, before anything is written, if a value to replace does not fit the model or the artifact not the disk.
     """
     values = _replacements(checkpoint.inventory, weights, replaced or {})
@@ -68,6 +69,8 @@ def write_selected(checkpoint: Checkpoint, weights: list[Selected], out: Path, a
         config = {**checkpoint.config, "quantization_config": quantization_config(weights)}
         write_json(folder / "config.json", config)
         copy_companions(checkpoint.folder, folder)
+        for name, text in (files or {}).items():
+            write_text(folder / name, text)
         write_manifest(folder, about or {})
 
 

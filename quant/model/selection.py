@@ -123,7 +123,7 @@ def with_classes(selected: Selected, classes: torch.Tensor, schemes: Sequence[Sc
 
     classes: the class of each row, integers [rows]; schemes: of every class, None to leave its rows unquantized. Classes without
     rows are left out and the others numbered anew; if one is left, the result is a matrix without classes.
-    Raises InputError for a vector, a matrix that has several parts already, wrong classes, or a group size that does not fit.
+    Raises InputError for a vector, a matrix that has several parts already, or wrong classes.
     """
     weight, name = selected.weight, selected.weight.module
     if len(weight.shape) != 2 or len(selected.parts) != 1:
@@ -146,7 +146,6 @@ def with_classes(selected: Selected, classes: torch.Tensor, schemes: Sequence[Sc
         parts = tuple(RowClass(number, roles, rows, schemes[before])
                       for number, (before, rows) in enumerate(zip(held.tolist(), counts.tolist(), strict=True)))
         divided = Selected(weight, parts, bytes(torch.searchsorted(held, numbers).tolist()))
-    _check_groups(divided)
     return divided
 
 

@@ -16,7 +16,7 @@ from quant.hub.license import License
 from quant.hub.repository import Snapshot, check_access, is_commit, resolve
 from quant.text.corpus import Corpus
 from quant.text.grammar import treebank_like
-from quant.text.novels import TEST, chapters
+from quant.text.novels import TEST, calibration_lines, chapters
 from quant.text.source import HUB, KNOWN, TextSource
 
 GRAMMAR_LINES = 3000
@@ -29,6 +29,9 @@ PTB_FILES = {
     "c9fe6985fe0d4ccb578183407d7668fc6066c20700cb4cf87d8ff1cc34df1bf2",
     "fcea919f6cf83f35d4d00c6cbf08040d13d4155226340912e2fef9c9c4102cbf",
 }
+PTB_TRAIN_URL = PTB_URL.replace("ptb.test.txt", "ptb.train.txt")
+PTB_TRAIN_SHA256 = "fcea919f6cf83f35d4d00c6cbf08040d13d4155226340912e2fef9c9c4102cbf"
+DATASET_LINES = 20_000  # of a dataset of the Hub, read to calibrate on
 PTB_LICENSE = "LDC User Agreement (Penn Treebank): for measuring, not for sharing"
 
 
@@ -71,6 +74,28 @@ def read_corpus(source: TextSource) -> Corpus:
     is_treebank = any(sha256_of(path) in PTB_FILES for path in paths)
     about = Corpus(source.source, (), license=PTB_LICENSE if is_treebank else None, private=is_treebank)
     return _chosen(_read_files(paths), source, about)
+
+
+def training_corpus(evaluated: TextSource, name: str | None) -> Corpus:
+    """The text to calibrate on: the training part of the source called `name`; None: of the evaluated one, or of austen where the
+    evaluated one is a text of the user's own, which has no parts. Raises InputError as `read_corpus` does."""
+    is_known = evaluated.source in KNOWN or evaluated.dataset is not None
+    source = evaluated if name is None and is_known else TextSource(name or "austen")
+    source = replace(source, sentences=None)
+    if source.source == "grammar":
+        lines = tuple(" ".join(line.words) for line in treebank_like().lines(GRAMMAR_LINES, "train"))
+        return Corpus("grammar", lines, license="apache-2.0", split="train")
+    if source.source == "austen":
+        return Corpus("austen", tuple(calibration_lines()), license="public domain", split="Emma, chapters 1 to 14")
+    if source.source == "ptb":
+        with tempfile.TemporaryDirectory() as folder:
+            path = fetch_file(PTB_TRAIN_URL, PTB_TRAIN_SHA256, Path(folder) / "ptb.train.txt")
+            return _chosen(_read_files([path]), source, Corpus("ptb", (), license=PTB_LICENSE, private=True, split="train"))
+    if source.source == "wikitext2":
+        source = TextSource(f"{HUB}{WIKITEXT2.repo}", config="wikitext-2-raw-v1", revision=WIKITEXT2.commit)
+    if source.dataset is not None:
+        return _read_dataset(replace(source, split="train", sentences=DATASET_LINES))
+    return read_corpus(source)
 
 
 def read_hub_file(file: HubFile) -> list[str]:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from quant.errors import InputError
-from quant.methods import Look, Method, Sizes, Tell
+from quant.methods import Look, Method, Preparation, Sizes, Tell
 
 
 def _resolve(defaults: Mapping, row: Mapping) -> dict:
@@ -17,10 +17,10 @@ def _resolve(defaults: Mapping, row: Mapping) -> dict:
     return asdict(Spec.from_dict({**defaults, **row}))
 
 
-def _prepare(base: Path, out: Path) -> None:
+def _prepare(given: Preparation, out: Path) -> None:
     from quant.methods.llama_cpp.convert import convert
 
-    convert(base, out)
+    convert(given.base, out)
 
 
 def _build(base: Path, prepared: Path, values: Mapping, out: Path, tell: Tell) -> None:

@@ -1,0 +1,1 @@
+"""Quantizing with the help of a calibration text: statistics of activations, rounding that uses them, and budgets of bits."""

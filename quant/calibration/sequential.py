@@ -1,0 +1,364 @@
+"""The calibrated pass: decoder blocks are quantized in order, each on the inputs that the quantized blocks before it give.
+
+Two streams of hidden states go through the model: that of the model as it is, and that of the quantized one. In each block, layers
+that read the same input are quantized together, in the order in which they run, and their moments (quant.calibration.moments) are
+taken from both streams. Only one block is in memory. Results and hidden states are written after each block, so that a run which
+was killed goes on at the block it was in.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from quant.calibration.equalize import column_factors, fold
+from quant.calibration.moments import Moments
+from quant.calibration.saved import Saved
+from quant.calibration.skeleton import Skeleton, Stop, run_block
+from quant.calibration.solver import Curvature, Solver
+from quant.model.inventory import Weight
+from quant.model.selection import Part, Selected
+from quant.progress import progress
+from quant.tensor.qtensor import QTensor, dequantize, quantize
+
+EXAMPLE_COLUMNS = 32
+BATCH_TOKENS = 2048
+ADDED_AT_START, ADDED_AT_END = "o", "down"  # roles whose output is added to the residual stream: within a block, and as its last step
+TOLERANCE = 1e-3  # relative to the largest hidden state; sums in another order differ by about 1e-6
+
+
+@dataclass(frozen=True)
+class Settings:
+    """solver: see Solver. targets: "corrected" aims at the float model's outputs on the quantized model's inputs, "original" at the
+    weights as they are. biases: whether biases make up for the mean error. equalize: see quant.calibration.equalize."""
+
+    solver: Solver
+    targets: str = "corrected"
+    biases: bool = True
+    equalize: bool = False
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Linear layers of a block that read the same input. names: of the modules within the block. added: role of a layer whose output
+    is added to the residual stream, else None."""
+
+    names: tuple[str, ...]
+    added: str | None
+
+
+def calibrate(skeleton: Skeleton, weights: list[Selected], tokens: torch.Tensor, settings: Settings, saved: Saved) -> None:
+    """Quantize every chosen matrix of the decoder blocks; the results go to `saved`, which may hold those of an earlier run.
+
+    tokens: int64 [windows, length]. Weights outside the blocks, which `saved` holds already, act on the quantized stream.
+    """
+    chosen = {selected.weight.module: selected for selected in weights if selected.is_quantized}
+    streams = saved.streams
+    if streams is None:
+        outside = saved.dequantized([s for s in chosen.values() if s.weight.block is None])
+        batches = tokens.split(_windows(tokens))
+        streams = (torch.cat([skeleton.embed(batch) for batch in batches]),
+                   torch.cat([skeleton.embed(batch, outside) for batch in batches]))
+    done = saved.blocks
+    for number in progress(range(done, skeleton.count), "calibrate"):
+        streams = _Block(skeleton, number, chosen, tokens, settings, saved).quantize(*streams)
+        saved.finish_block(number, streams)
+
+
+class _Block:
+    """One decoder block: its float copy, its quantized copy, and the layers to quantize."""
+
+    def __init__(self, skeleton: Skeleton, number: int, chosen: Mapping[str, Selected], tokens: torch.Tensor, settings: Settings,
+                 saved: Saved):
+        self.settings, self.saved = settings, saved
+        self.floats = skeleton.block(number)
+        self.quantized = copy.deepcopy(self.floats)
+        self.prefix = f"{skeleton.inventory.architecture.blocks}.{number}."
+        self.chosen = {name.removeprefix(self.prefix): selected for name, selected in chosen.items()
+                       if selected.weight.block == number}
+        self.weights = skeleton.weights_of(number)
+        self.biases = {weight.module.removeprefix(self.prefix): weight for weight in self.weights if weight.is_bias}
+        size = _windows(tokens)
+        self.batches = [slice(start, min(start + size, len(tokens))) for start in range(0, len(tokens), size)]
+        shapes = {len(tokens[batch]): tokens[batch] for batch in self.batches}
+        self._arguments = {count: skeleton.arguments(some)[number] for count, some in shapes.items()}
+
+    @torch.no_grad()
+    def quantize(self, floats: torch.Tensor, quantized: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Quantize the block. Takes and returns the hidden states of both streams, float32 [windows, length, width]."""
+        for name, selected in self.chosen.items():  # vectors, such as a norm's weight, have no inputs to calibrate on
+            if len(selected.weight.shape) == 1:
+                self._replace(name, selected, {part: quantize(rows, part.scheme) for part, rows in self._parts(name, selected)})
+        inputs, residual, floats_after = self._run_floats(floats)
+        for layers in inputs:
+            if self.settings.equalize:
+                self._equalize(layers, inputs[layers], floats[self.batches[0]])
+            moments = self._moments(layers, inputs[layers], floats, quantized, residual)
+            curvatures: dict[bool, Curvature] = {}
+            for name in layers.names:
+                self._solve(name, moments, curvatures)
+        quantized_after = torch.empty_like(quantized)
+        for batch in self.batches:
+            quantized_after[batch] = run_block(self.quantized, quantized[batch], self._arguments_of(batch))
+        return floats_after, quantized_after
+
+    def _equalize(self, layers: Layers, inputs: torch.Tensor, hidden: torch.Tensor) -> None:
+        """Scale the inputs of layers whose input is a norm's output that no other layer reads; `inputs` is scaled with them."""
+        norm = norm_before(self.floats, layers.names, hidden, self._arguments[len(hidden)])
+        if norm is None:
+            return
+        name, sample = norm
+        second = Moments.empty(inputs.shape[-1], None)
+        second.add(inputs.flatten(0, -2), inputs.flatten(0, -2), None)
+        parts = [(rows, part.scheme) for layer in layers.names for part, rows in self._parts(layer, self.chosen[layer])]
+        factors = column_factors(parts, second.hessian(is_centred=False))
+        if factors is None or not all(fold(block.get_submodule(name), factors, lambda module: module(sample))
+                                      for block in (self.floats, self.quantized)):
+            return
+        inputs /= factors
+        for layer in layers.names:
+            for block in (self.floats, self.quantized):
+                matrix_of(block, layer, self.chosen[layer].weight).mul_(factors)
+        for weight in self.weights:
+            if weight.module.removeprefix(self.prefix) == name:
+                parameter = self.quantized.get_parameter(weight.name.removeprefix(self.prefix))
+                parameter.copy_(parameter.to(weight.stored.dtype))
+                self.saved.put_float(weight.name, parameter.to(weight.stored.dtype))
+
+    def _solve(self, name: str, moments: Moments, curvatures: dict[bool, Curvature]) -> None:
+        """Quantize one layer. curvatures: of the layer's inputs, about 0 and about their mean, shared with layers beside it."""
+        selected, settings, bias = self.chosen[name], self.settings, self.biases.get(name)
+        is_centred = settings.biases and bias is not None
+        if is_centred not in curvatures:
+            curvatures[is_centred] = Curvature(moments.hessian(is_centred))
+        weight = matrix_of(self.floats, name, selected.weight)
+        target = moments.corrected(weight, is_centred) if settings.targets == "corrected" else weight
+        found = {part: settings.solver.solve(rows, curvatures[is_centred], part.scheme)
+                 for part, rows in self._parts(name, selected, target)}
+        self._replace(name, selected, found)
+        self._note_example(name, selected, weight, curvatures[is_centred])
+        if is_centred:
+            change = moments.bias_change(weight, matrix_of(self.quantized, name, selected.weight))
+            parameter = self.quantized.get_parameter(f"{name}.bias")
+            stored = (parameter.double() + change).to(bias.stored.dtype)
+            parameter.copy_(stored)
+            self.saved.put_float(bias.name, stored)
+
+    def _note_example(self, name: str, selected: Selected, weight: torch.Tensor, curvature: Curvature) -> None:
+        """Keep the first group of a row, rounded to nearest and as solved, and what both cost; of the first layer only."""
+        scheme = next(part.scheme for part in selected.parts if part.scheme)
+        if self.saved.example is not None or len(selected.parts) > 1:
+            return
+        nearest = dequantize(replace(self.settings.solver, rounding="nearest").solve(weight, curvature, scheme))
+        solved = matrix_of(self.quantized, name, selected.weight)
+        count = min(EXAMPLE_COLUMNS, weight.shape[1])
+        whole = float(((weight.double() @ curvature.second) * weight.double()).sum())
+        errors = {key: (values.double() - weight.double()) for key, values in (("nearest", nearest), ("feedback", solved))}
+        self.saved.put_example({
+            "module": selected.weight.module, "row": 0, "scheme": scheme.label, "weights": weight[0, :count].tolist(),
+            "nearest": nearest[0, :count].tolist(), "feedback": solved[0, :count].tolist(),
+            "weight_error_pct": {key: 100 * float(error.square().sum() / weight.double().square().sum()) ** 0.5
+                                 for key, error in errors.items()},
+            "output_error_pct": {key: 100 * (float(((error @ curvature.second) * error).sum()) / whole) ** 0.5
+                                 for key, error in errors.items()},
+        })
+
+    def _run_floats(self, hidden: torch.Tensor) -> tuple[dict[Layers, torch.Tensor], torch.Tensor | None, torch.Tensor]:
+        """Run the float block: the inputs of the layers to quantize, in the order in which they run; the residual stream to which the
+        last of them is added; and the hidden states that leave the block."""
+        names = [name for name, selected in self.chosen.items() if len(selected.weight.shape) == 2]
+        after, residual = torch.empty_like(hidden), None
+        layers = self._trace(names, hidden[self.batches[0]])
+        inputs: dict[Layers, torch.Tensor] = {}
+        for batch in self.batches:
+            seen: dict[str, torch.Tensor] = {}
+            ends = [group.names[0] for group in layers if group.added == ADDED_AT_END]
+            with _watching(self.floats, [group.names[0] for group in layers], seen), _outputs(self.floats, ends) as outputs:
+                after[batch] = run_block(self.floats, hidden[batch], self._arguments_of(batch))
+            for group in layers:
+                value = seen[group.names[0]]
+                if group not in inputs:
+                    inputs[group] = self.saved.scratch(f"inputs-{group.names[0]}", (len(hidden), *value.shape[1:]))
+                inputs[group][batch] = value.view(-1, *inputs[group].shape[1:])
+            if ends:
+                residual = torch.empty_like(hidden) if residual is None else residual
+                residual[batch] = after[batch] - outputs[ends[0]].view_as(after[batch])
+        return inputs, residual, after
+
+    def _moments(self, layers: Layers, floats_in: torch.Tensor, floats: torch.Tensor, quantized: torch.Tensor,
+                 residual: torch.Tensor | None) -> Moments:
+        first = layers.names[0]
+        moments = Moments.empty(floats_in.shape[-1], quantized.shape[-1] if layers.added else None)
+        for batch in self.batches:
+            hidden, arguments = quantized[batch], self._arguments_of(batch)
+            difference = None
+            if layers.added == ADDED_AT_END:
+                seen: dict[str, torch.Tensor] = {}
+                with _watching(self.quantized, [first], seen), _silent(self.quantized, first):
+                    difference = residual[batch] - run_block(self.quantized, hidden, arguments)
+                given = seen[first]
+            else:
+                given = _input_of(self.quantized, first, hidden, arguments)
+                difference = floats[batch] - hidden if layers.added == ADDED_AT_START else None
+            moments.add(given.flatten(0, -2), floats_in[batch].flatten(0, -2),
+                        None if difference is None else difference.flatten(0, -2))
+        return moments
+
+    def _trace(self, names: list[str], hidden: torch.Tensor) -> list[Layers]:
+        """The layers to quantize, by input, in the order in which they run."""
+        if not names:
+            return []
+        order: list[tuple[str, torch.Tensor]] = []
+        hooks = [self.floats.get_submodule(name).register_forward_pre_hook(
+            lambda _, given, name=name: order.append((name, given[0]))) for name in names]
+        arguments = self._arguments[len(hidden)]
+        try:
+            whole = run_block(self.floats, hidden, arguments)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        groups: list[tuple[torch.Tensor, list[str]]] = []
+        for name, given in order:
+            if groups and groups[-1][0] is given:
+                groups[-1][1].append(name)
+            else:
+                groups.append((given, [name]))
+        is_added = self._is_added([name for name, _ in order], hidden, arguments, whole)
+        return [Layers(tuple(found), self._role(found[0]) if is_added and len(found) == 1 else None) for _, found in groups]
+
+    def _role(self, name: str) -> str | None:
+        role = self.chosen[name].weight.roles[0]
+        return role if role in (ADDED_AT_START, ADDED_AT_END) else None
+
+    def _is_added(self, names: list[str], hidden: torch.Tensor, arguments: dict, whole: torch.Tensor) -> bool:
+        """Whether the block adds its last layer's output to the residual stream as it is, without a norm after it."""
+        last = next((name for name in names if self._role(name) == ADDED_AT_END), None)
+        if last is None:
+            return not self._has_norm_after()
+        with _outputs(self.floats, [last]) as outputs:
+            run_block(self.floats, hidden, arguments)
+        with _silent(self.floats, last):
+            without = run_block(self.floats, hidden, arguments)
+        error = (without + outputs[last].view_as(without) - whole).abs().max()
+        return bool(error <= TOLERANCE * whole.abs().max())
+
+    def _has_norm_after(self) -> bool:
+        return any(name.startswith("post_feedforward") for name, _ in self.floats.named_modules())
+
+    def _parts(self, name: str, selected: Selected, matrix: torch.Tensor | None = None) -> Iterator[tuple[Part, torch.Tensor]]:
+        """The quantized parts of a weight, with their rows of `matrix`, by default of the weight itself."""
+        matrix = matrix_of(self.floats, name, selected.weight) if matrix is None else matrix
+        return ((part, matrix[selected.rows_of(part)]) for part in selected.parts if part.scheme)
+
+    def _replace(self, name: str, selected: Selected, found: Mapping[Part, QTensor]) -> None:
+        """Write quantized parts to the quantized block, and save them."""
+        matrix = matrix_of(self.quantized, name, selected.weight)
+        for part, tensor in found.items():
+            matrix[selected.rows_of(part)] = dequantize(tensor)
+            self.saved.put(selected, part, tensor)
+
+    def _arguments_of(self, batch: slice) -> dict:
+        return self._arguments[batch.stop - batch.start]
+
+
+def matrix_of(block: nn.Module, name: str, weight: Weight) -> torch.Tensor:
+    """A weight of a block, [out, in] or [n]; a view that can be written to."""
+    parameter = block.get_parameter(f"{name}.weight").data
+    return parameter.T if weight.transposed else parameter
+
+
+def linear_inputs(block: nn.Module, names: list[str], hidden: torch.Tensor, arguments: dict) -> dict[str, torch.Tensor]:
+    """The inputs of some layers; layers that share an input have the same tensor."""
+    seen: dict[str, torch.Tensor] = {}
+    with _watching(block, names, seen):
+        run_block(block, hidden, arguments)
+    return seen
+
+
+def norm_before(block: nn.Module, names: tuple[str, ...], hidden: torch.Tensor,
+                arguments: dict) -> tuple[str, torch.Tensor] | None:
+    """The norm whose output these layers, and no others, read: its name, and a sample of its input. None where there is no such norm."""
+    outputs: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    readers: list[tuple[str, torch.Tensor]] = []
+    hooks = []
+    for name, module in block.named_modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, nn.Parameter) and weight.ndim == 1:
+            hooks.append(module.register_forward_hook(
+                lambda _, given, output, name=name: outputs.__setitem__(name, (given[0], output))))
+        elif isinstance(weight, nn.Parameter):
+            hooks.append(module.register_forward_pre_hook(lambda _, given, name=name: readers.append((name, given[0]))))
+    try:
+        run_block(block, hidden, arguments)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for name, (given, output) in outputs.items():
+        if {reader for reader, value in readers if value is output} == set(names):
+            return name, given
+    return None
+
+
+def _windows(tokens: torch.Tensor) -> int:
+    """Windows that are run together."""
+    return max(1, BATCH_TOKENS // tokens.shape[1])
+
+
+@contextmanager
+def _watching(block: nn.Module, names: list[str], seen: dict[str, torch.Tensor]) -> Iterator[None]:
+    """Note the inputs of some layers."""
+    hooks = [block.get_submodule(name).register_forward_pre_hook(lambda _, given, name=name: seen.__setitem__(name, given[0]))
+             for name in names]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def _outputs(block: nn.Module, names: list[str]) -> Iterator[dict[str, torch.Tensor]]:
+    """Note the outputs of some layers."""
+    seen: dict[str, torch.Tensor] = {}
+    hooks = [block.get_submodule(name).register_forward_hook(lambda _, __, output, name=name: seen.__setitem__(name, output))
+             for name in names]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def _silent(block: nn.Module, name: str) -> Iterator[None]:
+    """Let a layer give zeros, without computing anything."""
+    layer = block.get_submodule(name)
+    width = getattr(layer, "out_features", None) or layer.nf  # GPT-2's Conv1D calls it nf
+    layer.forward = lambda x: x.new_zeros(*x.shape[:-1], width)
+    try:
+        yield
+    finally:
+        del layer.forward
+
+
+def _input_of(block: nn.Module, name: str, hidden: torch.Tensor, arguments: dict) -> torch.Tensor:
+    """The input of a layer; what follows it is not computed."""
+    seen: list[torch.Tensor] = []
+
+    def stop(_, given) -> None:
+        seen.append(given[0])
+        raise Stop
+
+    hook = block.get_submodule(name).register_forward_pre_hook(stop)
+    try:
+        run_block(block, hidden, arguments)
+    except Stop:
+        pass
+    finally:
+        hook.remove()
+    return seen[0]

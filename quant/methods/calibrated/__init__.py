@@ -1,0 +1,73 @@
+"""Calibrated: this project's own quantizer with the help of a text: error feedback, corrected targets and budgets of bits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from quant.methods import Look, Method, Preparation, Sizes, Tell
+from quant.methods.calibrated.spec import Spec, changed
+from quant.model.recipe import Recipe
+from quant.tensor.codebooks import LINEAR
+
+
+def _resolve(defaults: Mapping, row: Mapping) -> dict:
+    values = {**defaults, **row}
+    if row.get("codebook", LINEAR) != LINEAR and "levels" not in row:
+        values["levels"] = "narrow"  # a table has all its levels
+    return Spec.from_dict(values).to_dict()
+
+
+def _wants(values: Mapping) -> dict:
+    """What a row needs prepared: which weights it quantizes, and the schemes between which it chooses."""
+    spec = Spec.from_dict(values)
+    chosen = {key: list(value) if isinstance(value, tuple) else value
+              for key, value in spec.recipe.to_dict().items() if key in ("include", "exclude", "blocks")}
+    if spec.budget is None and spec.size_mib is None:
+        return chosen | {"candidates": [], "classes": spec.classes if spec.is_mixed else 1}
+    return chosen | {"candidates": [scheme.to_dict() for scheme in spec.schemes], "classes": spec.classes}
+
+
+def _prepare(given: Preparation, out: Path) -> None:
+    from quant.methods.calibrated.prepare import prepare
+
+    prepare(given, out)
+
+
+def _build(base: Path, prepared: Path, values: Mapping, out: Path, tell: Tell) -> None:
+    from quant.methods.calibrated.build import build
+
+    build(base, prepared, Spec.from_dict(values), out, tell)
+
+
+def _sizes(inventory, folder: Path, values: Mapping) -> Sizes:
+    from quant.methods.calibrated.sizes import sizes
+
+    return sizes(inventory, Spec.from_dict(values))
+
+
+def _recipe(values: Mapping) -> Recipe | None:
+    spec = Spec.from_dict(values)
+    return None if spec.is_mixed else spec.recipe
+
+
+def _nominal_bits(values: Mapping) -> int:
+    spec = Spec.from_dict(values)
+    if spec.budget is not None:
+        return round(spec.budget)
+    return changed(spec.recipe.scheme, {}).bits
+
+
+METHOD = Method(
+    label="calibrated",
+    resolve=_resolve,
+    build=_build,
+    sizes=_sizes,
+    nominal_bits=_nominal_bits,
+    prepare=_prepare,
+    wants=_wants,
+    recipe=_recipe,
+    libraries=("numba", "llvmlite", "accelerate"),
+    look=Look("#CC79A7", "P", "xx"),
+    needs_code=True,
+)

@@ -1,0 +1,66 @@
+"""Builds a calibrated variant: the weights outside the blocks, the blocks in order, then the artifact."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+
+from quant.calibration.outside import quantize_outside
+from quant.calibration.saved import Saved
+from quant.calibration.sequential import Settings, calibrate
+from quant.calibration.skeleton import Skeleton
+from quant.calibration.solver import Solver
+from quant.files import read_json, sha256_of
+from quant.methods import Tell
+from quant.methods.calibrated import METHOD, _wants
+from quant.methods.calibrated.allocate import Allocation, allocation_of
+from quant.methods.calibrated.prepare import ABOUT, read_moments, read_windows
+from quant.methods.calibrated.spec import Spec
+from quant.model.artifact import write_selected
+from quant.model.checkpoint import Checkpoint
+from quant.model.folder import weight_paths
+from quant.model.selection import select
+
+
+def build(base: Path, prepared: Path, spec: Spec, out: Path, tell: Tell) -> None:
+    """Write the variant of the model in `base` to the folder `out`. A run that was killed goes on at the block it was in."""
+    checkpoint, moments, tokens = Checkpoint(base), read_moments(prepared), read_windows(prepared)
+    inventory, allocation = checkpoint.inventory, None
+    if spec.is_mixed:
+        allocation = allocation_of(spec, _wants(spec.to_dict()), inventory, prepared, moments)
+        tell(f"budget: predicted divergence {allocation.predicted:.3f} mnat" if allocation.predicted is not None else
+             "allocation: taken as given")
+    weights = allocation.weights if allocation else select(inventory, spec.recipe)
+    work = out.with_name(f".{out.name}.calibrating")
+    saved = Saved(work, _fingerprint(base, prepared, spec))
+    if saved.blocks:
+        tell(f"going on after block {saved.blocks - 1}, which an earlier run finished")
+    solver = Solver(spec.rounding, spec.importance, refits=spec.refits, sweeps=spec.sweeps)
+    quantize_outside(checkpoint, weights, moments, solver, saved)
+    calibrate(Skeleton(checkpoint), weights, tokens, Settings(solver, spec.targets, equalize=spec.equalize), saved)
+    write_selected(checkpoint, weights, out, _about(spec, allocation, prepared, saved), tell,
+                   lambda selected, part, _: saved.read(selected, part), saved.floats(),
+                   {"allocation.yaml": allocation.text()} if allocation else {})
+    shutil.rmtree(work)
+
+
+def _about(spec: Spec, allocation: Allocation | None, prepared: Path, saved: Saved) -> Mapping:
+    """Entries of the manifest."""
+    text = {key: value for key, value in read_json(prepared / ABOUT).items() if key in ("source", "split", "windows", "length")}
+    about = {"method": "calibrated", "runtime": METHOD.runtime, "calibration": text, "example": saved.example}
+    if allocation is None:
+        return about | {"scheme": spec.recipe.scheme.label}
+    widths = [part.scheme.bits for selected in allocation.weights for part in selected.parts if part.scheme]
+    return about | {"scheme": f"{min(widths)} to {max(widths)} bits", "allocation": allocation.to_dict()}
+
+
+def _fingerprint(base: Path, prepared: Path, spec: Spec) -> str:
+    """Of everything that the result depends on, but for the code."""
+    inputs = {path.name: sha256_of(path) for folder in (base, prepared) for path in sorted(folder.glob("*")) if path.is_file()}
+    weights = [sha256_of(path) for path in weight_paths(base)]
+    return sha256(json.dumps([spec.to_dict(), inputs, weights, torch.get_num_threads()], sort_keys=True).encode()).hexdigest()
