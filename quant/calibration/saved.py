@@ -45,7 +45,7 @@ class Saved:
         if not self.blocks:
             return None
         held = load_file(self._path(f"hidden-{self.blocks - 1}"))
-        return held["float"], held["quantized"]
+        return held["original"], held["quantized"]
 
     def put(self, selected: Selected, part: Part, tensor: QTensor) -> None:
         """Add a quantized part, to be written with its block."""
@@ -57,7 +57,7 @@ class Saved:
 
     def finish_block(self, number: int, streams: tuple[torch.Tensor, torch.Tensor]) -> None:
         """Write a block's results, and the hidden states that leave it."""
-        self._write(f"hidden-{number}", {"float": streams[0], "quantized": streams[1]})
+        self._write(f"hidden-{number}", {"original": streams[0], "quantized": streams[1]})
         self._write(f"block-{number}", self._open)
         self._open = {}
         self._path(f"hidden-{number - 1}").unlink(missing_ok=True)

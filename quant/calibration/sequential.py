@@ -27,7 +27,7 @@ from quant.progress import progress
 from quant.tensor.qtensor import QTensor, dequantize, quantize
 
 EXAMPLE_COLUMNS = 32
-BATCH_TOKENS = 2048
+BATCH_TOKENS = 8192
 ADDED_AT_START, ADDED_AT_END = "o", "down"  # roles whose output is added to the residual stream: within a block, and as its last step
 TOLERANCE = 1e-3  # relative to the largest hidden state; sums in another order differ by about 1e-6
 

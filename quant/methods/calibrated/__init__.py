@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from quant.methods import Look, Method, Preparation, Sizes, Tell
-from quant.methods.calibrated.spec import Spec, changed
+from quant.methods.calibrated.spec import Spec, changed, wants
 from quant.model.recipe import Recipe
 from quant.tensor.codebooks import LINEAR
 
@@ -16,16 +16,6 @@ def _resolve(defaults: Mapping, row: Mapping) -> dict:
     if row.get("codebook", LINEAR) != LINEAR and "levels" not in row:
         values["levels"] = "narrow"  # a table has all its levels
     return Spec.from_dict(values).to_dict()
-
-
-def _wants(values: Mapping) -> dict:
-    """What a row needs prepared: which weights it quantizes, and the schemes between which it chooses."""
-    spec = Spec.from_dict(values)
-    chosen = {key: list(value) if isinstance(value, tuple) else value
-              for key, value in spec.recipe.to_dict().items() if key in ("include", "exclude", "blocks")}
-    if spec.budget is None and spec.size_mib is None:
-        return chosen | {"candidates": [], "classes": spec.classes if spec.is_mixed else 1}
-    return chosen | {"candidates": [scheme.to_dict() for scheme in spec.schemes], "classes": spec.classes}
 
 
 def _prepare(given: Preparation, out: Path) -> None:
@@ -65,7 +55,7 @@ METHOD = Method(
     sizes=_sizes,
     nominal_bits=_nominal_bits,
     prepare=_prepare,
-    wants=_wants,
+    wants=wants,
     recipe=_recipe,
     libraries=("numba", "llvmlite", "accelerate"),
     look=Look("#CC79A7", "P", "xx"),

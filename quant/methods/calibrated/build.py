@@ -17,10 +17,9 @@ from quant.calibration.skeleton import Skeleton
 from quant.calibration.solver import Solver
 from quant.files import read_json, sha256_of
 from quant.methods import Tell
-from quant.methods.calibrated import METHOD, _wants
 from quant.methods.calibrated.allocate import Allocation, allocation_of
 from quant.methods.calibrated.prepare import ABOUT, read_moments, read_windows
-from quant.methods.calibrated.spec import Spec
+from quant.methods.calibrated.spec import Spec, wants
 from quant.model.artifact import write_selected
 from quant.model.checkpoint import Checkpoint
 from quant.model.folder import weight_paths
@@ -32,7 +31,7 @@ def build(base: Path, prepared: Path, spec: Spec, out: Path, tell: Tell) -> None
     checkpoint, moments, tokens = Checkpoint(base), read_moments(prepared), read_windows(prepared)
     inventory, allocation = checkpoint.inventory, None
     if spec.is_mixed:
-        allocation = allocation_of(spec, _wants(spec.to_dict()), inventory, prepared, moments)
+        allocation = allocation_of(spec, wants(spec.to_dict()), inventory, prepared, moments)
         tell(f"budget: predicted divergence {allocation.predicted:.3f} mnat" if allocation.predicted is not None else
              "allocation: taken as given")
     weights = allocation.weights if allocation else select(inventory, spec.recipe)
@@ -52,7 +51,7 @@ def build(base: Path, prepared: Path, spec: Spec, out: Path, tell: Tell) -> None
 def _about(spec: Spec, allocation: Allocation | None, prepared: Path, saved: Saved) -> Mapping:
     """Entries of the manifest."""
     text = {key: value for key, value in read_json(prepared / ABOUT).items() if key in ("source", "split", "windows", "length")}
-    about = {"method": "calibrated", "runtime": METHOD.runtime, "calibration": text, "example": saved.example}
+    about = {"method": "calibrated", "runtime": "transformers", "calibration": text, "example": saved.example}
     if allocation is None:
         return about | {"scheme": spec.recipe.scheme.label}
     widths = [part.scheme.bits for selected in allocation.weights for part in selected.parts if part.scheme]

@@ -95,6 +95,16 @@ class Spec:
         return self.budget * parameters if self.budget is not None else self.size_mib * 2**20 * 8
 
 
+def wants(values: Mapping) -> dict:
+    """What a row needs prepared: which weights it quantizes, and the schemes between which it chooses."""
+    spec = Spec.from_dict(values)
+    chosen = {key: list(value) if isinstance(value, tuple) else value
+              for key, value in spec.recipe.to_dict().items() if key in ("include", "exclude", "blocks")}
+    if spec.budget is None and spec.size_mib is None:
+        return chosen | {"candidates": [], "classes": spec.classes if spec.is_mixed else 1}
+    return chosen | {"candidates": [scheme.to_dict() for scheme in spec.schemes], "classes": spec.classes}
+
+
 def changed(scheme: Scheme, values: Mapping) -> Scheme:
     """The scheme with some fields replaced. A table has no levels of its own, and no zeros: it drops the scheme's."""
     values = dict(values)
