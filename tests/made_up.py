@@ -13,7 +13,7 @@ PARAMS = {
     "data": {"source": "grammar", "sentences": 3000},
     "device": "cpu",
     "quant": {"bits": 8, "group_size": "row", "symmetric": True, "codebook": "linear", "scale_dtype": "float32",
-              "double_quant": False, "fit": "range"},
+              "double_quant": False, "fit": "range", "levels": "narrow", "zeros": "real"},
     "variants": {
         "bf16": {"method": "float", "dtype": "bfloat16"},
         "whole": {"method": "quant", "include": ["*"]},

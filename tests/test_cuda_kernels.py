@@ -42,6 +42,10 @@ SCHEMES = [
     Scheme(8, 64, double_quant=True), Scheme(8, 64, scale_dtype="bfloat16"), Scheme(4, 32, False, scale_dtype="float16"),
     Scheme(3, 32, codebook=(-1.0, -0.4, -0.1, 0.0, 0.2, 1.0)), Scheme(4, 96, codebook=tuple(range(-5, 6))),
     Scheme(5, 6, symmetric=False), Scheme(4, 3), Scheme(4, 2), Scheme(8, 1), Scheme(4, 32, scale_dtype="float16", fit="ggml"),
+    *(Scheme(bits, 64, levels="full", scale_dtype=dtype) for bits, dtype in ((4, "float32"), (8, "int8"), (3, "float16"))),
+    *(Scheme(bits, 64, False, zeros="whole", scale_dtype=dtype) for bits, dtype in ((4, "float16"), (8, "int8"), (3, "int8"))),
+    Scheme(4, 64, False, scale_dtype="int8"), Scheme(4, 64, codebook="nf4", scale_dtype="int8"),
+    Scheme(4, "tensor", False, zeros="whole"), Scheme(4, 64, False, double_quant=True, zeros="whole"),
 ]  # fmt: skip
 EACH = pytest.mark.parametrize("scheme", SCHEMES, ids=lambda scheme: scheme.label)
 
@@ -80,6 +84,15 @@ def test_products_are_exact_but_for_rounding(scheme):
         tensor = quantize(normal(rows, columns), scheme)
         for count in (1, 3):
             check(tensor, normal(count, columns, seed=count), normal(rows, seed=9))
+
+
+@RUNS
+@EACH
+@pytest.mark.parametrize("columns", [172, 31])
+def test_rows_may_end_with_a_shorter_group(scheme, columns):
+    tensor = quantize(normal(9, columns), scheme)
+    for count in (1, 3):
+        check(tensor, normal(count, columns, seed=count), normal(9, seed=9))
 
 
 @RUNS
@@ -134,11 +147,11 @@ def test_activations_need_not_be_contiguous(count):
 
 @RUNS
 @settings(max_examples=20, deadline=None)
-@given(bits=st.integers(2, 8), groups=st.integers(1, 5), size=st.integers(1, 70), rows=st.integers(1, 40),
+@given(bits=st.integers(2, 8), columns=st.integers(1, 350), size=st.integers(1, 70), rows=st.integers(1, 40),
        leading=st.sampled_from([(), (1,), (4,), (2, 9), (1, 1, 1)]), symmetric=st.booleans(), has_bias=st.booleans())
-def test_any_shape(bits, groups, size, rows, leading, symmetric, has_bias):
-    tensor = quantize(normal(rows, groups * size), Scheme(bits, size, symmetric))
-    check(tensor, normal(*leading, groups * size, seed=1), normal(rows, seed=2) if has_bias else None)
+def test_any_shape(bits, columns, size, rows, leading, symmetric, has_bias):
+    tensor = quantize(normal(rows, columns), Scheme(bits, size, symmetric))
+    check(tensor, normal(*leading, columns, seed=1), normal(rows, seed=2) if has_bias else None)
 
 
 @RUNS

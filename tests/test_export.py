@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from compressed_tensors.compressors.pack_quantized import PackedQuantizationCompressor
 from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 from compressed_tensors.quantization import QuantizationConfig, apply_quantization_config
 from conftest import ROOT
@@ -31,6 +32,10 @@ RECIPES = {
     "int4 g64": {"bits": 4, "group_size": 64},
     "int8 attention, int4 mlp": {"schemes": {"mlp": {"bits": 4, "group_size": 32}}},
     "mlp only": {"include": ["mlp"]},
+    "int4 g32 full": {"bits": 4, "group_size": 32, "levels": "full"},
+    "int8 row whole": {"symmetric": False, "zeros": "whole", "fit": "mse"},
+    "int4 tensor whole": {"bits": 4, "group_size": "tensor", "symmetric": False, "zeros": "whole"},
+    "int4 g32 whole": {"bits": 4, "group_size": 32, "symmetric": False, "zeros": "whole"},
 }
 
 
@@ -47,10 +52,16 @@ def exported(make_model, tmp_path):
     return make
 
 
-def opened(folder, dtype="auto"):
-    from transformers import AutoModelForCausalLM
+def has_zero_points(folder):
+    return any(name.endswith(".weight_zero_point") for name in Checkpoint(folder).tensors)
 
-    model, report = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+
+def opened(folder, dtype="auto"):
+    from transformers import AutoModelForCausalLM, CompressedTensorsConfig
+
+    # its skeleton on the meta device has zero points unpacked, so the stored ones fit only where they are not loaded into it
+    config = {"quantization_config": CompressedTensorsConfig(dequantize=True)} if has_zero_points(folder) else {}
+    model, report = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True, **config)
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     return model
 
@@ -64,7 +75,8 @@ def weights_of(artifact, dtype):
         rows = []
         for role, part in parts.items():
             name = module if len(parts) == 1 else f"{module}.{role}"
-            stored = {key: checkpoint.read(f"{name}.weight.{key}") for key in ("codes", "scales")}
+            stored = {tensor.rpartition(".")[2]: checkpoint.read(tensor) for tensor in checkpoint.tensors
+                      if tensor.rpartition(".")[0] == f"{name}.weight"}
             scheme = Scheme.from_dict(config["schemes"][part["scheme"]])
             count, width = stored["codes"].shape
             tensor = QTensor.from_tensors(stored, (count, width * 8 // scheme.bits), scheme)
@@ -93,17 +105,60 @@ def test_weights_and_logits_are_those_of_the_artifact(exported, ids, architectur
     weights = weights_of(artifact, dtype)
     assert {f"{name}.weight_packed" for name in weights} == {n for n in Checkpoint(out).tensors if n.endswith("_packed")}
     for name, weight in weights.items():
-        assert torch.equal(theirs.get_submodule(name).weight, weight), name
+        dense = theirs.get_submodule(name).weight
+        if f"{name}.weight_zero_point" in Checkpoint(out).tensors and dtype == torch.float32:
+            assert torch.allclose(dense, weight, rtol=1e-6, atol=1e-6), name  # ours rounds zero * scale too
+        else:
+            assert torch.equal(dense, weight), name
     # In float32 both multiply with the same weights, summed in another order at most. In bfloat16 ours multiplies with them as
     # they are and rounds the result; transformers multiplies with weights rounded to bfloat16.
     assert torch.allclose(found, expected, atol=2e-6 if dtype == torch.float32 else 3e-2)
 
 
-@pytest.mark.parametrize("recipe", [{"bits": 4}, {}, {"group_size": "tensor"}], ids=["int4 row", "int8 row", "int8 tensor"])
+@pytest.mark.parametrize("recipe", [
+    {"bits": 4}, {}, {"group_size": "tensor"}, {"bits": 4, "symmetric": False, "zeros": "whole"},
+    {"symmetric": False, "zeros": "whole"}, {"levels": "full", "scale_dtype": "int8"},
+], ids=["int4 row", "int8 row", "int8 tensor", "int4 row whole", "int8 row whole", "int8 row full i8"])  # fmt: skip
 def test_rows_that_fill_no_whole_word(exported, ids, recipe):
     artifact, out = exported("llama-odd", recipe)
     with torch.inference_mode():
         assert torch.allclose(opened(artifact)(ids).logits, opened(out)(ids).logits, atol=2e-6)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("values", [{"levels": "full", "fit": "mse"}, {"symmetric": False, "zeros": "whole"}, {}],
+                         ids=["full", "whole", "narrow"])
+def test_8_bit_scales_are_multiplied_out_exactly(exported, ids, values, bits):
+    artifact, out = exported("smollm", {"bits": bits, "group_size": 32, "scale_dtype": "int8", **values})
+    theirs = opened(out)
+    with torch.inference_mode():
+        assert torch.allclose(opened(artifact)(ids).logits, theirs(ids).logits, atol=2e-6)
+    for name, weight in weights_of(artifact, torch.float32).items():
+        found = theirs.get_submodule(name).weight
+        assert torch.allclose(found, weight, rtol=1e-6, atol=1e-6) if "zeros" in values else torch.equal(found, weight), name
+        assert Checkpoint(out).tensors[f"{name}.weight_scale"].dtype == torch.float32
+
+
+def test_the_sign_of_a_scale_survives(exported):
+    _, out = exported("smollm", RECIPES["int4 g32 full"])
+    checkpoint = Checkpoint(out)
+    scales = torch.cat([checkpoint.read(name).flatten() for name in checkpoint.tensors if name.endswith("_scale")])
+    assert 0.4 < (scales < 0).float().mean() < 0.6
+
+
+@pytest.mark.parametrize("architecture", ["smollm", "phi3"])
+def test_the_library_decompresses_whole_zeros_beside_other_schemes(exported, architecture):
+    """transformers takes all layers for one scheme where it decompresses zero points; the library itself does not."""
+    artifact, out = exported(architecture, {"bits": 4, "group_size": 32, "symmetric": False, "zeros": "whole", "schemes": {
+        "mlp": {"bits": 8, "symmetric": True, "zeros": "real", "levels": "full"}}})
+    stored = Checkpoint(out)
+    config = QuantizationConfig.model_validate(stored.config["quantization_config"])
+    scheme_of = {name: group for group in config.config_groups.values() for name in group.targets}
+    assert {scheme.weights.symmetric for scheme in scheme_of.values()} == {True, False}
+    for name, weight in weights_of(artifact, torch.float32).items():
+        tensors = {key.removeprefix(f"{name}."): stored.read(key) for key in stored.tensors if key.startswith(f"{name}.")}
+        found = PackedQuantizationCompressor.decompress(tensors, scheme_of[name])["weight"]
+        assert torch.allclose(found, weight, rtol=1e-6, atol=1e-6), name
 
 
 @pytest.mark.parametrize("architecture", ["gpt_neo", "gpt_neox", "opt", "gemma", "llama-tied"])
@@ -124,6 +179,18 @@ def test_scales_of_a_wider_dtype_are_rounded_to_the_models(exported, ids):
         assert ((found - weight).abs() <= 3 * 2**-8 * weight.abs()).all()
     with torch.inference_mode():  # and nothing is lost in the file: in float32 it is the same model
         assert torch.equal(opened(artifact, torch.float32)(ids).logits, opened(out, torch.float32)(ids).logits)
+
+
+@pytest.mark.parametrize(("architecture", "bits", "size"), [("llama-odd", 4, "row"), ("llama-odd", 8, "row"), ("smollm", 4, 32)])
+def test_zero_points_are_laid_out_as_the_librarys_own_packer_does_it(exported, architecture, bits, size):
+    artifact, out = exported(architecture, {"bits": bits, "group_size": size, "symmetric": False, "zeros": "whole"})
+    name = "model.layers.1.mlp.down_proj"
+    stored, found = Checkpoint(artifact).read(f"{name}.weight.zeros"), Checkpoint(out)
+    groups = found.tensors[f"{name}.weight_scale"].shape[1]
+    zeros = unpack(stored, bits, groups)
+    expected = pack_to_int32((zeros.int() - 2 ** (bits - 1)).to(torch.int8), bits, packed_dim=0)
+    assert torch.equal(found.read(f"{name}.weight_zero_point"), expected)
+    assert found.config["quantization_config"]["config_groups"]["group_0"]["weights"]["symmetric"] is False
 
 
 @pytest.mark.parametrize(("architecture", "bits"), [("llama-odd", 4), ("llama-odd", 8), ("smollm", 4)])
@@ -182,7 +249,11 @@ def test_the_library_leaves_a_conv1d_alone(make_model):
     ("llama", {"bits": 4, "codebook": "nf4", "group_size": 32}, r"down_proj is nf4 g32, a table of values.*codebook: linear"),
     ("llama", {"bits": 4, "codebook": "fp4", "group_size": 32}, r"down_proj is fp4 g32, a table of values"),
     ("llama", {"bits": 3, "group_size": 32}, r"down_proj is int3 g32; pack-quantized is served at 4 and 8 bits only"),
-    ("llama", {"symmetric": False}, r"down_proj is int8 row asym: the value of its code 0 is a real number.*symmetric: true"),
+    ("llama", {"symmetric": False}, r"down_proj is int8 row asym: the value of its code 0 is a real number.*zeros: whole, or "
+     "symmetric: true"),
+    ("llama-odd", {"bits": 4, "group_size": 24}, r"is int4 g24, and its rows of \d+ end with a shorter group.*or row"),
+    ("llama-odd", {"bits": 4, "group_size": 128}, r"is int4 g128, and its rows of \d+ end with a shorter group.*or row"),
+    ("llama", {"bits": 4, "group_size": 32, "double_quant": True}, r"is int4 g32 dq: scales of 8 bits in blocks.*double_quant"),
     ("llama", {"include": ["embedding"]}, r"model\.embed_tokens is a quantized Embedding.*include: \[attention, mlp\]"),
     ("llama-tied", {"include": ["head"]}, r"model\.embed_tokens is a quantized Embedding.*include: \[attention, mlp\]"),
     ("llama", {"include": ["norm"]}, r"model\.layers\.0\.input_layernorm is a quantized LlamaRMSNorm"),

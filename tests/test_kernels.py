@@ -24,6 +24,12 @@ SCHEMES = [
     Scheme(4, 64, codebook="nf4", double_quant=True), Scheme(8, 64, scale_dtype="bfloat16"), Scheme(4, 32, scale_dtype="float16"),
     Scheme(3, 32, codebook=(-1.0, -0.4, -0.1, 0.0, 0.2, 1.0)), Scheme(5, 6, symmetric=False), Scheme(4, 3), Scheme(8, 1),
     Scheme(4, 32, scale_dtype="float16", fit="ggml"),
+    *(Scheme(bits, size, levels="full", scale_dtype=dtype) for bits in (2, 4, 8) for size, dtype in
+      (("tensor", "float32"), ("row", "int8"), (32, "int8"), (64, "float16"))),
+    *(Scheme(bits, size, False, zeros="whole", scale_dtype=dtype) for bits in (3, 4, 8) for size, dtype in
+      (("tensor", "float32"), ("row", "int8"), (32, "int8"), (64, "float16"))),
+    Scheme(4, 64, False, scale_dtype="int8"), Scheme(4, 64, codebook="nf4", scale_dtype="int8"),
+    Scheme(4, 64, False, double_quant=True, zeros="whole"),
 ]  # fmt: skip
 EACH = pytest.mark.parametrize("scheme", SCHEMES, ids=lambda scheme: scheme.label)
 
@@ -58,6 +64,17 @@ def test_odd_sizes(columns, bits):
     tensor = quantize(normal(5, columns), Scheme(bits))
     for count in (1, 3, 40):
         check(cpu.Matmul(tensor), tensor, normal(count, columns))
+
+
+@EACH
+@pytest.mark.parametrize("columns", [172, 31])
+def test_rows_may_end_with_a_shorter_group(scheme, columns):
+    for size in ({64, 24} if isinstance(scheme.group_size, int) and scheme.fit != "ggml" else {scheme.group_size}):
+        tensor = quantize(normal(37, columns), scheme.override({"group_size": size}))
+        product, rows = cpu.Matmul(tensor), torch.tensor([36, 0, 0, 17])
+        for count in (1, 3, cpu.FEW_ROWS + 1):
+            check(product, tensor, normal(count, columns, seed=count), normal(37, seed=9))
+        assert torch.allclose(product.gather(rows), dequantize(tensor)[rows], rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("scheme", [Scheme(), Scheme(4, 64, codebook="nf4")], ids=lambda scheme: scheme.label)

@@ -280,7 +280,7 @@ def test_what_was_skipped_is_listed_with_its_reason():
         return text.partition("## What was skipped")[2].partition("\n## ")[0]
 
     said = section()
-    assert "Prefill of 512 tokens" in said and "llama.cpp" not in said and "Groups of 128" in said and "timings" not in said
+    assert "Prefill of 512 tokens" in said and "llama.cpp" not in said and "timings" not in said
     assert "Reliable timings for `nf4`: " in section(nf4={"noisy": True})
     assert "for `bf16`, `whole`, `selective`, `int4` and 5 more: " in section(**everyone(noisy=True))
 

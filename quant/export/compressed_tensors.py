@@ -104,19 +104,19 @@ class PackedLinear:
         packing, (count, columns) = self.parts[0].packing, self.shape
         codes = torch.zeros((count, row_bytes(columns, packing.bits)), dtype=torch.uint8)
         scale = torch.empty((count, columns // (packing.group_size or columns)), dtype=packing.scale_dtype)
-        zeros = torch.zeros(scale.shape, dtype=torch.uint8)
+        zeros = torch.zeros((scale.shape[1], count), dtype=torch.uint8)
         for part in self.parts:
             stored = part.read(checkpoint, columns)
             rows = torch.cat([torch.arange(start, stop) for start, stop in part.ranges])
             codes[rows] = stored.codes
             scale[rows] = stored.scales.rows(slice(None)).to(scale.dtype).expand(len(rows), -1)
             if stored.zeros is not None:
-                zeros[rows] = unpack(stored.zeros, packing.bits, scale.shape[1]).expand(len(rows), -1)
+                zeros[:, rows] = unpack(stored.zeros, packing.bits, scale.shape[1]).T.expand(-1, len(rows))
         yield f"{self.module}.weight_packed", _as_words(codes)
         yield f"{self.module}.weight_scale", scale
         yield f"{self.module}.weight_shape", torch.tensor(self.shape)
         if not packing.symmetric:
-            yield f"{self.module}.weight_zero_point", _as_words(pack(zeros.T, packing.bits)).T.contiguous()
+            yield f"{self.module}.weight_zero_point", _as_words(pack(zeros, packing.bits)).T.contiguous()
 
 
 def write(artifact: Path, folder: Path) -> None:
