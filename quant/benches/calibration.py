@@ -81,7 +81,8 @@ def _measure(folder: Path, chosen: Mapping[str, Mapping], given, params: Mapping
         want = method.wants(row.values)
         wants += [] if want in wants else [want]
     calibration = {**params["calibration"], "text": given.calibrate}
-    method.prepare(Preparation(base, text, private, calibration, {"source": given.text}, vars(protocol), wants), folder / "prepared")
+    sections = calibration, {"source": given.text}, vars(protocol)
+    method.prepare(Preparation(base, text, private, *sections, wants), folder / "prepared")
     print(f"perplexity of the base {original['ppl']:.4f}")
     print(f"{'row':26} {'bits/weight':>11} {'ppl change %':>12} {'KLD mnat':>9} {'95 % interval':>19} {'top-1 %':>8} "
           f"{'predicted':>9} {'s':>6}")

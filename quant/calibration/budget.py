@@ -1,7 +1,7 @@
 """Budget: which part of a model gets how many bits, so that all weights together take no more than a given size.
 
-The choice is a knapsack. A part's predicted divergence at a width is its cost, its stored bits are its size. The convex part of the
-answer is found by a Lagrange multiplier, and what is left over buys, one at a time, the upgrade that saves most per bit.
+The choice is a knapsack. A part's predicted divergence at a width is its cost, its stored bits are its size. The convex part of
+the answer is found by a Lagrange multiplier, and what is left over buys, one at a time, the upgrade that saves most per bit.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def allocate(parts: Mapping[str, list[Choice]], budget: float) -> dict[str, Choi
     """
     least = sum(min(choice.bits for choice in choices) for choices in parts.values())
     if least > budget:
-        raise InputError(f"the smallest candidates take {least / 8 / 2**20:.2f} MiB, the budget leaves {budget / 8 / 2**20:.2f} MiB "
-                         "for them; raise the budget or add a smaller candidate")
+        raise InputError(f"the smallest candidates take {least / 8 / 2**20:.2f} MiB, the budget leaves {budget / 8 / 2**20:.2f} "
+                         "MiB for them; raise the budget or add a smaller candidate")
     low, high = 0.0, 1.0
     while _bits(_cheapest(parts, high)) > budget:
         low, high = high, 4 * high

@@ -1,7 +1,7 @@
 """Equalization: scales the inputs of layers that follow a norm, so that important columns are rounded more finely.
 
-A column of the weight is multiplied by s and the norm's output divided by it, which changes nothing before rounding. s is the root
-of the column's mean squared input to the power alpha, and alpha the best of ALPHAS by the error of the layers' outputs under
+A column of the weight is multiplied by s and the norm's output divided by it, which changes nothing before rounding. s is the
+root of the column's mean squared input to the power alpha, and alpha the best of ALPHAS by the error of the layers' outputs under
 rounding to nearest. After AWQ (Lin et al. 2023).
 """
 
@@ -37,8 +37,8 @@ def column_factors(parts: list[tuple[torch.Tensor, Scheme]], second: torch.Tenso
 
 
 def fold(norm: nn.Module, factors: torch.Tensor, run: Callable[[nn.Module], torch.Tensor]) -> bool:
-    """Divide a norm's output by the factors, in its weight and bias; False, and nothing is changed, where that is not how the norm
-    uses its weight. run: gives the norm's output for a sample."""
+    """Divide a norm's output by the factors, in its weight and bias; False, and nothing is changed, where that is not how the
+    norm uses its weight. run: gives the norm's output for a sample."""
     parameters = [getattr(norm, name) for name in ("weight", "bias") if getattr(norm, name, None) is not None]
     before, expected = [parameter.data for parameter in parameters], run(norm) / factors
     for parameter in parameters:

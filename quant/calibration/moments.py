@@ -57,8 +57,8 @@ class Moments:
     def corrected(self, weight: torch.Tensor, is_centred: bool) -> torch.Tensor:
         """The weight that, on the quantized model's inputs, comes nearest to the float model's outputs, float64 [rows, columns].
 
-        Least squares: W + (W D + R) (H + damping)^-1, with D the drift of the inputs and R that of the residual stream. The aim is
-        that of GPTAQ (Li et al. 2025); R makes up for the errors of all layers before this one as well.
+        Least squares: W + (W D + R) (H + damping)^-1, with D the drift of the inputs and R that of the residual stream. The aim
+        is that of GPTAQ (Li et al. 2025); R makes up for the errors of all layers before this one as well.
         """
         shift = weight.double() @ self._about_mean(self.drift, self.mean_drift, is_centred)
         if self.residual is not None:

@@ -24,7 +24,8 @@ def is_of_vocabulary(weight: Weight, inventory: Inventory) -> bool:
 
 def quantize_outside(checkpoint: Checkpoint, weights: list[Selected], moments: VocabularyMoments | None, solver: Solver,
                      saved: Saved) -> None:
-    """Quantize every chosen weight outside the blocks: embedding and head by their moments, others, such as positions, by `quantize`.
+    """Quantize every chosen weight outside the blocks: embedding and head by their moments, others, such as positions,
+    by `quantize`.
 
     moments: needed if the embedding or the head is chosen.
     """

@@ -1,9 +1,9 @@
-"""What each part of a model costs at each width: the divergence of the part quantized alone, measured once, and an estimate for the
-other widths from its rounding error.
+"""What each part of a model costs at each width: the divergence of the part quantized alone, measured once, and an estimate for
+the other widths from its rounding error.
 
-Every part has a stream of hidden states of its own, which leaves the float model's where the part is, and goes on through the float
-blocks. So each block is loaded once, whatever the number of parts. The estimate for another width is the measured divergence times
-the ratio of the errors tr(dW H dW^T): divergence is quadratic in small errors.
+Every part has a stream of hidden states of its own, which leaves the float model's where the part is, and goes on through the
+float blocks. So each block is loaded once, whatever the number of parts. The estimate for another width is the measured
+divergence times the ratio of the errors tr(dW H dW^T): divergence is quadratic in small errors.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import kl_div, linear, log_softmax
 
+from quant.calibration.hooks import linear_inputs, matrix_of
 from quant.calibration.moments import Moments
 from quant.calibration.outside import is_of_vocabulary
-from quant.calibration.sequential import linear_inputs, matrix_of
 from quant.calibration.skeleton import Skeleton, run_block
 from quant.calibration.solver import Curvature, Solver
 from quant.calibration.vocabulary import VocabularyMoments
@@ -148,9 +148,10 @@ class _Probe:
         return values
 
     def _divergence(self, base: torch.Tensor, stream: torch.Tensor, head: torch.Tensor | None) -> float:
-        """Mean divergence of a stream's predictions from the base's, in mnat a token. head: of the stream, None for the model's."""
+        """Mean divergence of a stream's predictions from the base's, in mnat a token. head: of the stream; None: the model's."""
         own, total = self.skeleton.model.get_output_embeddings().weight, 0.0
-        for base_states, states in zip(self.skeleton.finish(base), self.skeleton.finish(stream), strict=True):  # a window at a time
+        windows = zip(self.skeleton.finish(base), self.skeleton.finish(stream), strict=True)
+        for base_states, states in windows:  # one at a time: logits are large
             expected = log_softmax(linear(base_states, own), -1)
             found = log_softmax(linear(states, own if head is None else head), -1)
             total += float(kl_div(found, expected, reduction="none", log_target=True).sum(-1).sum(dtype=torch.float64))
@@ -184,4 +185,5 @@ def as_table(costs: Mapping[str, PartCost]) -> dict:
 
 
 def from_table(table: Mapping) -> dict[str, PartCost]:
-    return {name: PartCost(row["weights"], row["measured"], tuple(row["bits"]), tuple(row["costs"])) for name, row in table.items()}
+    return {name: PartCost(row["weights"], row["measured"], tuple(row["bits"]), tuple(row["costs"]))
+            for name, row in table.items()}

@@ -1,41 +1,39 @@
 """The calibrated pass: decoder blocks are quantized in order, each on the inputs that the quantized blocks before it give.
 
-Two streams of hidden states go through the model: that of the model as it is, and that of the quantized one. In each block, layers
-that read the same input are quantized together, in the order in which they run, and their moments (quant.calibration.moments) are
-taken from both streams. Only one block is in memory. Results and hidden states are written after each block, so that a run which
-was killed goes on at the block it was in.
+Two streams of hidden states go through the model: that of the model as it is, and that of the quantized one. In each block,
+layers that read the same input are quantized together, in the order in which they run, and their moments
+(quant.calibration.moments) are taken from both streams. Only one block is in memory. Results and hidden states are written after
+each block, so that a run which was killed goes on at the block it was in.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
 
 from quant.calibration.equalize import column_factors, fold
+from quant.calibration.hooks import input_of, matrix_of, norm_before, outputs_of, silent, watching
 from quant.calibration.moments import Moments
 from quant.calibration.saved import Saved
-from quant.calibration.skeleton import Skeleton, Stop, run_block
+from quant.calibration.skeleton import Skeleton, run_block
 from quant.calibration.solver import Curvature, Solver
-from quant.model.inventory import Weight
 from quant.model.selection import Part, Selected
 from quant.progress import progress
 from quant.tensor.qtensor import QTensor, dequantize, quantize
 
 EXAMPLE_COLUMNS = 32
 BATCH_TOKENS = 8192
-ADDED_AT_START, ADDED_AT_END = "o", "down"  # roles whose output is added to the residual stream: within a block, and as its last step
+ADDED_AT_START, ADDED_AT_END = "o", "down"  # roles whose output is added to the residual stream: within a block, at its end
 TOLERANCE = 1e-3  # relative to the largest hidden state; sums in another order differ by about 1e-6
 
 
 @dataclass(frozen=True)
 class Settings:
-    """solver: see Solver. targets: "corrected" aims at the float model's outputs on the quantized model's inputs, "original" at the
-    weights as they are. biases: whether biases make up for the mean error. equalize: see quant.calibration.equalize."""
+    """solver: see Solver. targets: "corrected" aims at the float model's outputs on the quantized model's inputs, "original" at
+    the weights as they are. biases: whether biases make up for the mean error. equalize: see quant.calibration.equalize."""
 
     solver: Solver
     targets: str = "corrected"
@@ -45,8 +43,8 @@ class Settings:
 
 @dataclass(frozen=True)
 class Layers:
-    """Linear layers of a block that read the same input. names: of the modules within the block. added: role of a layer whose output
-    is added to the residual stream, else None."""
+    """Linear layers of a block that read the same input. names: of the modules within the block. added: role of a layer whose
+    output is added to the residual stream, else None."""
 
     names: tuple[str, ...]
     added: str | None
@@ -169,8 +167,8 @@ class _Block:
         })
 
     def _run_floats(self, hidden: torch.Tensor) -> tuple[dict[Layers, torch.Tensor], torch.Tensor | None, torch.Tensor]:
-        """Run the float block: the inputs of the layers to quantize, in the order in which they run; the residual stream to which the
-        last of them is added; and the hidden states that leave the block."""
+        """Run the float block: the inputs of the layers to quantize, in the order in which they run; the residual stream to which
+        the last of them is added; and the hidden states that leave the block."""
         names = [name for name, selected in self.chosen.items() if len(selected.weight.shape) == 2]
         after, residual = torch.empty_like(hidden), None
         layers = self._trace(names, hidden[self.batches[0]])
@@ -178,7 +176,7 @@ class _Block:
         for batch in self.batches:
             seen: dict[str, torch.Tensor] = {}
             ends = [group.names[0] for group in layers if group.added == ADDED_AT_END]
-            with _watching(self.floats, [group.names[0] for group in layers], seen), _outputs(self.floats, ends) as outputs:
+            with watching(self.floats, [group.names[0] for group in layers], seen), outputs_of(self.floats, ends) as outputs:
                 after[batch] = run_block(self.floats, hidden[batch], self._arguments_of(batch))
             for group in layers:
                 value = seen[group.names[0]]
@@ -199,11 +197,11 @@ class _Block:
             difference = None
             if layers.added == ADDED_AT_END:
                 seen: dict[str, torch.Tensor] = {}
-                with _watching(self.quantized, [first], seen), _silent(self.quantized, first):
+                with watching(self.quantized, [first], seen), silent(self.quantized, first):
                     difference = residual[batch] - run_block(self.quantized, hidden, arguments)
                 given = seen[first]
             else:
-                given = _input_of(self.quantized, first, hidden, arguments)
+                given = input_of(self.quantized, first, hidden, arguments)
                 difference = floats[batch] - hidden if layers.added == ADDED_AT_START else None
             moments.add(given.flatten(0, -2), floats_in[batch].flatten(0, -2),
                         None if difference is None else difference.flatten(0, -2))
@@ -240,9 +238,9 @@ class _Block:
         last = next((name for name in names if self._role(name) == ADDED_AT_END), None)
         if last is None:
             return not self._has_norm_after()
-        with _outputs(self.floats, [last]) as outputs:
+        with outputs_of(self.floats, [last]) as outputs:
             run_block(self.floats, hidden, arguments)
-        with _silent(self.floats, last):
+        with silent(self.floats, last):
             without = run_block(self.floats, hidden, arguments)
         error = (without + outputs[last].view_as(without) - whole).abs().max()
         return bool(error <= TOLERANCE * whole.abs().max())
@@ -266,99 +264,6 @@ class _Block:
         return self._arguments[batch.stop - batch.start]
 
 
-def matrix_of(block: nn.Module, name: str, weight: Weight) -> torch.Tensor:
-    """A weight of a block, [out, in] or [n]; a view that can be written to."""
-    parameter = block.get_parameter(f"{name}.weight").data
-    return parameter.T if weight.transposed else parameter
-
-
-def linear_inputs(block: nn.Module, names: list[str], hidden: torch.Tensor, arguments: dict) -> dict[str, torch.Tensor]:
-    """The inputs of some layers; layers that share an input have the same tensor."""
-    seen: dict[str, torch.Tensor] = {}
-    with _watching(block, names, seen):
-        run_block(block, hidden, arguments)
-    return seen
-
-
-def norm_before(block: nn.Module, names: tuple[str, ...], hidden: torch.Tensor,
-                arguments: dict) -> tuple[str, torch.Tensor] | None:
-    """The norm whose output these layers, and no others, read: its name, and a sample of its input. None where there is no such norm."""
-    outputs: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-    readers: list[tuple[str, torch.Tensor]] = []
-    hooks = []
-    for name, module in block.named_modules():
-        weight = getattr(module, "weight", None)
-        if isinstance(weight, nn.Parameter) and weight.ndim == 1:
-            hooks.append(module.register_forward_hook(
-                lambda _, given, output, name=name: outputs.__setitem__(name, (given[0], output))))
-        elif isinstance(weight, nn.Parameter):
-            hooks.append(module.register_forward_pre_hook(lambda _, given, name=name: readers.append((name, given[0]))))
-    try:
-        run_block(block, hidden, arguments)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    for name, (given, output) in outputs.items():
-        if {reader for reader, value in readers if value is output} == set(names):
-            return name, given
-    return None
-
-
 def _windows(tokens: torch.Tensor) -> int:
     """Windows that are run together."""
     return max(1, BATCH_TOKENS // tokens.shape[1])
-
-
-@contextmanager
-def _watching(block: nn.Module, names: list[str], seen: dict[str, torch.Tensor]) -> Iterator[None]:
-    """Note the inputs of some layers."""
-    hooks = [block.get_submodule(name).register_forward_pre_hook(lambda _, given, name=name: seen.__setitem__(name, given[0]))
-             for name in names]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-@contextmanager
-def _outputs(block: nn.Module, names: list[str]) -> Iterator[dict[str, torch.Tensor]]:
-    """Note the outputs of some layers."""
-    seen: dict[str, torch.Tensor] = {}
-    hooks = [block.get_submodule(name).register_forward_hook(lambda _, __, output, name=name: seen.__setitem__(name, output))
-             for name in names]
-    try:
-        yield seen
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-@contextmanager
-def _silent(block: nn.Module, name: str) -> Iterator[None]:
-    """Let a layer give zeros, without computing anything."""
-    layer = block.get_submodule(name)
-    width = getattr(layer, "out_features", None) or layer.nf  # GPT-2's Conv1D calls it nf
-    layer.forward = lambda x: x.new_zeros(*x.shape[:-1], width)
-    try:
-        yield
-    finally:
-        del layer.forward
-
-
-def _input_of(block: nn.Module, name: str, hidden: torch.Tensor, arguments: dict) -> torch.Tensor:
-    """The input of a layer; what follows it is not computed."""
-    seen: list[torch.Tensor] = []
-
-    def stop(_, given) -> None:
-        seen.append(given[0])
-        raise Stop
-
-    hook = block.get_submodule(name).register_forward_pre_hook(stop)
-    try:
-        run_block(block, hidden, arguments)
-    except Stop:
-        pass
-    finally:
-        hook.remove()
-    return seen[0]

@@ -29,7 +29,7 @@ REFIT_DAMPING = 1e-3  # of a row's scales, relative to each diagonal element
 
 
 class Curvature:
-    """H, float64 [columns, columns], and the factors of its inverse that feedback needs; weights with the same inputs share it."""
+    """H, float64 [columns, columns], and the factors of its inverse for feedback; weights with the same inputs share it."""
 
     def __init__(self, second: torch.Tensor, damping: float = DAMPING):
         self.second = damped(second, damping)
@@ -49,9 +49,9 @@ class Curvature:
 
 @dataclass(frozen=True)
 class Solver:
-    """rounding: "feedback", or "nearest" for the nearest code of each weight. importance: whether the fit of scales weights errors
-    by H's diagonal. order: "activation" rounds the columns of the largest inputs first, "natural" from left to right. refits: rounds
-    of refitting the scales and rounding again. sweeps: of coordinate descent after each rounding."""
+    """rounding: "feedback", or "nearest" for the nearest code of each weight. importance: whether the fit of scales weights
+    errors by H's diagonal. order: "activation" rounds the columns of the largest inputs first, "natural" from left to right.
+    refits: rounds of refitting the scales and rounding again. sweeps: of coordinate descent after each rounding."""
 
     rounding: str = "feedback"
     importance: bool = True
@@ -80,8 +80,8 @@ class Solver:
 
 
 class _Problem:
-    """One matrix, its second moments and its scheme. Matrices are held transposed, [columns, rows], so that a column to be rounded
-    is contiguous."""
+    """One matrix, its second moments and its scheme. Matrices are held transposed, [columns, rows], so that a column to be
+    rounded is contiguous."""
 
     def __init__(self, target: torch.Tensor, second: torch.Tensor, scheme: Scheme):
         self.target, self.second, self.scheme = target.double().T.contiguous(), second, scheme
@@ -197,8 +197,8 @@ def _rows_of_either(is_first: torch.Tensor, first: Groups, second: Groups) -> Gr
     def choose(one: torch.Tensor | None, other: torch.Tensor | None) -> torch.Tensor | None:
         return None if one is None else torch.where(is_first.unsqueeze(-1), one, other)
 
-    scales = type(first.scales)(**{name: choose(value, getattr(second.scales, name)) for name, value in vars(first.scales).items()})
-    return Groups(scales, choose(first.zeros, second.zeros), first.scheme)
+    scales = {name: choose(value, getattr(second.scales, name)) for name, value in vars(first.scales).items()}
+    return Groups(type(first.scales)(**scales), choose(first.zeros, second.zeros), first.scheme)
 
 
 def _least_squares(steps: torch.Tensor, error: torch.Tensor, second: torch.Tensor, group_of: list[int],

@@ -2,13 +2,13 @@
 
 Both are indexed by tokens, so what a row is worth differs by orders of magnitude from row to row.
 
-    head         row v turns the last hidden state h into the logit of token v. A small change d of the row moves the divergence by
-                 p_v (1 - p_v) (d h)^2 / 2, so its moments are E[(1 - sum p^2) h h^T], and its weight E[p_v (1 - p_v)]
-    embedding    row v enters where token v stands. With g the gradient there of the log-likelihood of a token drawn from the model
-                 itself (the Fisher information), its moments are E[g g^T], and its weight how often v stands there
+    head         row v turns the last hidden state h into the logit of token v. A small change d of the row moves the divergence
+                 by p_v (1 - p_v) (d h)^2 / 2, so its moments are E[(1 - sum p^2) h h^T], and its weight E[p_v (1 - p_v)]
+    embedding    row v enters where token v stands. With g the gradient there of the log-likelihood of a token drawn from the
+                 model itself (the Fisher information), its moments are E[g g^T], and its weight how often v stands there
 
-Where they share a weight, both sums apply, and both grow with how often v occurs: the moments are added, and the head's row weights
-serve for both.
+Where they share a weight, both sums apply, and both grow with how often v occurs: the moments are added, and the head's row
+weights serve for both.
 """
 
 from __future__ import annotations

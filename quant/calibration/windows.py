@@ -34,9 +34,9 @@ def choose_windows(calibration: Corpus, evaluated: Corpus, plan: CalibrationPlan
     every = ids[: len(ids) // length * length].reshape(-1, length)
     is_shared = _shares_passage(every, ids_of(evaluated))
     if is_shared.mean() > MOST_SHARED if len(every) else False:
-        raise InputError(f"{is_shared.sum()} of {len(every)} windows of the calibration text {calibration.source} share a passage of "
-                         f"{min(PASSAGE, length)} tokens with the evaluated text {evaluated.source}: calibrating on what is measured "
-                         "would flatter the result; set calibration.text to another text")
+        raise InputError(f"{is_shared.sum()} of {len(every)} windows of the calibration text {calibration.source} share a "
+                         f"passage of {min(PASSAGE, length)} tokens with the evaluated text {evaluated.source}: calibrating on "
+                         "what is measured would flatter the result; set calibration.text to another text")
     kept = every[~is_shared]
     if not len(kept):
         raise InputError(f"the calibration text {calibration.source} has {len(ids)} tokens, fewer than a window of {length}; set "
@@ -59,5 +59,6 @@ def _hashes(rows: numpy.ndarray, size: int) -> numpy.ndarray:
     """A 64-bit hash of every run of `size` tokens: uint64 [rows, columns - size + 1]."""
     found = numpy.zeros((len(rows), rows.shape[1] - size + 1), dtype=numpy.uint64)
     for start in range(size):
-        found = found * numpy.uint64(0x9E3779B97F4A7C15) + rows[:, start : start + found.shape[1]].astype(numpy.uint64) + numpy.uint64(1)
+        tokens = rows[:, start : start + found.shape[1]].astype(numpy.uint64)
+        found = found * numpy.uint64(0x9E3779B97F4A7C15) + tokens + numpy.uint64(1)
     return found

@@ -54,8 +54,8 @@ class Sizes:
 @dataclass(frozen=True)
 class Preparation:
     """What `Method.prepare` may use. base: folder of the model. evaluated, private: folders of the text that is measured, and of
-    texts that may not be shared. calibration, data, evaluate: sections of params.yaml. wants: what `Method.wants` gave for each of
-    the method's rows, without repetition."""
+    texts that may not be shared. calibration, data, evaluate: sections of params.yaml. wants: what `Method.wants` gave for each
+    of the method's rows, without repetition."""
 
     base: Path
     evaluated: Path | None = None

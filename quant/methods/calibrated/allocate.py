@@ -10,14 +10,13 @@ from pathlib import Path
 import yaml
 
 from quant.calibration.budget import Choice, allocate
-from quant.calibration.outside import is_of_vocabulary, rows_in_classes
+from quant.calibration.outside import rows_in_classes
 from quant.calibration.vocabulary import VocabularyMoments
 from quant.errors import InputError
 from quant.methods.calibrated.prepare import chosen_weights, in_classes, read_costs
 from quant.methods.calibrated.spec import Spec, changed
 from quant.model.inventory import Inventory
 from quant.model.selection import Selected, with_classes
-from quant.tensor.qtensor import layout
 
 
 @dataclass(frozen=True)
@@ -40,12 +39,14 @@ class Allocation:
 
     def text(self) -> str:
         """The choice as a file that can be edited and given to a row as `allocation`."""
-        head = "# Changes of the row's scheme for each part. Edit a copy, and set `allocation` in a row of params.yaml to its path.\n"
+        head = ("# Changes of the row's scheme for each part. Edit a copy, and set `allocation` in a row of params.yaml to its "
+                "path.\n")
         return head + yaml.safe_dump({"predicted_kld_mnats": self.predicted,
                                       "parts": {name: dict(values) for name, values in self.changes.items()}}, sort_keys=False)
 
 
-def allocation_of(spec: Spec, want: Mapping, inventory: Inventory, prepared: Path, moments: VocabularyMoments | None) -> Allocation:
+def allocation_of(spec: Spec, want: Mapping, inventory: Inventory, prepared: Path,
+                  moments: VocabularyMoments | None) -> Allocation:
     """The schemes of all parts. Raises InputError for a budget that is too small, and for parts that the model does not have."""
     whole = chosen_weights(inventory, want)
     divided = in_classes(whole, inventory, moments, spec.classes)
@@ -67,7 +68,8 @@ def allocation_of(spec: Spec, want: Mapping, inventory: Inventory, prepared: Pat
                        for before, after in zip(whole, divided, strict=True)], changes, predicted, costs)
 
 
-def _with_schemes(whole: Selected, divided: Selected, schemes: Mapping, moments: VocabularyMoments | None, count: int) -> Selected:
+def _with_schemes(whole: Selected, divided: Selected, schemes: Mapping, moments: VocabularyMoments | None,
+                  count: int) -> Selected:
     chosen = [schemes[divided.name_of(part)] if part.scheme else None for part in divided.parts]
     if divided.classes is not None:
         return with_classes(whole, rows_in_classes(moments.of(whole.weight)[1], count), chosen)
@@ -88,22 +90,5 @@ def _check_names(given: Mapping, names: list[str]) -> None:
             raise InputError(f"allocation names {name}, which this row does not quantize; expected parts such as {similar}")
     missing = [name for name in names if name not in given]
     if missing:
-        raise InputError(f"allocation lacks {', '.join(missing[:3])}{' and more' if len(missing) > 3 else ''}; expected every part "
-                         "that the row quantizes, or exclude them")
-
-
-def stored_bits(weights: list[Selected]) -> int:
-    """Bits of the quantized parts, scales included."""
-    total = 0
-    for selected in weights:
-        for part in selected.parts:
-            if part.scheme:
-                for dtype, size in layout(selected.shape_of(part), part.scheme).values():
-                    count = 1
-                    for length in size:
-                        count *= length
-                    total += 8 * dtype.itemsize * count
-    return total
-
-
-__all__ = ["Allocation", "allocation_of", "is_of_vocabulary", "stored_bits"]
+        raise InputError(f"allocation lacks {', '.join(missing[:3])}{' and more' if len(missing) > 3 else ''}; expected every "
+                         "part that the row quantizes, or exclude them")

@@ -34,7 +34,7 @@ WINDOWS, VOCABULARY, ABOUT = "windows.safetensors", "vocabulary.safetensors", "a
 
 
 def prepare(given: Preparation, out: Path) -> None:
-    """Write what the rows want, to the folder `out`. Windows of a text that may not be shared go to the private folder instead."""
+    """Write what the rows want to the folder `out`, but windows of a text that may not be shared to the private folder."""
     plan, protocol = CalibrationPlan.from_dict(given.calibration), ScoringProtocol.from_dict(given.evaluate)
     evaluated = load_corpus(given.evaluated, given.private)
     text = training_corpus(TextSource.from_dict(given.data), plan.text)
@@ -83,7 +83,8 @@ def _moments(base: Path, tokens: torch.Tensor, seed: int) -> VocabularyMoments:
 def chosen_weights(inventory: Inventory, want: Mapping) -> list[Selected]:
     """The weights that a row quantizes. Their scheme is a placeholder: the first candidate."""
     scheme = Scheme.from_dict(want["candidates"][0]) if want["candidates"] else Scheme()
-    recipe = Recipe(scheme, tuple(want["include"]), tuple(want["exclude"]), None if want["blocks"] is None else tuple(want["blocks"]))
+    blocks = None if want["blocks"] is None else tuple(want["blocks"])
+    recipe = Recipe(scheme, tuple(want["include"]), tuple(want["exclude"]), blocks)
     return [selected for selected in select(inventory, recipe) if selected.is_quantized]
 
 
@@ -111,8 +112,8 @@ def read_windows(prepared: Path) -> torch.Tensor:
     about = read_json(prepared / ABOUT)
     path = Path(about["private"]) if about["private"] else prepared / WINDOWS
     if not path.is_file():
-        raise InputError(f"the windows of the calibration text {about['source']}, which may not be shared, are missing; run dvc repro "
-                         "-f prepare to make them again")
+        raise InputError(f"the windows of the calibration text {about['source']}, which may not be shared, are missing; run dvc "
+                         "repro -f prepare to make them again")
     return load_file(path)["tokens"].long()
 
 

@@ -28,7 +28,8 @@ def sizes(inventory: Inventory, spec: Spec) -> Sizes:
         stays = sum(w.stored.bytes for w in inventory.weights) - sum(s.weight.stored.bytes for s in quantized)
         widened = sum(4 * w.count - w.stored.bytes for w in inventory.weights
                       if w.name not in {s.weight.name for s in quantized})  # a runner holds the rest in 32 bits
-        return Sizes(total, total + widened, _memory(inventory, quantized), "its parts are chosen while it is made" if stays else None)
+        note = "its parts are chosen while it is made" if stays else None
+        return Sizes(total, total + widened, _memory(inventory, quantized), note)
     weights = select(inventory, spec.recipe)
     stored = artifact_layout(inventory, weights)
     return Sizes(sum(info.bytes for info in stored.values()), held_bytes(stored, weights),

@@ -21,8 +21,9 @@ SMALLEST = 0.5  # bits a weight: a budget below is a mistake
 @dataclass(frozen=True)
 class Spec:
     """recipe: the weights to quantize, and the scheme that all start from.
-    rounding: "feedback" or "nearest". importance: whether the fit weights errors by the inputs. targets: "corrected" or "original".
-    refits, sweeps: see quant.calibration.solver. equalize: scale the inputs of layers after norms (AWQ).
+    rounding: "feedback" or "nearest". importance: whether the fit weights errors by the inputs.
+    targets: "corrected" or "original". refits, sweeps: see quant.calibration.solver.
+    equalize: scale the inputs of layers after norms (AWQ).
     budget: bits a weight over all weights of the model; size_mib: the same as a size; both None for one scheme a role.
     candidates: what a part may be stored as under a budget, as changes of the recipe's scheme. classes: into how many classes of
     rows the embedding and the head are divided. allocation: changes of the scheme by part, instead of a search.
@@ -123,7 +124,8 @@ def _candidate(value) -> dict:
     if isinstance(value, Mapping):
         return dict(value)
     if not is_whole(value, 2) or value > 8:
-        raise InputError(f"candidates holds {value!r}; expected a width from 2 to 8, or changes such as {{bits: 4, codebook: nf4}}")
+        raise InputError(f"candidates holds {value!r}; expected a width from 2 to 8, or changes such as "
+                         "{bits: 4, codebook: nf4}")
     return {"bits": value}
 
 
