@@ -9,12 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 
 from quant.command import Parser, run
 from quant.errors import InputError
-from quant.pipeline import parameters
+from quant.pipeline import PREPARED, parameters
+
+if TYPE_CHECKING:
+    from quant.model.inventory import Inventory
+    from quant.model.selection import Selected
+    from quant.variants import Variant
 
 
 def rows_of_table(selected_weights: list) -> Iterator[tuple[str, str, str, str, int, int]]:
@@ -35,24 +41,31 @@ def rows_of_table(selected_weights: list) -> Iterator[tuple[str, str, str, str, 
             yield selected.name_of(part), role, "x".join(map(str, shape)), label, before, after
 
 
-def recipe_named(text: str, params: dict):
-    """The recipe of a variant, given by name, or a recipe given as YAML in braces."""
+def row_named(text: str, params: dict) -> Variant:
+    """The row of a variant, given by name, or of a recipe given as YAML in braces."""
     from quant.methods import FROM_SCRATCH
     from quant.variants import variant
 
-    if text.startswith("{"):
-        try:
-            row = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise InputError(f"the recipe {text!r} is not YAML: {' '.join(str(error).split())}") from None
-        planned = variant("recipe", {**params, "variants": {"recipe": {"method": FROM_SCRATCH, **row}}})
-    else:
-        planned = variant(text, params)
-    recipe = planned.method.recipe(planned.values)
+    if not text.startswith("{"):
+        return variant(text, params)
+    try:
+        row = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"the recipe {text!r} is not YAML: {' '.join(str(error).split())}") from None
+    return variant("recipe", {**params, "variants": {"recipe": {"method": FROM_SCRATCH, **row}}})
+
+
+def weights_of(row: Variant, inventory: Inventory) -> list[Selected]:
+    """The weights with their schemes, by the row's recipe or as its method chooses. Raises InputError where both are lacking."""
+    from quant.methods import FROM_SCRATCH
+    from quant.model.selection import select
+
+    recipe, method = row.method.recipe(row.values), row.method
+    if recipe is None and method.selected is None:
+        raise InputError(f"{row.name}: {method.label} has no recipe that chooses weights; name a row with method: {FROM_SCRATCH}")
     if recipe is None:
-        raise InputError(f"{text}: {planned.method.label} has no recipe that chooses weights; name a row with "
-                         f"method: {FROM_SCRATCH}")
-    return recipe
+        return method.selected(inventory, PREPARED / method.name, row.values)
+    return select(inventory, recipe)
 
 
 def main(arguments: list[str]) -> None:
@@ -60,11 +73,10 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("model", type=Path, help="a folder with config.json and safetensors")
     parser.add_argument("recipe", help="a variant of params.yaml, or a recipe in braces")
     given = parser.parse_args(arguments)
-    recipe = recipe_named(given.recipe, parameters())
+    row = row_named(given.recipe, parameters())
     from quant.model.checkpoint import Checkpoint  # a late import, so that --help and a wrong argument answer at once
-    from quant.model.selection import select
 
-    rows = list(rows_of_table(select(Checkpoint(given.model).inventory, recipe)))
+    rows = list(rows_of_table(weights_of(row, Checkpoint(given.model).inventory)))
     total = ("total", "", "", "", sum(row[4] for row in rows), sum(row[5] for row in rows))
     cells = [("module", "role", "shape", "scheme", "bytes before", "bytes after")]
     cells += [(*row[:4], f"{row[4]:,}", f"{row[5]:,}") for row in (*rows, total)]

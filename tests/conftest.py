@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from zlib import crc32
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_WAIT_POLICY"] = "passive"  # as in stages/evaluate.py: read when torch is imported
@@ -26,6 +27,8 @@ ARCHITECTURES = ("gpt2", "gpt_neo", "gpt_neox", "opt", "llama", "llama-tied", "s
 RUNTIMES = {
     "bf16": ("float", {"dtype": "bfloat16"}),
     "int4": ("quant", {"include": ["*"], "bits": 4, "group_size": 64, "symmetric": False}),
+    "cal-int3": ("calibrated", {"bits": 3, "group_size": 64, "levels": "full", "scale_dtype": "float16", "fit": "mse"}),
+    "mix4": ("calibrated", {"budget": 4.0, "include": ["*"], "exclude": ["norm"], "group_size": 64, "scale_dtype": "float16"}),
     "bnb-int8": ("bitsandbytes", {"type": "int8"}),
     "bnb-nf4": ("bitsandbytes", {"type": "nf4"}),
     "bnb-nf4-dq": ("bitsandbytes", {"type": "nf4", "double_quant": True}),
@@ -101,14 +104,29 @@ def make_model(tmp_path_factory):
     return make
 
 
+def preparation(base: Path, text: Path, wants: list):
+    """What a method may use to prepare: a few lines of the grammar as the evaluated text, others to calibrate on."""
+    from quant.methods import Preparation
+    from quant.text.corpus import write_corpus
+    from quant.text.read import read_corpus
+    from quant.text.source import TextSource
+
+    data = {"source": "grammar", "sentences": 40}
+    if not text.is_dir():
+        write_corpus(read_corpus(TextSource(**data)), text, text.parent / "private")
+    return Preparation(base, text, text.parent / "private", {"windows": 8, "length": 32}, data, {}, wants)
+
+
 def build_variant(base: Path, method: str, row: dict, out: Path) -> Path:
     """A variant of `base` in `out`, as the pipeline's stages make it; what its method prepares stands in `prepared` beside."""
-    from quant.methods import Preparation, load
+    from quant.methods import load
 
     chosen, prepared = load(method), out.parent / "prepared" / method
     values = chosen.resolve({}, row)
+    if chosen.wants(values):
+        prepared = prepared.with_name(f"{method}-{crc32(json.dumps(chosen.wants(values)).encode())}")  # of these rows alone
     if chosen.prepare and not prepared.is_dir():
-        chosen.prepare(Preparation(base), prepared)
+        chosen.prepare(preparation(base, out.parent / "text", [chosen.wants(values)]), prepared)
     chosen.build(base, prepared, values, out, lambda _: None)
     return out
 

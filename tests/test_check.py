@@ -61,7 +61,8 @@ def test_sizes_are_those_of_what_is_made(runtimes):
         held = sum(held.bytes for held in open_runner(runtimes[name]).tensors())
         mixed = name == "gguf-q4_k_m"  # llama.cpp gives some blocks more bits: predicted is the mean over many, here is one
         assert found[name].sizes.file_bytes == pytest.approx(files, **({"rel": 0.15} if mixed else {"abs": words})), name
-        assert found[name].sizes.held_bytes == pytest.approx(held, rel=0.15 if mixed else 0), name
+        budget = name == "mix4"  # which is not spent to the last bit
+        assert found[name].sizes.held_bytes == pytest.approx(held, rel=0.15 if mixed else 0.01 if budget else 0), name
 
 
 @pytest.mark.slow

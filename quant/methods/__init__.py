@@ -18,6 +18,7 @@ from quant.errors import InputError
 if TYPE_CHECKING:
     from quant.model.inventory import Inventory
     from quant.model.recipe import Recipe
+    from quant.model.selection import Selected
 
 HERE = Path(__file__).parent
 UNQUANTIZED = "float"  # the method of the base
@@ -82,6 +83,8 @@ class Method:
     prepare(given, out): write the files that all variants of the method share; None: there are none.
     wants(values): what a row needs of `prepare` beyond what all rows need, as values that survive JSON; {}: nothing.
     recipe(values): the weights it quantizes and their schemes, as a recipe; None where no recipe expresses that.
+    selected(inventory, prepared, values): the weights and their schemes where no recipe expresses them. Raises InputError where
+        `prepare` has not yet written what they depend on. None: there is nothing to show.
     libraries: distributions of requirements.txt whose version changes the variant or its speed.
     imports: modules to import before loading is timed. look: its style in figures; None: the report assigns one.
     published_name(values, model): name on the Hub of the single file of weights; None: files keep their names.
@@ -97,6 +100,7 @@ class Method:
     prepare: Callable[[Preparation, Path], None] | None = None
     wants: Callable[[Values], dict] = lambda _: {}
     recipe: Callable[[Values], Recipe | None] = lambda _: None
+    selected: Callable[[Inventory, Path, Values], list[Selected]] | None = None
     libraries: tuple[str, ...] = ()
     imports: tuple[str, ...] = ()
     look: Look | None = None

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from quant.methods import Look, Method, Preparation, Sizes, Tell
 from quant.methods.calibrated.spec import Spec, changed, wants
 from quant.model.recipe import Recipe
 from quant.tensor.codebooks import LINEAR
+
+if TYPE_CHECKING:
+    from quant.model.inventory import Inventory
+    from quant.model.selection import Selected
 
 
 def _resolve(defaults: Mapping, row: Mapping) -> dict:
@@ -48,6 +53,14 @@ def _nominal_bits(values: Mapping) -> int:
     return changed(spec.recipe.scheme, {}).bits
 
 
+def _selected(inventory: Inventory, prepared: Path, values: Mapping) -> list[Selected]:
+    from quant.methods.calibrated.allocate import allocation_of
+    from quant.methods.calibrated.prepare import read_moments
+
+    spec = Spec.from_dict(values)
+    return allocation_of(spec, wants(values), inventory, prepared, read_moments(prepared)).weights
+
+
 METHOD = Method(
     label="calibrated",
     resolve=_resolve,
@@ -57,6 +70,7 @@ METHOD = Method(
     prepare=_prepare,
     wants=wants,
     recipe=_recipe,
+    selected=_selected,
     libraries=("numba", "llvmlite", "accelerate"),
     look=Look("#CC79A7", "P", "xx"),
     needs_code=True,

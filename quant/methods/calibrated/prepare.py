@@ -125,4 +125,8 @@ def read_moments(prepared: Path) -> VocabularyMoments | None:
 
 def read_costs(prepared: Path, want: Mapping) -> dict[str, PartCost]:
     """What each part costs at each of a row's candidates."""
-    return from_table(read_json(prepared / f"costs-{key_of(want)}.json"))
+    path = prepared / f"costs-{key_of(want)}.json"
+    if not path.is_file():
+        raise InputError(f"{path} does not exist: it holds what each part of the model costs at each width, from which those "
+                         "of a budget are chosen; run dvc repro prepare to measure it")
+    return from_table(read_json(path))

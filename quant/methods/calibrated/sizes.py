@@ -22,18 +22,23 @@ ASSUMED_TOKENS = 2**15  # of the calibration text, as by default
 
 def sizes(inventory: Inventory, spec: Spec) -> Sizes:
     """Sizes of the variant; under a budget those of the budget, which is met to within the size of one part's next step."""
-    if spec.is_mixed:
-        total = _mixed_bytes(inventory, spec)
-        quantized = [s for s in select(inventory, spec.recipe) if s.is_quantized]
-        stays = sum(w.stored.bytes for w in inventory.weights) - sum(s.weight.stored.bytes for s in quantized)
-        widened = sum(4 * w.count - w.stored.bytes for w in inventory.weights
-                      if w.name not in {s.weight.name for s in quantized})  # a runner holds the rest in 32 bits
-        note = "its parts are chosen while it is made" if stays else None
-        return Sizes(total, total + widened, _memory(inventory, quantized), note)
     weights = select(inventory, spec.recipe)
+    quantized = [selected for selected in weights if selected.is_quantized]
+    memory, prepared = _memory(inventory, quantized), _prepared_bytes(inventory, quantized)
+    if spec.is_mixed:
+        total, chosen = _mixed_bytes(inventory, spec), {selected.weight.name for selected in quantized}
+        widened = sum(4 * weight.count - weight.stored.bytes for weight in inventory.weights if weight.name not in chosen)
+        note = "its parts are chosen while it is made"  # what stays unquantized, a runner holds in 32 bits
+        return Sizes(total, total + widened, memory, note, prepared)
     stored = artifact_layout(inventory, weights)
-    return Sizes(sum(info.bytes for info in stored.values()), held_bytes(stored, weights),
-                 _memory(inventory, [selected for selected in weights if selected.is_quantized]))
+    return Sizes(sum(info.bytes for info in stored.values()), held_bytes(stored, weights), memory, prepared_bytes=prepared)
+
+
+def _prepared_bytes(inventory: Inventory, weights: list[Selected]) -> int:
+    """The windows of the calibration text, and the moments of the vocabulary if its weights are quantized."""
+    rows, width = inventory.head.shape
+    is_needed = any(is_of_vocabulary(selected.weight, inventory) for selected in weights)
+    return 4 * ASSUMED_TOKENS + (16 * (width**2 + rows) if is_needed else 0)
 
 
 def _mixed_bytes(inventory: Inventory, spec: Spec) -> float:
