@@ -16,8 +16,13 @@ if TYPE_CHECKING:
     from quant.model.selection import Selected
 
 
+# Under a budget all weights but the norms take part, and scales of 8 bits, unless the row says otherwise.
+UNDER_A_BUDGET = {"include": ["*"], "exclude": ["norm"], "scale_dtype": "int8"}
+
+
 def _resolve(defaults: Mapping, row: Mapping) -> dict:
-    values = {**defaults, **row}
+    is_mixed = any(row.get(key) is not None for key in ("budget", "size_mib", "allocation"))
+    values = {**defaults, **(UNDER_A_BUDGET if is_mixed else {}), **row}
     if row.get("codebook", LINEAR) != LINEAR and "levels" not in row:
         values["levels"] = "narrow"  # a table has all its levels
     return Spec.from_dict(values).to_dict()
