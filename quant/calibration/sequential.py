@@ -74,6 +74,8 @@ class _Block:
     def __init__(self, skeleton: Skeleton, number: int, chosen: Mapping[str, Selected], tokens: torch.Tensor, settings: Settings,
                  saved: Saved):
         self.settings, self.saved = settings, saved
+        # The last layer, once its moments are taken: name, inputs, and what the quantized block gives without it
+        self._end: tuple[str, torch.Tensor, torch.Tensor] | None = None
         self.floats = skeleton.block(number)
         self.quantized = copy.deepcopy(self.floats)
         self.prefix = f"{skeleton.inventory.architecture.blocks}.{number}."
@@ -100,10 +102,19 @@ class _Block:
             curvatures: dict[bool, Curvature] = {}
             for name in layers.names:
                 self._solve(name, moments, curvatures)
-        quantized_after = torch.empty_like(quantized)
+        return floats_after, self._run_quantized(quantized)
+
+    def _run_quantized(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The hidden states that leave the quantized block. Only the last layer is run where its inputs are known."""
+        after = torch.empty_like(hidden)
         for batch in self.batches:
-            quantized_after[batch] = run_block(self.quantized, quantized[batch], self._arguments_of(batch))
-        return floats_after, quantized_after
+            if self._end is None:
+                after[batch] = run_block(self.quantized, hidden[batch], self._arguments_of(batch))
+            else:
+                name, inputs, without = self._end
+                given = inputs[batch]
+                after[batch] = without[batch] + self.quantized.get_submodule(name)(given).view_as(without[batch])
+        return after
 
     def _equalize(self, layers: Layers, inputs: torch.Tensor, hidden: torch.Tensor) -> None:
         """Scale the inputs of layers whose input is a norm's output that no other layer reads; `inputs` is scaled with them."""
@@ -192,14 +203,17 @@ class _Block:
                  residual: torch.Tensor | None) -> Moments:
         first = layers.names[0]
         moments = Moments.empty(floats_in.shape[-1], quantized.shape[-1] if layers.added else None)
+        if layers.added == ADDED_AT_END:
+            self._end = first, self.saved.scratch("end", tuple(floats_in.shape)), torch.empty_like(quantized)
         for batch in self.batches:
             hidden, arguments = quantized[batch], self._arguments_of(batch)
             difference = None
             if layers.added == ADDED_AT_END:
                 seen: dict[str, torch.Tensor] = {}
                 with watching(self.quantized, [first], seen), silent(self.quantized, first):
-                    difference = residual[batch] - run_block(self.quantized, hidden, arguments)
-                given = seen[first]
+                    without = run_block(self.quantized, hidden, arguments)
+                given, difference = seen[first].view_as(floats_in[batch]), residual[batch] - without
+                self._end[1][batch], self._end[2][batch] = given, without
             else:
                 given = input_of(self.quantized, first, hidden, arguments)
                 difference = floats[batch] - hidden if layers.added == ADDED_AT_START else None

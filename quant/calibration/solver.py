@@ -14,6 +14,7 @@ Everything is computed in float64; the values of codes are those that dequantizi
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -25,6 +26,7 @@ from quant.tensor.scheme import Scheme
 
 BLOCK = 128  # columns that are rounded before the rest of the matrix is corrected for all of them by one product
 DAMPING = 0.01  # added to the diagonal of H, relative to its mean
+SETTLED = 1e-3  # a sweep of descent that changes no larger part of the codes is the last
 REFIT_DAMPING = 1e-3  # of a row's scales, relative to each diagonal element
 
 
@@ -114,7 +116,7 @@ class _Problem:
         read, codes = _Reader(self, groups), codes.clone()
         values = read.values(codes)
         for _ in range(sweeps):
-            changed = False
+            changed = 0
             for start in range(0, self.columns, BLOCK):
                 stop = min(start + BLOCK, self.columns)
                 within = self.second[start:stop, start:stop]
@@ -123,10 +125,11 @@ class _Problem:
                     old = values[start + j].clone()
                     codes[start + j], values[start + j] = read.round(start + j, old + pull[j] / within[j, j])
                     step = old - values[start + j]
-                    if step.any():
+                    count = int(step.count_nonzero())
+                    if count:
                         pull.addr_(within[j], step)
-                        changed = True
-            if not changed:
+                        changed += count
+            if changed <= SETTLED * codes.numel():
                 break
         return codes
 
@@ -185,9 +188,14 @@ class _Solution:
     groups: Groups
     codes: torch.Tensor  # uint8 [columns, rows]
 
+    @cached_property
+    def cost(self) -> torch.Tensor:
+        """Of every row, float64 [rows]."""
+        return self.problem.cost(self.codes, self.groups)
+
     def improved(self, other: _Solution) -> _Solution:
         """Row by row, the cheaper of the two."""
-        is_better = other.problem.cost(other.codes, other.groups) < self.problem.cost(self.codes, self.groups)
+        is_better = other.cost < self.cost
         groups = self.groups if other.groups is self.groups else _rows_of_either(is_better, other.groups, self.groups)
         return _Solution(self.problem, groups, torch.where(is_better, other.codes, self.codes))
 
