@@ -94,7 +94,8 @@ def test_every_result_depends_on_the_versions_that_compute_it():
 FLOORS = (
     "errors", "files", "config", "progress", "command", "pins", "pipeline", "device",  # the ground floor: single files
     "tensor", "kernels", "model", "gguf", "nn", "transformers_format", "runners", "hub", "text", "training", "quality",
-    "calibration", "speed", "methods", "variants", "family", "preflight", "export", "report", "publish", "benches", "select", "check",
+    "calibration", "speed", "methods", "variants", "family", "preflight", "export", "report", "publish", "benches", "select",
+    "check",
 )  # fmt: skip
 
 
