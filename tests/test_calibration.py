@@ -22,10 +22,11 @@ from quant.model.artifact import write_artifact, write_selected
 from quant.model.checkpoint import Checkpoint
 from quant.model.recipe import Recipe
 from quant.model.selection import select
-from quant.tensor.qtensor import dequantize, quantize
+from quant.tensor.qtensor import quantize
 from quant.tensor.scheme import Scheme
 
 INT3 = Scheme(3, 32, fit="mse")
+LINEARS = Recipe(INT3)
 NEAREST = Settings(Solver(rounding="nearest", importance=False), "original", biases=False)
 FEEDBACK = Settings(Solver())
 GAIN = 6  # of the blocks' matrices: with transformers' own small random numbers a block hardly changes what goes through it
@@ -58,7 +59,7 @@ def tokens(count=24, length=32, seed=2):
 HELD_OUT = tokens(8, 32, seed=9)
 
 
-def calibrated(folder, out, settings=FEEDBACK, recipe=Recipe(INT3), windows=None):
+def calibrated(folder, out, settings=FEEDBACK, recipe=LINEARS, windows=None):
     """The artifact of a pass over the blocks, written to `out`."""
     checkpoint = Checkpoint(folder)
     weights = select(checkpoint.inventory, recipe)
@@ -110,7 +111,8 @@ def numbers_of_blocks(monkeypatch):
 
 
 @pytest.mark.parametrize("moment", ["layer", "results", "hidden"])
-def test_a_run_that_was_killed_goes_on_at_its_block_and_ends_with_the_same_bytes(lively, tmp_path, monkeypatch, in_one_go, moment):
+def test_a_run_that_was_killed_goes_on_at_its_block_and_ends_with_the_same_bytes(lively, tmp_path, monkeypatch, in_one_go,
+                                                                                 moment):
     solve, write = sequential._Block._solve, Saved._write
     with monkeypatch.context() as patch:
         if moment == "layer":
@@ -150,15 +152,16 @@ def test_inputs_kept_in_a_file_and_other_batches_give_the_same(lively, tmp_path,
     assert bytes_of(calibrated(lively("gpt2"), tmp_path / "out")) == bytes_of(in_one_go)
     assert list((tmp_path / "out.work").glob("*.f32"))
     monkeypatch.setattr(sequential, "BATCH_TOKENS", 5 * 32)  # 24 windows: batches of five, and of four at the end
-    found = divergence(in_one_go, calibrated(lively("gpt2"), tmp_path / "batches"))
-    assert found < 0.2 * divergence(lively("gpt2"), in_one_go)
+    found = divergence(lively("gpt2"), calibrated(lively("gpt2"), tmp_path / "batches"))
+    assert 0.7 < found / divergence(lively("gpt2"), in_one_go) < 1.4  # sums in another order: some codes differ
 
 
 FACTORS = torch.logspace(-1, 1, 64)
 
 
 @pytest.mark.parametrize(("architecture", "norms"), [
-    ("gpt2", 2), ("llama", 2), ("gpt_neox", 2), ("opt", 2), ("phi3", 2), ("gpt_neo", 2), ("qwen3", 2), ("gemma2", 0), ("gemma", 0),
+    ("gpt2", 2), ("llama", 2), ("gpt_neox", 2), ("opt", 2), ("phi3", 2), ("gpt_neo", 2), ("qwen3", 2), ("gemma2", 0),
+    ("gemma", 0),
 ])  # fmt: skip
 def test_equalizing_scales_norms_and_layers_and_leaves_the_function(lively, tmp_path, monkeypatch, architecture, norms):
     monkeypatch.setattr(sequential, "column_factors", lambda *_: FACTORS)
@@ -193,11 +196,13 @@ def test_an_equalized_artifact_is_near_the_float_model(lively, tmp_path, monkeyp
     monkeypatch.setattr(sequential, "column_factors", lambda *_: FACTORS)
     folder = lively("gpt2")
     found = calibrated(folder, tmp_path / "out", replace(FEEDBACK, equalize=True, biases=False), recipe)
-    assert divergence(folder, found) < 2e-5
-    norm = "transformer.h.1.ln_1.weight.codes" if "*" in recipe.include else "transformer.h.1.ln_1.weight"
-    is_scaled = norm in load_file(found / "model.safetensors") and not torch.equal(
-        load_file(found / "model.safetensors")[norm].float(), load_file(folder / "model.safetensors")[norm])
-    assert is_scaled is (not (set(recipe.include) & {"*", "q"})) if "codes" not in norm else is_scaled
+    assert divergence(folder, found) < 3e-4
+    norm, stored = "transformer.h.1.ln_1.weight", load_file(found / "model.safetensors")
+    if norm in stored:
+        is_scaled = not torch.equal(stored[norm], load_file(folder / "model.safetensors")[norm])
+        assert is_scaled is (set(recipe.include) != {"q", "mlp"})
+    else:
+        assert f"{norm}.codes" in stored
 
 
 def test_factors_favour_the_columns_that_matter_and_none_is_found_where_none_helps():
@@ -250,12 +255,12 @@ def test_vectors_are_rounded_to_nearest_and_what_follows_makes_up_for_it(lively,
     folder = lively(architecture)
     recipe = Recipe(Scheme(4, 16), include=("*",), exclude=("embedding", "head"))
     checkpoint, out = Checkpoint(folder), calibrated(folder, tmp_path / "out", recipe=recipe)
-    found, vectors = opened(out), 0
+    vectors = 0
     for selected in select(checkpoint.inventory, recipe):
         weight = selected.weight
         if len(weight.shape) == 1:
-            assert torch.equal(found.get_submodule(weight.module).weight, dequantize(
-                quantize(checkpoint.read(weight.tensor), recipe.scheme))), weight.name
+            value = Checkpoint(out).read(f"{weight.name}.codes")
+            assert torch.equal(value, quantize(checkpoint.read(weight.tensor), recipe.scheme).codes), weight.name
             vectors += 1
     assert vectors >= 5
     write_artifact(folder, recipe, tmp_path / "nearest")
