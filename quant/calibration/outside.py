@@ -42,7 +42,7 @@ def quantize_outside(checkpoint: Checkpoint, weights: list[Selected], moments: V
         for part in selected.parts:
             if part.scheme is None:
                 continue
-            rows = value if len(selected.parts) == 1 else value[selected.rows_of(part)]
+            rows = value[selected.index_of(part)]
             try:
                 tensor = quantize(rows, part.scheme) if curvature is None else solver.solve(rows, curvature, part.scheme)
             except InputError as error:

@@ -9,12 +9,12 @@ divergence times the ratio of the errors tr(dW H dW^T): divergence is quadratic 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch.nn.functional import kl_div, linear, log_softmax
+from torch.nn.functional import kl_div, log_softmax
 
 from quant.calibration.hooks import linear_inputs, matrix_of
 from quant.calibration.moments import Moments
@@ -22,7 +22,7 @@ from quant.calibration.outside import is_of_vocabulary
 from quant.calibration.skeleton import Skeleton, run_block
 from quant.calibration.solver import Curvature, Solver
 from quant.calibration.vocabulary import VocabularyMoments
-from quant.model.selection import Selected
+from quant.model.selection import Part, RowClass, Selected
 from quant.progress import progress
 from quant.tensor.qtensor import dequantize, layout
 from quant.tensor.scheme import Scheme
@@ -57,7 +57,7 @@ class _Probe:
         self.weights = [selected for selected in weights if selected.is_quantized]
         self.tokens, self.probe = tokens, probe
         self.arguments, self.probe_arguments = skeleton.arguments(tokens), skeleton.arguments(probe)
-        self.heads: dict[str, torch.Tensor] = {}
+        self.outside: dict[str, dict[str, torch.Tensor]] = {}  # parts outside the blocks: the weight to use instead
         self.errors: dict[str, list[float]] = {}
         self.found: dict[str, tuple[int, int, tuple[int, ...]]] = {}
 
@@ -67,7 +67,7 @@ class _Probe:
         streams = self._outside()
         for number in progress(range(self.skeleton.count), "sensitivity"):
             hidden, base = self._through(number, hidden, base, streams)
-        divergence = {name: self._divergence(base, stream, self.heads.get(name)) for name, stream in streams.items()}
+        divergence = {name: self._divergence(base, stream, self.outside.get(name)) for name, stream in streams.items()}
         costs = {}
         for name, (count, measured, bits) in self.found.items():
             errors = self.errors[name]
@@ -86,15 +86,13 @@ class _Probe:
             second, rows = None, None
             if is_of_vocabulary(weight, self.skeleton.inventory):
                 second, rows = self.moments.of(weight)
-            curvature = Curvature(torch.eye(weight.shape[1], dtype=torch.float64) if second is None else second)
-            for part in selected.parts:
-                index = selected.rows_of(part)
+            curvature = Curvature(torch.eye(weight.shape[-1], dtype=torch.float64) if second is None else second)
+            for part in _quantized(selected):
+                index = selected.index_of(part)
                 name, value = selected.name_of(part), stored.clone()
                 value[index] = self._candidates(name, stored[index], curvature, None if rows is None else rows[index])
-                is_head_alone = weight.roles == ("head",)
-                streams[name] = self.skeleton.embed(self.probe, None if is_head_alone else {weight.name: value})
-                if weight.tied_head or is_head_alone:
-                    self.heads[name] = value
+                self.outside[name] = {weight.name: value}
+                streams[name] = self.skeleton.embed(self.probe, self.outside[name])
         return streams
 
     def _through(self, number: int, hidden: torch.Tensor, base: torch.Tensor, streams: dict[str, torch.Tensor]):
@@ -116,18 +114,17 @@ class _Probe:
                 curvature = curvatures[id(given)]
             else:
                 curvature = Curvature(torch.eye(matrix.shape[-1], dtype=torch.float64))
-            for part in selected.parts:
-                index, name = selected.rows_of(part), selected.name_of(part)
-                before = matrix.clone()
-                rows = matrix[index] if matrix.ndim == 2 else matrix.unsqueeze(0)
-                values = self._candidates(name, rows, curvature, None)
-                with _instead(matrix, index if matrix.ndim == 2 else slice(None), values.view_as(matrix[index]), before):
+            for part in _quantized(selected):
+                index, name = selected.index_of(part), selected.name_of(part)
+                with _instead(matrix, index, self._candidates(name, matrix[index], curvature, None)):
                     streams[name] = run_block(block, base, probe_arguments)
         return run_block(block, hidden, arguments), run_block(block, base, probe_arguments)
 
     def _candidates(self, name: str, rows: torch.Tensor, curvature: Curvature,
                     importance: torch.Tensor | None) -> torch.Tensor:
-        """Note size and error of each candidate for a part; returns the rows as the measured candidate stores them."""
+        """Note size and error of each candidate for a part; returns its rows, a matrix or a vector, as the measured candidate
+        stores them."""
+        shape, rows = rows.shape, torch.atleast_2d(rows)
         bits = tuple(_stored_bits(tuple(rows.shape), scheme) for scheme in self.candidates)
         per_weight = [count / rows.numel() for count in bits]
         measured = min(range(len(bits)), key=lambda i: abs(per_weight[i] - PROBE_BITS))
@@ -145,15 +142,15 @@ class _Probe:
         errors = [errors[finest] * 4.0 ** (per_weight[finest] - per_weight[i]) if math.isnan(error) else error
                   for i, error in enumerate(errors)]
         self.errors[name], self.found[name] = errors, (rows.numel(), measured, bits)
-        return values
+        return values.view(shape)
 
-    def _divergence(self, base: torch.Tensor, stream: torch.Tensor, head: torch.Tensor | None) -> float:
-        """Mean divergence of a stream's predictions from the base's, in mnat a token. head: of the stream; None: the model's."""
-        own, total = self.skeleton.model.get_output_embeddings().weight, 0.0
-        windows = zip(self.skeleton.finish(base), self.skeleton.finish(stream), strict=True)
-        for base_states, states in windows:  # one at a time: logits are large
-            expected = log_softmax(linear(base_states, own), -1)
-            found = log_softmax(linear(states, own if head is None else head), -1)
+    def _divergence(self, base: torch.Tensor, stream: torch.Tensor, weights: Mapping[str, torch.Tensor] | None) -> float:
+        """Mean divergence of a stream's predictions from the base's, in mnat a token. weights: of the stream, where they differ
+        from the model's."""
+        total = 0.0
+        for base_states, states in zip(base.split(1), stream.split(1), strict=True):  # one window at a time: logits are large
+            expected = log_softmax(self.skeleton.logits(base_states), -1)
+            found = log_softmax(self.skeleton.logits(states, weights), -1)
             total += float(kl_div(found, expected, reduction="none", log_target=True).sum(-1).sum(dtype=torch.float64))
         return max(0.0, 1000 * total / self.probe.numel())
 
@@ -165,12 +162,17 @@ def _second(given: torch.Tensor) -> torch.Tensor:
     return moments.second / given[..., 0].numel()
 
 
+def _quantized(selected: Selected) -> list[Part | RowClass]:
+    return [part for part in selected.parts if part.scheme]
+
+
 def _stored_bits(shape: tuple[int, ...], scheme: Scheme) -> int:
     return 8 * sum(dtype.itemsize * math.prod(size) for dtype, size in layout(shape, scheme).values())
 
 
 @contextmanager
-def _instead(matrix: torch.Tensor, index, values: torch.Tensor, before: torch.Tensor):
+def _instead(matrix: torch.Tensor, index: slice | torch.Tensor, values: torch.Tensor) -> Iterator[None]:
+    before = matrix.clone()
     matrix[index] = values
     try:
         yield

@@ -107,7 +107,7 @@ class Saved:
             value = torch.empty(selected.weight.shape)
             for part in selected.parts:
                 if part.scheme:
-                    value[selected.rows_of(part)] = dequantize(self.read(selected, part))
+                    value[selected.index_of(part)] = dequantize(self.read(selected, part))
             found[selected.weight.name] = value.T if selected.weight.transposed else value
         return found
 

@@ -117,9 +117,14 @@ class _Block:
         return after
 
     def _equalize(self, layers: Layers, inputs: torch.Tensor, hidden: torch.Tensor) -> None:
-        """Scale the inputs of layers whose input is a norm's output that no other layer reads; `inputs` is scaled with them."""
+        """Scale the inputs of layers whose input is a norm's output that no other layer reads; `inputs` is scaled with them.
+
+        Nothing is scaled where the norm, or a part of a layer, would not be stored as scaled here.
+        """
+        if any(part.scheme is None for layer in layers.names for part in self.chosen[layer].parts):
+            return
         norm = norm_before(self.floats, layers.names, hidden, self._arguments[len(hidden)])
-        if norm is None:
+        if norm is None or norm[0] in self.chosen:
             return
         name, sample = norm
         second = Moments.empty(inputs.shape[-1], None)
@@ -192,8 +197,8 @@ class _Block:
             for group in layers:
                 value = seen[group.names[0]]
                 if group not in inputs:
-                    inputs[group] = self.saved.scratch(f"inputs-{group.names[0]}", (len(hidden), *value.shape[1:]))
-                inputs[group][batch] = value.view(-1, *inputs[group].shape[1:])
+                    inputs[group] = self.saved.scratch(f"inputs-{group.names[0]}", (*hidden.shape[:-1], value.shape[-1]))
+                inputs[group][batch] = value.view_as(inputs[group][batch])  # OPT joins windows and tokens
             if ends:
                 residual = torch.empty_like(hidden) if residual is None else residual
                 residual[batch] = after[batch] - outputs[ends[0]].view_as(after[batch])
@@ -265,13 +270,13 @@ class _Block:
     def _parts(self, name: str, selected: Selected, matrix: torch.Tensor | None = None) -> Iterator[tuple[Part, torch.Tensor]]:
         """The quantized parts of a weight, with their rows of `matrix`, by default of the weight itself."""
         matrix = matrix_of(self.floats, name, selected.weight) if matrix is None else matrix
-        return ((part, matrix[selected.rows_of(part)]) for part in selected.parts if part.scheme)
+        return ((part, matrix[selected.index_of(part)]) for part in selected.parts if part.scheme)
 
     def _replace(self, name: str, selected: Selected, found: Mapping[Part, QTensor]) -> None:
         """Write quantized parts to the quantized block, and save them."""
         matrix = matrix_of(self.quantized, name, selected.weight)
         for part, tensor in found.items():
-            matrix[selected.rows_of(part)] = dequantize(tensor)
+            matrix[selected.index_of(part)] = dequantize(tensor)
             self.saved.put(selected, part, tensor)
 
     def _arguments_of(self, batch: slice) -> dict:

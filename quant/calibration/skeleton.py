@@ -85,22 +85,11 @@ class Skeleton:
         return [seen[number] for number in range(self.count)]
 
     @torch.no_grad()
-    def finish(self, hidden: torch.Tensor, weights: Mapping[str, torch.Tensor] | None = None) -> torch.Tensor:
-        """The head's input, from what leaves the last block."""
-        seen: list[torch.Tensor] = []
-
-        def catch(_, inputs) -> None:
-            seen.append(inputs[0])
-            raise Stop
-
+    def logits(self, hidden: torch.Tensor, weights: Mapping[str, torch.Tensor] | None = None) -> torch.Tensor:
+        """The logits, float32 [windows, length, vocabulary], from what leaves the last block. weights: as for `embed`."""
         tokens = torch.zeros(hidden.shape[:2], dtype=torch.long)
-        hook = self.model.get_output_embeddings().register_forward_pre_hook(catch)
-        try:
-            with self._replaced(weights or {}), self._each_block(lambda *_: hidden):
-                run_until_stop(self.model, tokens)
-        finally:
-            hook.remove()
-        return seen[0]
+        with self._replaced(weights or {}), self._each_block(lambda *_: hidden):
+            return self.model(tokens, use_cache=False).logits
 
     def _returns_tuple(self) -> bool:
         """Whether a block returns a tuple, its hidden states first, rather than the hidden states."""

@@ -65,14 +65,15 @@ def vocabulary_moments(model: torch.nn.Module, tokens: torch.Tensor, seed: int) 
 
 
 def _one_batch(model: torch.nn.Module, tokens: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
-    """The head's inputs, the gradients at the embedding's outputs, and the predicted probabilities: float32 [tokens, ...]."""
+    """The head's inputs, the gradients of the embedding's rows, and the predicted probabilities: float32 [tokens, ...]."""
+    embeddings = model.get_input_embeddings()
     seen: dict[str, torch.Tensor] = {}
 
     def follow(_, __, output: torch.Tensor) -> torch.Tensor:
         seen["embedded"] = output.detach().requires_grad_()
         return seen["embedded"]
 
-    hooks = [model.get_input_embeddings().register_forward_hook(follow),
+    hooks = [embeddings.register_forward_hook(follow),
              model.get_output_embeddings().register_forward_pre_hook(lambda _, given: seen.__setitem__("states", given[0]))]
     try:
         with torch.enable_grad():
@@ -83,4 +84,5 @@ def _one_batch(model: torch.nn.Module, tokens: torch.Tensor, generator: torch.Ge
     finally:
         for hook in hooks:
             hook.remove()
-    return seen["states"].detach().flatten(0, 1), gradients.flatten(0, 1), probabilities
+    scale = float(getattr(embeddings, "embed_scale", 1))  # by which Gemma multiplies the rows
+    return seen["states"].detach().flatten(0, 1), scale * gradients.flatten(0, 1), probabilities

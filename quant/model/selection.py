@@ -79,6 +79,10 @@ class Selected:
             return (self.class_numbers == part.number).nonzero().flatten()
         return torch.cat([torch.arange(start, stop) for start, stop in part.ranges])
 
+    def index_of(self, part: Part | RowClass) -> slice | torch.Tensor:
+        """Where the part stands in the weight: everything if it is the only one, else its rows."""
+        return slice(None) if len(self.parts) == 1 else self.rows_of(part)
+
     def name_of(self, part: Part | RowClass) -> str:
         """The part's name in messages and tables: the module's, followed by the part's if there are several."""
         return self.weight.module if len(self.parts) == 1 else f"{self.weight.module}.{part.name}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -77,9 +78,11 @@ def _with_schemes(whole: Selected, divided: Selected, schemes: Mapping, moments:
 
 
 def _fixed_bits(inventory: Inventory, weights: list[Selected]) -> int:
-    """Bits of what the budget does not choose: weights that stay as they are, and the classes of rows."""
+    """Bits of what the budget does not choose: weights, and parts of them, that stay as they are, and the classes of rows."""
     chosen = {selected.weight.name for selected in weights}
     stays = sum(8 * weight.stored.bytes for weight in inventory.weights if weight.name not in chosen)
+    stays += sum(8 * selected.weight.stored.dtype.itemsize * math.prod(selected.shape_of(part))
+                 for selected in weights for part in selected.parts if part.scheme is None)
     return stays + sum(8 * selected.weight.shape[0] for selected in weights if selected.classes is not None)
 
 

@@ -14,6 +14,7 @@ from quant.model.inventory import Inventory
 from quant.model.needs import held_bytes
 from quant.model.selection import Selected, select
 from quant.tensor.qtensor import layout
+from quant.tensor.scheme import Scheme
 
 FLOAT64_MATRICES = 8  # of the widest layer's inputs that the solver holds at once
 STREAMS = 2  # of hidden states, of the float and of the quantized model, on the way into a block and out of it
@@ -47,16 +48,19 @@ def _mixed_bytes(inventory: Inventory, spec: Spec) -> float:
         return float(inventory.stored_bytes)
     weights = [selected for selected in select(inventory, spec.recipe) if selected.is_quantized]
     allowed = spec.bits_allowed(inventory.parameters)
-    fixed = 8 * (inventory.stored_bytes - sum(selected.weight.stored.bytes for selected in weights))
-    fixed += sum(8 * selected.weight.shape[0] for selected in weights if is_of_vocabulary(selected.weight, inventory))
-    choices = {selected.weight.name: [Choice(str(i), _bits(selected, scheme), 0.0) for i, scheme in enumerate(spec.schemes)]
-               for selected in weights}
+    parts = [(selected, part) for selected in weights for part in selected.parts if part.scheme]
+    replaced = sum(selected.weight.stored.dtype.itemsize * math.prod(selected.shape_of(part)) for selected, part in parts)
+    fixed = 8 * (inventory.stored_bytes - replaced)
+    if spec.classes > 1:
+        fixed += sum(8 * selected.weight.shape[0] for selected in weights if is_of_vocabulary(selected.weight, inventory))
+    choices = {selected.name_of(part): [Choice(str(i), _bits(selected.shape_of(part), scheme), 0.0)
+                                        for i, scheme in enumerate(spec.schemes)] for selected, part in parts}
     allocate(choices, allowed - fixed)
     return allowed / 8
 
 
-def _bits(selected: Selected, scheme) -> int:
-    return sum(8 * dtype.itemsize * math.prod(size) for dtype, size in layout(selected.weight.shape, scheme).values())
+def _bits(shape: tuple[int, ...], scheme: Scheme) -> int:
+    return sum(8 * dtype.itemsize * math.prod(size) for dtype, size in layout(shape, scheme).values())
 
 
 def _memory(inventory: Inventory, weights: list[Selected]) -> float:

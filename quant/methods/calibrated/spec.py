@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -56,7 +57,7 @@ class Spec:
             raise InputError(f"{' and '.join(given)} are given; expected one of them")
         for key in ("budget", "size_mib"):
             value = getattr(self, key)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value > 0):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf):
                 raise InputError(f"{key} is {value!r}; expected a number above 0")
         if self.budget is not None and not SMALLEST <= self.budget <= 32:
             raise InputError(f"budget is {self.budget!r}; expected bits a weight, from {SMALLEST} to 32")
