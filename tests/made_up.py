@@ -58,7 +58,7 @@ def made_up(params=PARAMS, **changes):
     a GPU; held: dtypes of the weights in memory.
     """
     results = tuple(_result(variant, dict(changes.get(variant.name.replace("-", "_"), {}))) for variant in variants(params))
-    return Run(results, WEIGHTS, params, SENSITIVITY, [_relative(name, results) for name in params["family"]["models"]])
+    return Run(results, WEIGHTS, params, SENSITIVITY, [_relative(name, results) for name in params["family"]["models"]], TRAINED)
 
 
 def write_results(run, reports):
@@ -69,6 +69,8 @@ def write_results(run, reports):
             write_json(reports / kind / f"{result.name}.json", found)
     write_json(reports / "studies" / "weights.json", run.weights)
     write_json(reports / "studies" / "sensitivity.json", run.sensitivity)
+    if run.trained:
+        write_json(reports / "studies" / "trained.json", run.trained)
     for relative in run.family:
         write_json(reports / "studies" / "family" / f"{relative['name']}.json", relative)
 
@@ -184,6 +186,29 @@ SENSITIVITY = {
     "scheme": {"bits": 4, "group_size": 64}, "tokens": 2000,
     "parts": [_part("all", "all", 3.0), _part("role", "q", 2.0), _part("role", "up", 1.0), _part("block", "0", 1.2),
               _part("block", "1", 1.5)],
+}  # fmt: skip
+
+
+def _levels(scheme, levels, way, kld, **pairs):
+    return {"scheme": scheme, "levels": levels, "way": way, "stored_as": scheme, "bits_per_weight": levels / 2 + 0.25,
+            "least_bits_per_weight": math.log2(levels) + 0.25, "ppl": 20 + kld / 10, "ppl_change_pct": kld / 10,
+            "kld_mnats": kld, "top1_agree_pct": 90.0,
+            "intervals": {"ppl_change_pct": [kld / 11, kld / 9], "kld_mnats": [kld - 0.5, kld + 0.5]},
+            **({"kld_mnats_minus_nearest": pairs} if pairs else {})}
+
+
+TRAINED = {
+    "model": "models/made-up", "parameters": 4000, "quantized_weights": 3000, "base": {"ppl": 20.0},
+    "protocol": {"source": "austen"}, "intervals": {"level": 0.95, "resamples": 4000, "seed": 0},
+    "training": {"tokens": 5000, "schedule": {"batch_size": 8, "epochs": 3}, "schemes": {
+        name: {"steps": 1200, "tokens": 2457600, "epochs": 3, "best_epoch": 3, "validation_kld_mnats": 5.0}
+        for name in ("int2", "ternary")}},
+    "rows": [
+        _levels("int2", 4, "nearest", 54.0),
+        _levels("int2", 4, "trained", 9.0, int2=[-45.0, -46.0, -44.0], ternary=[-99.0, -101.0, -97.0], int3=[-5.0, -6.0, -4.0]),
+        _levels("ternary", 3, "nearest", 108.0),
+        _levels("ternary", 3, "trained", 13.5, int2=[-40.5, -41.0, -40.0], ternary=[-94.5, -95.0, -94.0], int3=[-0.5, -1.1, 0.1]),
+        _levels("int3", 7, "nearest", 14.0)],
 }  # fmt: skip
 
 

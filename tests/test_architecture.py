@@ -93,9 +93,9 @@ def test_every_result_depends_on_the_versions_that_compute_it():
 # From the ground up: a room imports rooms that stand before it.
 FLOORS = (
     "errors", "files", "config", "progress", "command", "pins", "pipeline", "device",  # the ground floor: single files
-    "tensor", "kernels", "model", "gguf", "nn", "transformers_format", "runners", "hub", "text", "training", "quality",
-    "calibration", "speed", "methods", "variants", "family", "preflight", "export", "report", "publish", "benches",
-    "select", "check",
+    "tensor", "kernels", "model", "gguf", "nn", "transformers_format", "runners", "hub", "text", "quality",
+    "training", "calibration", "speed", "methods", "variants", "family", "preflight", "export", "report", "publish",
+    "benches", "select", "check",
 )  # fmt: skip
 
 

@@ -59,7 +59,7 @@ def skipped(run: Run) -> list[str]:
     if run.base.speed["generation"]["prompt"] is None:
         notes.append("The prompt of the sample texts: it comes from licensed text that may not be passed on.")
     notes.append("Methods that need calibration data or training (GPTQ [4], AWQ, quantization-aware training): every variant "
-                 "here rounds the weights as they are.")
+                 "here rounds the weights as they are. A chapter of its own has an example of training.")
     return notes
 
 

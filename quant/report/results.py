@@ -73,7 +73,7 @@ class Run:
     """The data of the figures and the report.
 
     results: base first; weights: see quant.quality.weight_error; sensitivity: see quant.quality.sensitivity; family: of other
-    models, see quant.quality.family.
+    models, see quant.quality.family; trained: see quant.training.study, None where the file is missing.
     """
 
     results: Sequence[Result]
@@ -81,6 +81,7 @@ class Run:
     params: Mapping
     sensitivity: Mapping = field(default_factory=lambda: {"parts": []})
     family: Sequence[Mapping] = ()
+    trained: Mapping | None = None
 
     @property
     def base(self) -> Result:
@@ -125,7 +126,8 @@ def read_run(params: Mapping, reports: Path = Path("reports")) -> Run:
         results.append(Result(variant, {key: found[key] for key in METRICS if key in found}, quality, speed))
     studies = reports / "studies"
     family = [_read(studies / "family" / f"{name}.json") for name in Family.from_dict(params.get("family") or {}).models]
-    return Run(tuple(results), _read(studies / "weights.json"), params, _read(studies / "sensitivity.json"), family)
+    trained = _read(studies / "trained.json") if (studies / "trained.json").is_file() else None  # of a frozen stage
+    return Run(tuple(results), _read(studies / "weights.json"), params, _read(studies / "sensitivity.json"), family, trained)
 
 
 def read_metrics(path: Path) -> dict[str, dict[str, float]]:

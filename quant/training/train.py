@@ -42,6 +42,10 @@ class Schedule:
             return (step + 1) / self.warmup
         return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - self.warmup) / max(1, steps - self.warmup)))
 
+    def steps_per_epoch(self, stream: torch.Tensor, context: int) -> int:
+        """Full batches of the stream's windows, wherever the first window begins."""
+        return len(windows_of(stream, context, context - 1)) // self.batch_size
+
 
 def token_stream(tokenizer: PreTrainedTokenizerFast, texts: Sequence[Sequence[str]], line: str) -> torch.Tensor:
     """Tokenize texts (lists of lines) into one stream, int64 [n], with the beginning-of-text token before each."""
@@ -57,11 +61,26 @@ def windows_of(stream: torch.Tensor, context: int, offset: int = 0) -> torch.Ten
     return stream[offset : offset + count * context + 1].unfold(0, context + 1, context)
 
 
+def cross_entropy(model: PreTrainedModel, batch: torch.Tensor) -> torch.Tensor:
+    """Mean negative log-likelihood of the tokens of windows [n, context + 1], in nats."""
+    return torch.nn.functional.cross_entropy(logits_of(model, batch), batch[:, 1:].flatten())
+
+
+def logits_of(model: PreTrainedModel, batch: torch.Tensor) -> torch.Tensor:
+    """Logits of the tokens of windows [n, context + 1] but the first, float32 [n * context, vocabulary]."""
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(batch[:, :-1], use_cache=False).logits
+    return logits.float().flatten(0, 1)
+
+
+Loss = Callable[[PreTrainedModel, torch.Tensor], torch.Tensor]  # of a model on windows [n, context + 1], in nats per token
+
+
 @torch.no_grad()
-def mean_loss(model: PreTrainedModel, windows: torch.Tensor) -> float:
+def mean_loss(model: PreTrainedModel, windows: torch.Tensor, loss: Loss = cross_entropy) -> float:
     """Mean loss over windows [n, context + 1], in nats per token."""
     model.eval()
-    total = sum(_loss(model, batch).item() * len(batch) for batch in windows.split(16))
+    total = sum(loss(model, batch).item() * len(batch) for batch in windows.split(16))
     return total / len(windows)
 
 
@@ -69,11 +88,14 @@ class Training:
     """Training of one model. An interrupted run resumes from its state in `folder`, at the start of the epoch it was in.
 
     All randomness comes from the seed and the number of the epoch, so a resumed run gives the result of an uninterrupted one.
+    loss: what is trained for, and what chooses the best epoch.
     """
 
     def __init__(self, model: PreTrainedModel, schedule: Schedule, folder: Path, seed: int = 0,
-                 tell: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True)):
+                 tell: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
+                 loss: Loss = cross_entropy):
         self.model, self.schedule, self.folder, self.seed, self.tell = model, schedule, folder, seed, tell
+        self.loss = loss
         matrices = [p for p in model.parameters() if p.ndim > 1]
         vectors = [p for p in model.parameters() if p.ndim == 1]
         self.optimizer = torch.optim.AdamW(
@@ -86,7 +108,7 @@ class Training:
     def run(self, stream: torch.Tensor, validation: torch.Tensor, context: int) -> None:
         """Train on a stream of tokens; the model then has the weights of the best epoch."""
         self._resume()
-        steps_per_epoch = len(windows_of(stream, context, context - 1)) // self.schedule.batch_size
+        steps_per_epoch = self.schedule.steps_per_epoch(stream, context)
         steps, start, first = steps_per_epoch * self.schedule.epochs, time.monotonic(), self.epoch * steps_per_epoch
         while self.epoch < self.schedule.epochs and self.epoch - self.best_epoch <= self.schedule.patience:
             torch.manual_seed(self.seed + 1000 * (self.epoch + 1))
@@ -107,7 +129,7 @@ class Training:
         self.model.train()
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.peak_rate * self.schedule.rate(step, steps)
-        loss = _loss(self.model, batch)
+        loss = self.loss(self.model, batch)
         self.optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -121,14 +143,13 @@ class Training:
     def _validate(self, validation: torch.Tensor) -> None:
         trained = {name: p.detach().clone() for name, p in self.model.named_parameters()}
         self._put(self.average)
-        loss = mean_loss(self.model, validation)
+        loss = mean_loss(self.model, validation, self.loss)
         self._put(trained)
         if loss < self.best:
             self.best, self.best_epoch = loss, self.epoch
             with atomic_file(self.folder / "best.safetensors") as path:
                 save_file(self.average, path)
-        self.tell(f"epoch {self.epoch}: validation {loss:.4f} nats a token, perplexity {math.exp(loss):.2f}; best "
-                  f"{self.best:.4f} at epoch {self.best_epoch}")
+        self.tell(f"epoch {self.epoch}: validation {loss:.4f} nats a token; best {self.best:.4f} at epoch {self.best_epoch}")
 
     def _put(self, weights: dict[str, torch.Tensor]) -> None:
         with torch.no_grad():
@@ -159,8 +180,3 @@ class Training:
             self.optimizer.state[p] = {key: state[f"optimizer.{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
         self.tell(f"resumes after epoch {self.epoch}")
 
-
-def _loss(model: PreTrainedModel, batch: torch.Tensor) -> torch.Tensor:
-    with torch.autocast("cpu", torch.bfloat16):
-        logits = model(batch[:, :-1], use_cache=False).logits
-    return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), batch[:, 1:].flatten())
