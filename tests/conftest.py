@@ -117,6 +117,32 @@ def preparation(base: Path, text: Path, wants: list):
     return Preparation(base, text, text.parent / "private", {"windows": 8, "length": 32}, data, {}, wants)
 
 
+@pytest.fixture(scope="session")
+def lively(tmp_path_factory):
+    """lively(architecture, dtype, **changes of its config) -> a folder with a tiny model whose blocks matter: their matrices are
+    several times those of transformers' own random numbers, with which a block hardly changes what goes through it."""
+    from safetensors.torch import load_file, save_file
+
+    from quant.model.checkpoint import Checkpoint
+
+    made: dict[tuple, Path] = {}
+
+    def make(architecture: str, dtype: torch.dtype = torch.float32, **changes) -> Path:
+        key = (architecture, dtype, *changes.items())
+        if key not in made:
+            config = config_of(architecture)
+            config.update(changes)
+            folder = save_model(config, tmp_path_factory.mktemp(architecture))
+            blocks = {weight.tensor for weight in Checkpoint(folder).inventory.weights if weight.is_block_matrix}
+            tensors = {name: (6 * value if name in blocks else value).to(dtype)
+                       for name, value in load_file(folder / "model.safetensors").items()}
+            save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+            made[key] = folder
+        return made[key]
+
+    return make
+
+
 def build_variant(base: Path, method: str, row: dict, out: Path) -> Path:
     """A variant of `base` in `out`, as the pipeline's stages make it; what its method prepares stands in `prepared` beside."""
     from quant.methods import load

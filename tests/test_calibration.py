@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import VOCABULARY, config_of, save_model
-from safetensors.torch import load_file, save_file
+from conftest import VOCABULARY
+from safetensors.torch import load_file
 from test_classes import opened
 from torch.nn.functional import kl_div
 
@@ -29,25 +29,6 @@ INT3 = Scheme(3, 32, fit="mse")
 LINEARS = Recipe(INT3)
 NEAREST = Settings(Solver(rounding="nearest", importance=False), "original", biases=False)
 FEEDBACK = Settings(Solver())
-GAIN = 6  # of the blocks' matrices: with transformers' own small random numbers a block hardly changes what goes through it
-
-
-@pytest.fixture(scope="module")
-def lively(tmp_path_factory):
-    """lively(architecture, dtype) -> a folder with a tiny model whose blocks matter."""
-    made = {}
-
-    def make(architecture, dtype=torch.float32):
-        if (architecture, dtype) not in made:
-            folder = save_model(config_of(architecture), tmp_path_factory.mktemp(architecture))
-            tensors = load_file(folder / "model.safetensors")
-            blocks = {weight.tensor for weight in Checkpoint(folder).inventory.weights if weight.is_block_matrix}
-            tensors = {name: (GAIN * value if name in blocks else value).to(dtype) for name, value in tensors.items()}
-            save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-            made[architecture, dtype] = folder
-        return made[architecture, dtype]
-
-    return make
 
 
 def tokens(count=24, length=32, seed=2):
