@@ -102,6 +102,12 @@ class Skeleton:
             hook.remove()
         return seen[0]
 
+    @torch.no_grad()
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The logits, float32 [windows, length, vocabulary], of what leaves the last block."""
+        with self._each_block(lambda *_: hidden):
+            return self.model(torch.zeros(hidden.shape[:2], dtype=torch.long), use_cache=False).logits
+
     def _returns_tuple(self) -> bool:
         """Whether a block returns a tuple, its hidden states first, rather than the hidden states."""
         tokens, given = torch.zeros((1, 4), dtype=torch.long), {}
