@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 MIB = 2**20
 
 
-def progress(items: Sequence, what: str, size: Callable | None = None) -> Iterator:
-    """Yield `items` under a bar called `what`, which counts items, or bytes by size(item), and appears after a second."""
+def progress(items: Sequence, what: str, size: Callable | None = None, note: Callable[[], str] | None = None) -> Iterator:
+    """Yield `items` under a bar called `what`, which counts items, or bytes by size(item), and appears after a second.
+
+    note: gives what stands at the bar's end after each item, such as a loss."""
     from tqdm import tqdm  # a late import: most users of this module only format sizes
 
     total = len(items) if size is None else sum(map(size, items))
@@ -16,6 +18,8 @@ def progress(items: Sequence, what: str, size: Callable | None = None) -> Iterat
     with tqdm(total=total, desc=what, disable=None, delay=1, leave=False, **units) as bar:
         for item in items:
             yield item
+            if note is not None:
+                bar.set_postfix_str(note(), refresh=False)
             bar.update(1 if size is None else size(item))
 
 

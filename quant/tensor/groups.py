@@ -9,7 +9,7 @@ whole matrix; the last group of a row is shorter where the number does not divid
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -92,6 +92,37 @@ def store_groups(scale: torch.Tensor, zero: torch.Tensor | None, scheme: Scheme)
     if not torch.isfinite(plain).all() or (zero is not None and not torch.isfinite(zero).all()):
         raise InputError(f"a scale or zero exceeds {scheme.scale_dtype}; expected smaller ones or scale_dtype float32")
     return Groups(scales, pack(zero, scheme.bits) if scheme.zeros == "whole" else zero, scheme)
+
+
+def has_row_scales(scheme: Scheme) -> bool:
+    """Whether what is stored of each row's scales is that row's alone, so that it can be scaled without the others."""
+    return scheme.group_size != "tensor" and not scheme.double_quant
+
+
+def times_rows(groups: Groups, factors: torch.Tensor) -> Groups:
+    """The groups of a matrix whose rows are multiplied by `factors`, float32 [rows], above 0: codes stay as they are.
+
+    Scales and real zeros are multiplied and rounded to their dtype; of scales in int8 only the row's number is, and whole zeros
+    stay, as they are counted in scales. A row of which a number would leave its dtype's range stays as it is.
+    Raises InputError where rows share what is stored (has_row_scales).
+    """
+    if not has_row_scales(groups.scheme):
+        raise InputError(f"rows of {groups.scheme.label} share what is stored of their scales; expected scales of each row's own")
+    name = "row_scales" if isinstance(groups.scales, Int8Scales) else "scales"
+    held = {name: getattr(groups.scales, name)}
+    if groups.scheme.zeros == "real" and groups.zeros is not None:
+        held["zeros"] = groups.zeros
+    found = {key: (value.float() * factors.unsqueeze(-1)).to(value.dtype) for key, value in held.items()}
+    fits = torch.stack([_fits(found[key], before).all(-1, keepdim=True) for key, before in held.items()]).all(0)
+    found = {key: torch.where(fits, found[key], before) for key, before in held.items()}
+    zeros = found.pop("zeros", groups.zeros)
+    return replace(groups, scales=replace(groups.scales, **found), zeros=zeros)
+
+
+def _fits(numbers: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+    """Whether numbers are still finite, and large enough for every processor to take them for other than 0, as scales.steps_of
+    demands; 0 stays 0."""
+    return numbers.isfinite() & ((numbers.float().abs() >= torch.finfo(torch.float32).tiny) | (before == 0))
 
 
 def fit_groups(matrix: torch.Tensor, scheme: Scheme, importance: torch.Tensor | None = None) -> tuple[Groups, Steps]:

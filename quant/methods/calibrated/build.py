@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from quant.calibration.distill import Distilled, distill
 from quant.calibration.outside import quantize_outside
 from quant.calibration.saved import Saved
 from quant.calibration.sequential import Settings, calibrate
@@ -41,17 +42,23 @@ def build(base: Path, prepared: Path, spec: Spec, out: Path, tell: Tell) -> None
         tell(f"going on after block {saved.blocks - 1}, which an earlier run finished")
     solver = Solver(spec.rounding, spec.importance, refits=spec.refits, sweeps=spec.sweeps)
     quantize_outside(checkpoint, weights, moments, solver, saved)
-    calibrate(Skeleton(checkpoint), weights, tokens, Settings(solver, spec.targets, equalize=spec.equalize), saved)
-    write_selected(checkpoint, weights, out, _about(spec, allocation, prepared, saved), tell,
-                   lambda selected, part, _: saved.read(selected, part), saved.floats(),
-                   {"allocation.yaml": allocation.text()} if allocation else {})
+    skeleton = Skeleton(checkpoint)
+    calibrate(skeleton, weights, tokens, Settings(solver, spec.targets, equalize=spec.equalize), saved)
+    distilled = distill(skeleton, weights, saved, tokens, spec.distill)
+    if spec.distill:
+        tell(str(distilled))
+    write_selected(checkpoint, weights, out, _about(spec, allocation, prepared, saved, distilled), tell,
+                   lambda selected, part, _: distilled.apply(selected, part, saved.read(selected, part)),
+                   saved.floats() | distilled.floats, {"allocation.yaml": allocation.text()} if allocation else {})
     shutil.rmtree(work)
 
 
-def _about(spec: Spec, allocation: Allocation | None, prepared: Path, saved: Saved) -> Mapping:
+def _about(spec: Spec, allocation: Allocation | None, prepared: Path, saved: Saved, distilled: Distilled) -> Mapping:
     """Entries of the manifest."""
     text = {key: value for key, value in read_json(prepared / ABOUT).items() if key in ("source", "split", "windows", "length")}
     about = {"method": "calibrated", "runtime": "transformers", "calibration": text, "example": saved.example}
+    if spec.distill:
+        about["distilled"] = distilled.to_dict()
     if allocation is None:
         return about | {"scheme": spec.recipe.scheme.label}
     widths = [part.scheme.bits for selected in allocation.weights for part in selected.parts if part.scheme]

@@ -25,6 +25,7 @@ class Spec:
     rounding: "feedback" or "nearest". importance: whether the fit weights errors by the inputs.
     targets: "corrected" or "original". refits, sweeps: see quant.calibration.solver.
     equalize: scale the inputs of layers after norms (AWQ).
+    distill: steps for which scales of rows, biases and norms learn from the original (quant.calibration.distill); 0 for none.
     budget: bits a weight over all weights of the model; size_mib: the same as a size; both None for one scheme a role.
     candidates: what a part may be stored as under a budget, as changes of the recipe's scheme. classes: into how many classes of
     rows the embedding and the head are divided. allocation: changes of the scheme by part, instead of a search.
@@ -37,6 +38,7 @@ class Spec:
     refits: int = 2
     sweeps: int = 4
     equalize: bool = False
+    distill: int = 0
     budget: float | None = None
     size_mib: float | None = None
     candidates: tuple[Mapping, ...] = ()
@@ -49,7 +51,7 @@ class Spec:
         for key in ("importance", "equalize"):
             if not isinstance(getattr(self, key), bool):
                 raise InputError(f"{key} is {getattr(self, key)!r}; expected true or false")
-        for key, least in (("refits", 0), ("sweeps", 0), ("classes", 1)):
+        for key, least in (("refits", 0), ("sweeps", 0), ("distill", 0), ("classes", 1)):
             if not is_whole(getattr(self, key), least):
                 raise InputError(f"{key} is {getattr(self, key)!r}; expected a whole number from {least}")
         given = [key for key in ("budget", "size_mib", "allocation") if getattr(self, key) is not None]
