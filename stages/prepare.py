@@ -11,7 +11,8 @@ from quant.pipeline import BASE, PLAN, PREPARED, PRIVATE, TEXT, parameters, run
 
 def main() -> None:
     params = parameters()
-    sections = {"calibration": params["calibration"], "data": params["data"], "evaluate": params["evaluate"]}
+    evaluate = {key: params["evaluate"][key] for key in ("line", "unk")}  # so a text is tokenized as the evaluated one
+    sections = {"calibration": params["calibration"], "data": params["data"], "evaluate": evaluate}
     with atomic_folder(PREPARED) as folder:
         for name, wants in read_json(PLAN / "methods.json").items():
             method = load(name)

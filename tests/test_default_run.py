@@ -23,7 +23,9 @@ def test_the_default_pipeline(tmp_path_factory):
     assert metrics["nf4"]["ppl"] == pytest.approx(metrics["bnb-nf4"]["ppl"], rel=1e-3), "one format, twice"  # where a
     # processor has bfloat16, bitsandbytes multiplies in it, and the two differ by that
     for name, committed in ((path.stem, json.loads(path.read_text())) for path in (ROOT / "reports" / "metrics").glob("*.json")):
-        for key, within in (("ppl", 1e-3), ("bits_per_weight", 0.03)):  # bitsandbytes holds its scales as the processor likes
+        is_calibrated = rows.get(name, {}).get("method") == "calibrated"  # codes follow sums whose order the processor chooses
+        for key, within in (("ppl", 5e-3 if is_calibrated else 1e-3), ("bits_per_weight", 0.03)):  # bitsandbytes holds its scales
+            # as the processor likes
             assert metrics[name][key] == pytest.approx(committed[key], rel=within), (name, key)
     assert [metrics[f"rtn{bits}"]["kld_mnats"] for bits in (8, 6, 5, 4, 3, 2)] == sorted(
         metrics[f"rtn{bits}"]["kld_mnats"] for bits in (8, 6, 5, 4, 3, 2)), "the curve rises with every bit less"

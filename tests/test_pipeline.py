@@ -24,12 +24,14 @@ TINY = {
         "bf16": {"method": "float", "dtype": "bfloat16", "benchmark": False},
         "whole": {"method": "quant", "include": ["*"]},
         "int4": {"method": "quant", "bits": 4, "group_size": 64},
+        "mix4": {"method": "calibrated", "budget": 4.0, "group_size": 32},
         "bnb-nf4": {"method": "bitsandbytes", "type": "nf4"},
         "gguf-q8_0": {"method": "llama_cpp", "type": "Q8_0"},
     },
     "evaluate": {"protocol": "joined/1", "context": 64, "stride": 64, "line": " {} \n", "unk": "text"},
     "benchmark": {"prompts": [16, 32], "tokens": 4, "rounds": 2, "threads": 2, "wait": 0},
     "family": {"variants": ["int4"], "models": {"relative": {"source": "tiny", "revision": None}}},
+    "calibration": {"text": None, "windows": 8, "length": 32, "seed": 0},
     "sensitivity": {"bits": 4, "group_size": 64, "windows": 2},
 }
 
@@ -65,7 +67,7 @@ def test_nothing_to_do_runs_nothing(project):
 
 def test_every_variant_has_the_same_metrics(project):
     metrics = project.metrics()
-    assert set(metrics) == {"base", "bf16", "whole", "int4", "bnb-nf4", "gguf-q8_0"}
+    assert set(metrics) == {"base", "bf16", "whole", "int4", "mix4", "bnb-nf4", "gguf-q8_0"}
     assert len({tuple(sorted(values)) for values in metrics.values()}) == 1
     assert all(isinstance(value, float) for values in metrics.values() for value in values.values())
     shown = project.dvc("metrics", "show")
@@ -297,7 +299,7 @@ def test_the_boundaries_of_caching(project):
     (project.folder / "params.yaml").write_text(params)
 
 
-@pytest.mark.parametrize("stage", ["prepare", "quantize@whole", "quantize@bnb-nf4", "evaluate@whole"])
+@pytest.mark.parametrize("stage", ["prepare", "quantize@whole", "quantize@mix4", "quantize@bnb-nf4", "evaluate@whole"])
 def test_killed_in_a_stage_it_ends_with_the_same_hashes(project, stage):
     expected = project.hashes()
     words = [sys.executable, "-m", "dvc", "repro", "--force", "--single-item", stage]
