@@ -32,8 +32,8 @@ def evaluate_base(base: Path, corpus: Corpus, protocol: ScoringProtocol, device:
 
 
 def evaluate(folder: Path, base: Path, corpus: Corpus, protocol: ScoringProtocol, device: str, reference: Path) -> dict:
-    """Quality of the variant in `folder` compared with the base, bytes of its weights, the scoring protocol, and what its manifest
-    notes of how it was made, for JSON.
+    """Quality of the variant in `folder` compared with the base, bytes of its weights, the scoring protocol, and what its
+    manifest notes of how it was made, for JSON.
 
     reference: the folder that `evaluate_base` wrote.
     """

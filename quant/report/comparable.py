@@ -58,7 +58,7 @@ def equal_layout(run: Run, result: Result) -> Result | None:
 
 
 def same_format(run: Run) -> list[tuple[Result, Result]]:
-    """Pairs of variants of different methods that store the same weights under the same scheme, with codes that follow from it."""
+    """Pairs of variants of different methods that store the same weights under one scheme, from which their codes follow."""
     with_recipe = [result for result in run.results if result.recipe and not beyond_recipe(result)]
     return [(one, other) for i, one in enumerate(with_recipe) for other in with_recipe[i + 1 :]
             if one.method.name != other.method.name and one.recipe.scheme == other.recipe.scheme

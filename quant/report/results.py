@@ -52,8 +52,8 @@ class Result:
 
     @property
     def noted(self) -> Mapping:
-        """What its manifest says of how it was made: "calibration" (text, windows), "example" (one row's weights) and "allocation"
-        (bits by part), each where it applies."""
+        """What its manifest says of how it was made, each entry where it applies: "calibration" (text, windows), "example"
+        (one row's weights) and "allocation" (bits by part)."""
         return self.quality.get("manifest", {})
 
     @cached_property
