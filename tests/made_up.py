@@ -55,7 +55,7 @@ def made_up(params=PARAMS, **changes):
 
     noise: how far a block of text strays from the mean change, in per cent of perplexity and in mnat (0.01);
     noisy: whether the timings varied too much (False); text: the generated text; gb_per_s: bandwidth of decoding; cuda: memory of
-    a GPU; held: dtypes of the weights in memory.
+    a GPU; held: dtypes of the weights in memory; noted: entries of the variant's manifest.
     """
     results = tuple(_result(variant, dict(changes.get(variant.name.replace("-", "_"), {}))) for variant in variants(params))
     return Run(results, WEIGHTS, params, SENSITIVITY, [_relative(name, results) for name in params["family"]["models"]], TRAINED)
@@ -88,7 +88,7 @@ def _relative(name, results):
 
 
 def _result(variant, changes):
-    held = changes.pop("held", ("float32",))
+    held, noted = changes.pop("held", ("float32",)), changes.pop("noted", None)
     noise, noisy, text = changes.pop("noise", 0.01), changes.pop("noisy", False), changes.pop("text", "the same words")
     speed = {key: changes.pop(key) for key in ("gb_per_s", "cuda") if key in changes}
     metrics = dict.fromkeys(METRICS, 1.0) | DEFAULTS | changes
@@ -97,7 +97,8 @@ def _result(variant, changes):
         noise = 0.0
     else:
         metrics["ppl"] = metrics["ppl"] * (1 + metrics["ppl_change_pct"] / 100)
-    return Result(variant, metrics, _quality(variant, metrics, noise, held), _speed(metrics, noisy, text, **speed))
+    quality = _quality(variant, metrics, noise, held) | ({"manifest": noted} if noted else {})
+    return Result(variant, metrics, quality, _speed(metrics, noisy, text, **speed))
 
 
 def _quality(variant, metrics, noise, held):

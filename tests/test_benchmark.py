@@ -1,6 +1,7 @@
 """Benchmark and evaluation of a tiny model: what a result holds, and what stays out of it."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -135,3 +136,16 @@ def test_an_evaluation_gives_the_same_bytes_again(runtimes, evaluated):
 def test_the_base_is_evaluated_first(runtimes, tmp_path):
     with pytest.raises(InputError, match=r"data/reference does not exist; evaluate the base first, or run dvc repro"):
         evaluate(runtimes["int4"], runtimes["base"], PUBLIC, PROTOCOL, "cpu", tmp_path / "data" / "reference")
+
+
+def test_what_a_manifest_notes_of_the_making_is_in_the_result(evaluated, runtimes, tmp_path):
+    """For the report, which is written without the models."""
+    base, plain, reference = evaluated
+    assert "manifest" not in plain and "manifest" not in base
+    folder = shutil.copytree(runtimes["int4"], tmp_path / "noted")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    noted = {"calibration": {"windows": 4}, "example": {"weights": [1 / 3]}, "allocation": None}
+    (folder / "manifest.json").write_text(json.dumps(manifest | noted))
+    found = evaluate(folder, runtimes["base"], PUBLIC, PROTOCOL, "cpu", reference)
+    assert found["manifest"] == {"calibration": {"windows": 4}, "example": {"weights": [0.333333]}}
+    assert {key: value for key, value in found.items() if key != "manifest"} == plain

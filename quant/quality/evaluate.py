@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from quant.device import resolve_device
-from quant.files import atomic_folder, significant
+from quant.files import atomic_folder, read_json, significant
 from quant.model.checkpoint import Checkpoint
 from quant.progress import MIB
 from quant.quality import bootstrap
@@ -17,6 +17,8 @@ from quant.quality.windows import Tokens, tokenize
 from quant.runners import Runner, open_runner, opening_of
 from quant.runners.sizes import disk_bytes, held_bytes, size_breakdown
 from quant.text.corpus import Corpus
+
+NOTED = ("calibration", "example", "allocation")  # entries of a variant's manifest, of how it was made
 
 
 def evaluate_base(base: Path, corpus: Corpus, protocol: ScoringProtocol, device: str, reference: Path) -> dict:
@@ -30,13 +32,14 @@ def evaluate_base(base: Path, corpus: Corpus, protocol: ScoringProtocol, device:
 
 
 def evaluate(folder: Path, base: Path, corpus: Corpus, protocol: ScoringProtocol, device: str, reference: Path) -> dict:
-    """Quality of the variant in `folder` compared with the base, bytes of its weights, and the scoring protocol, for JSON.
+    """Quality of the variant in `folder` compared with the base, bytes of its weights, the scoring protocol, and what its
+    manifest notes of how it was made, for JSON.
 
     reference: the folder that `evaluate_base` wrote.
     """
     tokens, model = tokenize(corpus, base, protocol), open_model(folder, protocol, device)
     scores = score(ModelPredictions(model), predictions_of_base(base, tokens, protocol, device, reference), tokens, protocol)
-    return _result(folder, base, model, scores, corpus, protocol, tokens)
+    return {**_result(folder, base, model, scores, corpus, protocol, tokens), **_noted(folder)}
 
 
 def open_model(folder: Path, protocol: ScoringProtocol, device: str) -> Runner:
@@ -61,6 +64,13 @@ def _result(folder: Path, base: Path, model: Runner, scores: Scores, corpus: Cor
             "tokens": len(scores), "words": scores.words, "bytes": scores.bytes, "token_ids_sha256": tokens.sha256,
         },
     }  # fmt: skip
+
+
+def _noted(folder: Path) -> dict:
+    """Entries of the variant's manifest that the report shows, which is written without the models; {} where there are none."""
+    manifest = read_json(folder / "manifest.json") if (folder / "manifest.json").is_file() else {}
+    found = {key: manifest[key] for key in NOTED if manifest.get(key)}
+    return {"manifest": significant(found)} if found else {}
 
 
 def _size(folder: Path, base: Path, model: Runner, quality: dict[str, float]) -> dict:

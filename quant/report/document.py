@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from quant.files import atomic_file, write_text
-from quant.report import answer, family, notes, samples, tables, theory, trained
+from quant.report import answer, calibration, family, notes, samples, tables, theory, trained
 from quant.report.comparable import equal_but_for_the_selection
 from quant.report.figures import figures_of
 from quant.report.findings import curve_pairs, findings, order_by
@@ -68,6 +68,7 @@ def render_markdown(run: Run, corpus: Mapping, model: Mapping) -> str:
         samples=samples.samples(run),
         theory=theory,
         trained=trained,
+        calibration=calibration,
         prompt=run.base.speed["generation"],
         figures={f.name: f"![{f.title}. {f.caption(run)}](figures/{f.name}.svg)" for f in figures_of(run)},
         notes=notes,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quant.progress import MIB
-from quant.report import captions
+from quant.report import calibration, calibration_figures, captions
 from quant.report.captions import LEAST_KLD
 from quant.report.charts import axes_by_variant, bars, by_variant, log_axis, scatter, stacks, wide_range
 from quant.report.choice_figures import draw_bits, draw_family, draw_sensitivity, draw_size_divergence
@@ -163,6 +163,12 @@ FIGURES = (
     Figure("size-speed", "Size against speed", captions.size_speed, _draw_size_speed),
     Figure("latency", "Latency", captions.latency, _draw_latency),
     Figure("bytes", "Bytes of the weights", captions.size, _draw_bytes),
+    Figure("error-feedback", "What feedback does to one row", calibration_figures.feedback, calibration_figures.draw_feedback,
+           lambda run: bool(calibration.examples(run))),
+    Figure("bits-by-part", "Where the bits of a budget went", calibration_figures.allocation, calibration_figures.draw_allocation,
+           lambda run: bool(calibration.budgets(run))),
+    Figure("predicted", "Predicted against measured divergence", calibration_figures.predictions,
+           calibration_figures.draw_prediction, lambda run: len(calibration.predicted(run)) > 1),
     Figure("grids", "Linear against nonlinear at equal size", captions.grids, _draw_grids, lambda run: bool(equal_grids(run))),
     Figure("histogram", "One weight matrix and the 4-bit grids", captions.histogram, lambda run: draw_histogram(run.weights)),
     Figure("error-bits", "Error of the weights against bits", captions.error_bits,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from quant.methods import load, names
+from quant.report import calibration
 from quant.report.results import Result, Run
 from quant.report.style import GRIDS
 from quant.report.subsets import equal_grids, grid_of, quantized
@@ -58,8 +59,11 @@ def skipped(run: Run) -> list[str]:
         notes.append(f"The first timings of {some(again)}: they varied too much and were repeated; reports/speed keeps both.")
     if run.base.speed["generation"]["prompt"] is None:
         notes.append("The prompt of the sample texts: it comes from licensed text that may not be passed on.")
-    notes.append("Methods that need calibration data or training (GPTQ [4], AWQ, quantization-aware training): every variant "
-                 "here rounds the weights as they are. A chapter of its own has an example of training.")
+    if not calibration.calibrated(run):
+        notes.append("Methods that need calibration data (GPTQ [4], AWQ [13]): every variant here rounds the weights as "
+                     "they are.")
+    notes.append("Training (quantization-aware training, fine-tuning after rounding): no variant here is trained; a chapter of "
+                 "its own has an example.")
     return notes
 
 
@@ -100,11 +104,12 @@ def sensitivity(run: Run) -> str:
             f"`{cheapest['name']}`: bits are best saved where they cost least.")
 
 
-def of_methods(run: Run, template: str) -> list[str]:
+def of_methods(run: Run, template: str, figures: Mapping[str, str] | None = None) -> list[str]:
     """A text from the folder of each method of this run that has one, such as "about.md.jinja", rendered.
 
     The template is given variants, the names in a sentence; rows, a list of {name, values}; and table, the method's variants
-    beside base where another runtime than base's runs them, else ""; results, of the method's variants; base, its result.
+    beside base where another runtime than base's runs them, else ""; results, of the method's variants; base, its result; run;
+    figures, of the report, by name; and calibration, the module.
     """
     found = []
     for method in run.methods:
@@ -112,7 +117,8 @@ def of_methods(run: Run, template: str) -> list[str]:
         text = environment().from_string(method.text(template) or "")
         variants = code(row["name"] for row in rows)
         found.append(text.render(variants=variants, rows=rows, table=of_another_runtime(run, method),
-                                 results=run.of_method(method), base=run.base).strip())
+                                 results=run.of_method(method), base=run.base, run=run, figures=figures or {},
+                                 calibration=calibration).strip())
     return [text for text in found if text]
 
 

@@ -50,6 +50,12 @@ class Result:
         """Whether its timings are good enough for a headline."""
         return self.is_timed and not self.speed["is_noisy"]
 
+    @property
+    def noted(self) -> Mapping:
+        """What its manifest says of how it was made, each entry where it applies: "calibration" (text, windows), "example"
+        (one row's weights) and "allocation" (bits by part)."""
+        return self.quality.get("manifest", {})
+
     @cached_property
     def blocks(self) -> Blocks:
         """The sums by block of text, for paired comparisons with other variants."""

@@ -28,7 +28,7 @@ class Look:
 
 
 # Okabe & Ito's palette, whose colours differ in lightness too. _SPARE: for methods without a look of their own.
-_SPARE = (("#CC79A7", "v", "xx"), ("#56B4E9", "P", "\\\\"), ("#D55E00", "X", "//"), ("#F0E442", "<", ".."))
+_SPARE = (("#56B4E9", "v", "\\\\"), ("#D55E00", "X", "//"), ("#F0E442", "<", ".."))
 _GRIDS = {"linear": ("#0072B2", "o", ""), "nf4": ("#CC79A7", "*", ".."), "fp4": ("#D55E00", "X", "//")}
 
 

@@ -15,7 +15,8 @@ from quant.model.recipe import Recipe
 from quant.tensor.codebooks import LINEAR
 from quant.tensor.scheme import Scheme
 
-CANDIDATES = (2, 3, {"bits": 4, "codebook": "nf4"}, 5, 6, 8)
+CANDIDATES = ({"bits": 2, "fit": "range"}, {"bits": 2, "fit": "range", "group_size": 128}, 3, {"bits": 3, "group_size": 128},
+              {"bits": 4, "codebook": "nf4"}, 5, 6, 8)
 SMALLEST = 0.5  # bits a weight: a budget below is a mistake
 
 
