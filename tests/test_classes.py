@@ -288,7 +288,6 @@ def test_one_class_is_no_class(make_model):
     ("transformer.wte", drawn().float(), SCHEMES, r"transformer\.wte has classes float32 \[96\]"),
     ("transformer.wte", drawn() - 1, SCHEMES, "has rows of classes -1 to 2; expected 0 to 3"),
     ("transformer.wte", drawn(), SCHEMES[:3], "has rows of classes 0 to 3; expected 0 to 2"),
-    ("transformer.wte", drawn(), [*SCHEMES[:3], Scheme(4, 48)], r"transformer\.wte\.class3: group_size 48 does not divide"),
     ("transformer.h.0.ln_1", drawn(64), SCHEMES, r"ln_1 is a weight of shape \[64\] in 1 parts; classes of rows need a matrix"),
     ("transformer.h.0.attn.c_attn", drawn(192), SCHEMES, r"c_attn is a weight of shape \[192, 64\] in 2 parts"),
 ])  # fmt: skip

@@ -60,7 +60,7 @@ def skipped(run: Run) -> list[str]:
     if run.base.speed["generation"]["prompt"] is None:
         notes.append("The prompt of the sample texts: it comes from licensed text that may not be passed on.")
     if not calibration.calibrated(run):
-        notes.append("Methods that need calibration data (GPTQ [4], AWQ [13]): every variant here rounds the weights as "
+        notes.append("Methods that need calibration data (GPTQ [4], AWQ): every variant here rounds the weights as "
                      "they are.")
     notes.append("Training (quantization-aware training, fine-tuning after rounding): no variant here is trained; a chapter of "
                  "its own has an example.")
