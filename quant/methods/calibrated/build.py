@@ -43,7 +43,8 @@ def build(base: Path, prepared: Path, spec: Spec, out: Path, tell: Tell) -> None
     solver = Solver(spec.rounding, spec.importance, refits=spec.refits, sweeps=spec.sweeps)
     quantize_outside(checkpoint, weights, moments, solver, saved)
     skeleton = Skeleton(checkpoint)
-    calibrate(skeleton, weights, tokens, Settings(solver, spec.targets, equalize=spec.equalize), saved)
+    is_corrected = spec.targets == "corrected"  # without it, biases that make up for the mean error do more harm than good
+    calibrate(skeleton, weights, tokens, Settings(solver, spec.targets, is_corrected, spec.equalize), saved)
     distilled = distill(skeleton, weights, saved, tokens, spec.distill)
     if spec.distill:
         tell(str(distilled))
