@@ -18,6 +18,8 @@ from quant.report.wording import code, number
 _CLASS = re.compile(r"(.+)\.class(\d+)")  # the name of a class of rows, after its weight's
 STEPS = ("rounding", "importance", "targets", "refits", "sweeps", "equalize")  # parameters of a row that choose its codes
 
+CLEAR_BITS = 3  # with fewer, a row has too few levels to show what feedback does
+
 
 @dataclass(frozen=True)
 class Match:
@@ -93,8 +95,12 @@ def examples(run: Run) -> list[Result]:
 
 
 def clearest_example(run: Run) -> Result | None:
-    """The one with the fewest bits: of those with one width first, since a budget gives each part another."""
-    return min(examples(run), key=lambda r: (r.recipe is None, r.variant.nominal_bits), default=None)
+    """The one with the fewest bits from CLEAR_BITS up, if there is one; variants with one width before those of a budget."""
+    def order(result: Result) -> tuple:
+        bits = result.variant.nominal_bits
+        return result.recipe is None, bits < CLEAR_BITS, bits
+
+    return min(examples(run), key=order, default=None)
 
 
 def match(run: Run, result: Result) -> Match | None:

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from quant.methods import FROM_SCRATCH, load
 from quant.report.calibration import Cell, budgets, cells, clearest_example, of_prediction, predicted, prediction
-from quant.report.charts import scatter
+from quant.report.charts import log_axis, scatter
 from quant.report.metrics import METRICS
 from quant.report.results import Run
 from quant.report.style import INK, LINE, QUIET, look_of, new_axes
@@ -111,16 +111,16 @@ def draw_prediction(run: Run):
     """Draw predicted against measured divergence, both logarithmic, and the diagonal."""
     found = predicted(run)
     points = [(prediction(r), r.metrics["kld_mnats"]) for r in found]
-    figure, axes = new_axes(6.5, 5)
-    ends = [min(map(min, points)) / 1.5, max(map(max, points)) * 1.5]
-    axes.plot(ends, ends, color=LINE, linewidth=1.2, zorder=0)
+    figure, axes = new_axes(8, 4.6)
     for result, (x, _) in zip(found, points, strict=True):
         axes.plot([x, x], result.quality["intervals"]["kld_mnats"], color=look_of(result.method).colour, linewidth=1.2)
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.axes.set_xscale("log") if axis is axes.xaxis else axis.axes.set_yscale("log")
-        axis.set_major_formatter("{x:g}")
-    scatter(axes, found, points)
-    axes.set(xlabel="predicted divergence (mnat per token)", ylabel=METRICS["kld_mnats"].label)
+    log_axis(axes.xaxis, axes, "x")
+    log_axis(axes.yaxis, axes, "y")
+    ends = [min(map(min, points)), max(map(max, points))]
+    axes.axline((ends[0], ends[0]), (ends[1], ends[1]), color=LINE, linewidth=1.2, zorder=0)
+    scatter(axes, found, points, line=[(end, end) for end in ends])
+    axes.get_legend().remove()
+    axes.set(xlabel="predicted divergence (mnat per token)", ylabel="measured divergence (mnat per token)")
     return figure
 
 
@@ -137,7 +137,7 @@ def predictions(run: Run) -> str:
 
 def _draw_map(axes, some: Sequence[Cell], extent: tuple[float, float]):
     """One map; a weight without classes spans its row."""
-    rows, columns = list(dict.fromkeys(cell.row for cell in some)), _columns(some, None)
+    rows, columns = list(dict.fromkeys(cell.row for cell in sorted(some, key=lambda c: c.column is None))), _columns(some, None)
     shown = columns[:: math.ceil(len(columns) / MOST_BLOCKS)] if columns else [0]
     of_place = {(cell.row, cell.column): cell.bits for cell in some}
     values = [[of_place.get((row, column), of_place.get((row, None), math.nan)) for column in shown] for row in rows]
@@ -147,7 +147,7 @@ def _draw_map(axes, some: Sequence[Cell], extent: tuple[float, float]):
         for x, value in [((len(shown) - 1) / 2, values[y][0])] if spans else enumerate(values[y]):
             if not math.isnan(value) and (spans or len(shown) <= MOST_NUMBERS):
                 axes.annotate(f"{value:.3g}", (x, y), ha="center", va="center", fontsize=8,
-                              color="black" if image.norm(value) > 0.45 else "white")
+                              color="black" if image.norm(value) > 0.55 else "white")
     axes.set_yticks(range(len(rows)), rows)
     every = math.ceil(len(shown) / MOST_NUMBERS)
     axes.set_xticks(range(0, len(shown), every), [str(column) for column in shown[::every]] if columns else [""])
