@@ -255,9 +255,9 @@ def test_the_report_shows_what_training_gains():
     rows = [line for line in text.splitlines() if line.startswith("| ") and "levels |" in line]
     assert [row.split(" | ")[:2] for row in rows] == [
         [f"| {levels} levels", way] for levels in (4, 3) for way in ("rounding to nearest", "training")]
-    assert "| 2.25 | 2.25 | 20.90 | +0.90 | +0.82 to +1.00 | 9.00 | 8.50 to 9.50 | 90.0 |" in rows[1]
-    assert "**4 levels**: rounded 54.0 mnat, trained 9.0, 6.0 times less. Trained, it is closer than 7 levels rounded" in text
-    assert "closer than 4 levels rounded" in text and "and not significantly different from 7 levels rounded" in text
+    assert "| 2.25 | 2.25 | 20.90 | +0.900 | +0.818 to +1.000 | 9.00 | 8.50 to 9.50 | 90.0 |" in rows[1]
+    assert "**4 levels**: rounded 54.0 mnat, trained 9.0, 6.0 times less. Trained, it is closer than rounding to 7 levels" in text
+    assert "closer than rounding to 4 levels" in text and "and not significantly different from rounding to 7 levels" in text
     assert "1,200 steps of 8 windows, 2,457,600 tokens: 3 passes" in text and "`models/made-up`" in text
 
 
