@@ -21,8 +21,8 @@ def _cells(row: Mapping) -> list[str]:
     intervals = row["intervals"]
     return [
         levels(row), {TRAINED: "training"}.get(row["way"], "rounding to nearest"), f"{row['bits_per_weight']:.2f}",
-        f"{row['least_bits_per_weight']:.2f}", f"{row['ppl']:.2f}", number(row["ppl_change_pct"], "{:+.2f}"),
-        _span(intervals["ppl_change_pct"], "{:+.2f}"), f"{row['kld_mnats']:.2f}", _span(intervals["kld_mnats"], "{:.2f}"),
+        f"{row['least_bits_per_weight']:.2f}", f"{row['ppl']:.2f}", number(row["ppl_change_pct"], "{:+.3f}"),
+        _span(intervals["ppl_change_pct"], "{:+.3f}"), f"{row['kld_mnats']:.2f}", _span(intervals["kld_mnats"], "{:.2f}"),
         f"{row['top1_agree_pct']:.1f}",
     ]  # fmt: skip
 
@@ -43,7 +43,7 @@ def _gain(row: Mapping, rounded: Mapping[str, Mapping]) -> str:
     before, pairs = rounded[row["scheme"]], row["kld_mnats_minus_nearest"]
     verdict = {"closer": f"{before['kld_mnats'] / row['kld_mnats']:.1f} times less", "further": "training made it worse",
                "alike": "no significant gain"}[_verdict(pairs[row["scheme"]])]
-    said = (f"**{levels(row)}**: rounded {before['kld_mnats']:.1f} mnat, trained {row['kld_mnats']:.1f}, {verdict}.")
+    said = f"**{levels(row)}**: rounded {before['kld_mnats']:.1f} mnat, trained {row['kld_mnats']:.1f}, {verdict}."
     others = sorted((r for r in rounded.values() if r["levels"] > row["levels"]), key=lambda r: r["levels"])
     compared = [_against(other, pairs[other["scheme"]]) for other in others]
     return f"{said} Trained, it is {joined(compared)}." if compared else said
@@ -51,7 +51,7 @@ def _gain(row: Mapping, rounded: Mapping[str, Mapping]) -> str:
 
 def _against(other: Mapping, pair: Sequence[float]) -> str:
     words = {"closer": "closer than", "further": "further than", "alike": "not significantly different from"}[_verdict(pair)]
-    return (f"{words} {levels(other)} rounded ({other['bits_per_weight']:.2f} bits, {other['kld_mnats']:.1f} mnat; "
+    return (f"{words} rounding to {levels(other)} ({other['bits_per_weight']:.2f} bits, {other['kld_mnats']:.1f} mnat; "
             f"difference {pair[0]:+.1f}, 95 % interval {_span(pair[1:], '{:+.1f}')})")
 
 
