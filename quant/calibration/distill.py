@@ -29,7 +29,7 @@ from quant.progress import progress
 from quant.tensor.groups import Groups, has_row_scales, times_rows
 from quant.tensor.qtensor import QTensor, dequantize, matrix_shape
 
-RATE = 3e-3  # of learning, relative to what is learned: a step changes a row by about this part of it
+RATE = 5e-3  # of learning, relative to what is learned: a step changes a row by about this part of it
 WARM_UP = 0.1  # of the steps
 BETAS = (0.9, 0.99)
 BATCH = 8  # windows a step
