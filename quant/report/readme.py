@@ -19,7 +19,7 @@ from quant.report.results import Result, read_metrics
 from quant.report.tables import grid, metric_column, table
 from quant.variants import variants
 
-ROWS = ("base", "bf16", "whole", "nf4", "rtn4", "clip3", "bnb-nf4", "gguf-q4_k_m")  # variants in the README's tables
+ROWS = ("base", "bf16", "whole", "nf4", "rtn4", "mix4", "bnb-nf4", "gguf-q4_k_m")  # variants in the README's tables
 SPEED = {  # variants of reports/bench.json, and their titles in the README
     "fp32": "transformers, float32", "bf16": "transformers, bfloat16", "fp32_our_decoding": "float32, our decoding",
     "int8_dequantized_each_call": "int8, dequantized at every call", "int8": "**int8**, whole model",
