@@ -103,11 +103,11 @@ def test_sizes_are_predicted(runtimes, variant):
 @pytest.mark.parametrize("variant", ["int4", "cal-int3", "mix4", "bnb-int8", "bnb-nf4", "gguf-q4_k_m"])
 def test_the_same_variant_has_the_same_bytes(runtimes, tmp_path, variant):
     (tmp_path / "prepared").symlink_to(runtimes["converted"].parent)
+    made = runtimes[variant]
+    if RUNTIMES[variant][0] == "calibrated":  # with the number of threads of now, which other tests change: sums depend on it
+        made = build_variant(runtimes["base"], *RUNTIMES[variant], tmp_path / "made")
     again = build_variant(runtimes["base"], *RUNTIMES[variant], tmp_path / "again")
-    manifests = [json.loads((folder / "manifest.json").read_text()) for folder in (again, runtimes[variant])]
-    if RUNTIMES[variant][0] == "calibrated":  # what it notes of the making has sums whose last digits vary; the weights do not
-        manifests = [{name: manifest["files"][name] for name in ("model.safetensors", "config.json")} for manifest in manifests]
-    assert manifests[0] == manifests[1]
+    assert (again / "manifest.json").read_text() == (made / "manifest.json").read_text()
 
 
 def test_a_file_of_llama_cpp_is_published_by_the_model_s_name():

@@ -115,3 +115,16 @@ def test_the_table_refuses_what_is_no_recipe(recipe, message, monkeypatch):
     with pytest.raises(InputError, match=message) as refused:
         main(["models/embedded", recipe])
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(("row", "words"), [
+    ({"budget": 4.0}, "run dvc repro prepare to measure it"),
+    ({"allocation": {"x": {"bits": 4}}}, "which is not yet measured; run dvc repro prepare"),
+])
+def test_a_budget_before_anything_is_measured_is_told_in_a_line(make_model, tmp_path, row, words):
+    from quant.methods import load
+    from quant.model.checkpoint import Checkpoint
+
+    method = load("calibrated")
+    with pytest.raises(InputError, match=words):
+        method.selected(Checkpoint(make_model("gpt2")).inventory, tmp_path, method.resolve({}, row))

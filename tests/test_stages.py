@@ -69,6 +69,9 @@ def complaint(done):
     ({"data": {"sentences": -5}}, ["data.sentences is -5"]),
     ({"model": None}, ["model is None", "expected a section"]),
     ({"quant": 5}, ["scheme is 5", "expected keys and values"]),
+    ({"calibrated": 5, "variants": {"x": {"method": "calibrated"}}}, ["the section calibrated is 5", "expected keys"]),
+    ({"calibration": {"windows": 0}}, ["calibration.windows is 0"]),
+    ({"variants": {"x": {"method": "calibrated", "budget": 0.1}}}, ["variants.x: budget is 0.1", "from 0.5 to 32"]),
     ({"variants": 5}, ["variants is 5", "expected rows"]),
     ({"variants": {"x": 5}}, ["variants.x is 5", "a row with a method"]),
 ])  # fmt: skip

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from quant.errors import InputError
 from quant.methods import Look, Method, Preparation, Sizes, Tell
-from quant.methods.calibrated.spec import Spec, changed, wants
+from quant.methods.calibrated.spec import Spec, wants
 from quant.model.recipe import Recipe
 from quant.tensor.codebooks import LINEAR
 
@@ -21,6 +22,8 @@ UNDER_A_BUDGET = {"include": ["*"], "exclude": ["norm"], "scale_dtype": "int8"}
 
 
 def _resolve(defaults: Mapping, row: Mapping) -> dict:
+    if not isinstance(defaults, Mapping):
+        raise InputError(f"the section calibrated is {defaults!r}; expected keys and values, such as bits: 4")
     is_mixed = any(row.get(key) is not None for key in ("budget", "size_mib", "allocation"))
     values = {**defaults, **(UNDER_A_BUDGET if is_mixed else {}), **row}
     if row.get("codebook", LINEAR) != LINEAR and "levels" not in row:
@@ -51,11 +54,12 @@ def _recipe(values: Mapping) -> Recipe | None:
     return None if spec.is_mixed else spec.recipe
 
 
-def _nominal_bits(values: Mapping) -> int:
+def _nominal_bits(values: Mapping) -> int | None:
+    """None where parts have widths of their own, and their average is not given."""
     spec = Spec.from_dict(values)
-    if spec.budget is not None:
-        return round(spec.budget)
-    return changed(spec.recipe.scheme, {}).bits
+    if spec.is_mixed:
+        return None if spec.budget is None else round(spec.budget)
+    return spec.recipe.scheme.bits
 
 
 def _selected(inventory: Inventory, prepared: Path, values: Mapping) -> list[Selected]:

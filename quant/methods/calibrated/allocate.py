@@ -11,7 +11,6 @@ from pathlib import Path
 import yaml
 
 from quant.calibration.budget import Choice, allocate
-from quant.calibration.outside import rows_in_classes
 from quant.calibration.vocabulary import VocabularyMoments
 from quant.errors import InputError
 from quant.methods.calibrated.prepare import chosen_weights, in_classes, read_costs
@@ -49,14 +48,14 @@ class Allocation:
 def allocation_of(spec: Spec, want: Mapping, inventory: Inventory, prepared: Path,
                   moments: VocabularyMoments | None) -> Allocation:
     """The schemes of all parts. Raises InputError for a budget that is too small, and for parts that the model does not have."""
+    table = None if spec.allocation is not None else read_costs(prepared, want)  # first: without it nothing is prepared
     whole = chosen_weights(inventory, want)
     divided = in_classes(whole, inventory, moments, spec.classes)
     names = [selected.name_of(part) for selected in divided for part in selected.parts if part.scheme]
-    if spec.allocation is not None:
+    if table is None:
         _check_names(spec.allocation, names)
         changes, predicted, costs = {name: spec.allocation[name] for name in names}, None, {}
     else:
-        table = read_costs(prepared, want)
         budget = spec.bits_allowed(inventory.parameters) - _fixed_bits(inventory, divided)
         choices = {name: [Choice(str(i), bits, cost) for i, (bits, cost) in enumerate(zip(row.bits, row.costs, strict=True))]
                    for name, row in table.items()}
@@ -65,15 +64,14 @@ def allocation_of(spec: Spec, want: Mapping, inventory: Inventory, prepared: Pat
         costs = {name: chosen[name].cost for name in names}
         predicted = sum(costs.values())
     schemes = {name: changed(spec.recipe.scheme, values) for name, values in changes.items()}
-    return Allocation([_with_schemes(before, after, schemes, moments, spec.classes)
-                       for before, after in zip(whole, divided, strict=True)], changes, predicted, costs)
+    return Allocation([_with_schemes(before, after, schemes) for before, after in zip(whole, divided, strict=True)],
+                      changes, predicted, costs)
 
 
-def _with_schemes(whole: Selected, divided: Selected, schemes: Mapping, moments: VocabularyMoments | None,
-                  count: int) -> Selected:
+def _with_schemes(whole: Selected, divided: Selected, schemes: Mapping) -> Selected:
     chosen = [schemes[divided.name_of(part)] if part.scheme else None for part in divided.parts]
     if divided.classes is not None:
-        return with_classes(whole, rows_in_classes(moments.of(whole.weight)[1], count), chosen)
+        return with_classes(whole, divided.class_numbers, chosen)
     return replace(divided, parts=tuple(replace(part, scheme=scheme) for part, scheme in zip(divided.parts, chosen, strict=True)))
 
 

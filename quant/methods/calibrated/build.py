@@ -23,7 +23,6 @@ from quant.methods.calibrated.prepare import ABOUT, read_moments, read_windows
 from quant.methods.calibrated.spec import Spec, wants
 from quant.model.artifact import write_selected
 from quant.model.checkpoint import Checkpoint
-from quant.model.folder import weight_paths
 from quant.model.selection import select
 
 
@@ -68,6 +67,5 @@ def _about(spec: Spec, allocation: Allocation | None, prepared: Path, saved: Sav
 
 def _fingerprint(base: Path, prepared: Path, spec: Spec) -> str:
     """Of everything that the result depends on, but for the code."""
-    inputs = {path.name: sha256_of(path) for folder in (base, prepared) for path in sorted(folder.glob("*")) if path.is_file()}
-    weights = [sha256_of(path) for path in weight_paths(base)]
-    return sha256(json.dumps([spec.to_dict(), inputs, weights, torch.get_num_threads()], sort_keys=True).encode()).hexdigest()
+    inputs = [[path.name, sha256_of(path)] for folder in (base, prepared) for path in sorted(folder.glob("*")) if path.is_file()]
+    return sha256(json.dumps([spec.to_dict(), inputs, torch.get_num_threads()], sort_keys=True).encode()).hexdigest()

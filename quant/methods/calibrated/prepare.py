@@ -89,7 +89,10 @@ def chosen_weights(inventory: Inventory, want: Mapping) -> list[Selected]:
 
 
 def in_classes(weights: list[Selected], inventory: Inventory, moments: VocabularyMoments | None, count: int) -> list[Selected]:
-    """The weights, with the rows of the embedding and the head in classes of importance."""
+    """The weights, with the rows of the embedding and the head in classes of importance. Raises InputError without moments."""
+    needed = [selected.weight.module for selected in weights if is_of_vocabulary(selected.weight, inventory)]
+    if count > 1 and needed and moments is None:
+        raise InputError(f"the rows of {needed[0]} are divided by importance, which is not yet measured; run dvc repro prepare")
     return [
         selected if count == 1 or not is_of_vocabulary(selected.weight, inventory) else with_classes(
             selected, rows_in_classes(moments.of(selected.weight)[1], count), [selected.parts[0].scheme] * count)
