@@ -20,10 +20,15 @@ def drawn(seed=0, noise=0.3):
     return floats, quantized, residual, torch.randn(ROWS, COLUMNS, generator=generator)
 
 
-def moments_of(floats, quantized, residual=None, batches=3):
-    moments = Moments.empty(COLUMNS, None if residual is None else ROWS)
+def moments_of(floats, quantized, added=None, batches=3):
+    """added: the residual and the weight of a layer whose output is added to the residual stream."""
+    lack = floats - quantized
+    if added is not None:
+        residual, weight = added
+        lack = lack @ weight.T + residual
+    moments = Moments.empty(COLUMNS, None if added is None else ROWS)
     for rows in torch.arange(TOKENS).chunk(batches):
-        moments.add(quantized[rows], floats[rows], None if residual is None else residual[rows])
+        moments.add(quantized[rows], lack[rows])
     return moments
 
 
@@ -39,7 +44,7 @@ def test_moments_are_means_over_all_batches():
 @given(seed=st.integers(0, 2**16), is_centred=st.booleans(), is_added=st.booleans())
 def test_a_corrected_target_is_the_damped_least_squares(seed, is_centred, is_added):
     floats, quantized, residual, weight = drawn(seed)
-    moments = moments_of(floats, quantized, residual if is_added else None)
+    moments = moments_of(floats, quantized, (residual, weight) if is_added else None)
     wanted = floats.double() @ weight.T.double() + (residual.double() if is_added else 0)
     x = quantized.double()
     if is_centred:
@@ -49,6 +54,13 @@ def test_a_corrected_target_is_the_damped_least_squares(seed, is_centred, is_add
     design = torch.cat([x, ridge * torch.eye(COLUMNS, dtype=torch.float64)])
     change = torch.linalg.lstsq(design, torch.cat([error, torch.zeros(COLUMNS, ROWS, dtype=torch.float64)])).solution.T
     assert torch.allclose(moments.corrected(weight, is_centred), weight.double() + change, rtol=1e-3, atol=1e-4)
+
+
+def test_moments_of_many_columns_are_symmetric(monkeypatch):
+    monkeypatch.setattr("quant.calibration.moments.WIDE", 5)  # blocks of 5, 5 and 2 columns
+    floats, quantized, _, _ = drawn()
+    hessian, x = moments_of(floats, quantized).hessian(False), quantized.double()
+    assert torch.equal(hessian, hessian.T) and torch.allclose(hessian, x.T @ x / TOKENS, rtol=1e-5)
 
 
 def test_without_drift_the_target_is_the_weight():
@@ -63,8 +75,8 @@ def test_a_second_layer_makes_up_for_the_rounding_of_the_first(is_centred):
     first = torch.randn(COLUMNS, COLUMNS, generator=generator)
     first += torch.eye(COLUMNS)  # far from singular: the second layer can undo what rounding does to the first
     second, rounded = torch.randn(ROWS, COLUMNS, generator=generator), first.mul(1.5).round().div(1.5)
-    moments = Moments.empty(COLUMNS, None)
-    moments.add(x @ rounded.T, x @ first.T, None)
+    moments = Moments.empty(COLUMNS)
+    moments.add(x @ rounded.T, x @ first.T - x @ rounded.T)
     corrected = moments.corrected(second, is_centred)
     optimum = second.double() @ first.double() @ torch.linalg.inv(rounded.double())
     wanted, given_ = (x @ first.T @ second.T).double(), (x @ rounded.T).double()
@@ -80,7 +92,7 @@ def test_a_second_layer_makes_up_for_the_rounding_of_the_first(is_centred):
 def test_a_bias_makes_the_mean_output_that_of_the_float_model(is_added):
     floats, quantized, residual, weight = drawn(3)
     rounded = weight.mul(2).round().div(2)
-    change = moments_of(floats, quantized, residual if is_added else None).bias_change(weight, rounded)
+    change = moments_of(floats, quantized, (residual, weight) if is_added else None).bias_change(weight, rounded)
     wanted = (floats.double() @ weight.T.double() + (residual.double() if is_added else 0)).mean(0)
     assert torch.allclose((quantized.double() @ rounded.T.double() + change).mean(0), wanted, atol=1e-5)
     assert change.abs().max() > 0.01

@@ -1,7 +1,7 @@
 """Moments: what a calibration text says of the inputs of a layer, for the model as it is and for its quantized copy.
 
-x_f and x_q are the inputs of the float model and of the quantized one, r the difference of the residual streams (float minus
-quantized) to which the layer's output is added.
+x_f and x_q are the inputs of the float model and of the quantized one. A layer makes up for the drift of its inputs,
+x_f - x_q; or, where its output is added to the residual stream, all that the stream would lack with the weight as it is.
 """
 
 from __future__ import annotations
@@ -11,67 +11,68 @@ from dataclasses import dataclass
 import torch
 
 TARGET_DAMPING = 0.05
+WIDE = 1024  # columns of the symmetric product that are computed together
 
 
 @dataclass
 class Moments:
     """Sums over `count` tokens, float64.
 
-    second: x_q x_q^T [columns, columns]; drift: (x_f - x_q) x_q^T [columns, columns]; residual: r x_q^T [rows, columns], None for
-    layers whose output is not added to the residual stream. mean, mean_drift, mean_residual: sums of x_q, x_f - x_q and r.
+    second: x_q x_q^T [columns, columns], its upper triangle. cross: d x_q^T [columns, columns], with d = x_f - x_q; or, if
+    `is_of_outputs`, with d [rows] that which the outputs W x_q lack. mean, mean_lack: sums of x_q and of d.
     """
 
     second: torch.Tensor
-    drift: torch.Tensor
+    cross: torch.Tensor
     mean: torch.Tensor
-    mean_drift: torch.Tensor
-    residual: torch.Tensor | None = None
-    mean_residual: torch.Tensor | None = None
+    mean_lack: torch.Tensor
+    is_of_outputs: bool
     count: int = 0
 
     @classmethod
-    def empty(cls, columns: int, rows: int | None) -> Moments:
-        """No token yet. rows: outputs of a layer that is added to the residual stream, else None."""
+    def empty(cls, columns: int, rows: int | None = None) -> Moments:
+        """No token yet. rows: outputs of the layer, where these are what lacks something, else None."""
         def zeros(*shape: int) -> torch.Tensor:
             return torch.zeros(shape, dtype=torch.float64)
 
-        return cls(zeros(columns, columns), zeros(columns, columns), zeros(columns), zeros(columns),
-                   None if rows is None else zeros(rows, columns), None if rows is None else zeros(rows))
+        lacking = columns if rows is None else rows
+        return cls(zeros(columns, columns), zeros(lacking, columns), zeros(columns), zeros(lacking), rows is not None)
 
-    def add(self, quantized: torch.Tensor, floats: torch.Tensor, residual: torch.Tensor | None) -> None:
-        """Add a batch of tokens, float32 [tokens, columns]; residual: [tokens, rows]. Products in float32, sums in float64."""
-        drift = floats - quantized
-        self.second += (quantized.T @ quantized).double()
-        self.drift += (drift.T @ quantized).double()
+    def add(self, quantized: torch.Tensor, lack: torch.Tensor | None = None) -> None:
+        """Add a batch of tokens, float32 [tokens, columns]; lack: [tokens, columns] or [tokens, rows], None for nothing.
+
+        Products in float32, sums in float64.
+        """
+        for start in range(0, quantized.shape[1], WIDE):
+            some = quantized[:, start : start + WIDE]
+            self.second[start : start + WIDE, start:] += (some.T @ quantized[:, start:]).double()
         self.mean += quantized.sum(0, dtype=torch.float64)
-        self.mean_drift += drift.sum(0, dtype=torch.float64)
-        if self.residual is not None and residual is not None:
-            self.residual += (residual.T @ quantized).double()
-            self.mean_residual += residual.sum(0, dtype=torch.float64)
+        if lack is not None:
+            self.cross += (lack.T @ quantized).double()
+            self.mean_lack += lack.sum(0, dtype=torch.float64)
         self.count += len(quantized)
 
     def hessian(self, is_centred: bool) -> torch.Tensor:
         """E[x_q x_q^T], about the mean where a bias makes up for it; float64 [columns, columns]."""
-        return self._about_mean(self.second, self.mean, is_centred)
+        second = self.second.triu()
+        return self._about_mean(second + second.triu(1).T, self.mean, is_centred)
 
     def corrected(self, weight: torch.Tensor, is_centred: bool) -> torch.Tensor:
         """The weight that, on the quantized model's inputs, comes nearest to the float model's outputs, float64 [rows, columns].
 
-        Least squares: W + (W D + R) (H + damping)^-1, with D the drift of the inputs and R that of the residual stream. The aim
-        is that of GPTAQ (Li et al. 2025); R makes up for the errors of all layers before this one as well.
+        Least squares: W + L (H + damping)^-1, with L the cross moments of what outputs lack: W times those of the drift, which
+        is the aim of GPTAQ (Li et al. 2025), or of all that the residual stream lacks.
         """
-        shift = weight.double() @ self._about_mean(self.drift, self.mean_drift, is_centred)
-        if self.residual is not None:
-            shift = shift + self._about_mean(self.residual, self.mean_residual, is_centred)
+        lack = self._about_mean(self.cross, self.mean_lack, is_centred)
+        if not self.is_of_outputs:
+            lack = weight.double() @ lack
         second = damped(self.hessian(is_centred), TARGET_DAMPING)
-        return weight.double() + torch.cholesky_solve(shift.T, torch.linalg.cholesky(second)).T
+        return weight.double() + torch.cholesky_solve(lack.T, torch.linalg.cholesky(second)).T
 
     def bias_change(self, weight: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:
         """What to add to the bias so that the mean output is the float model's, float64 [rows]."""
-        change = weight.double() @ (self.mean + self.mean_drift) - quantized.double() @ self.mean
-        if self.mean_residual is not None:
-            change = change + self.mean_residual
-        return change / self.count
+        lack = self.mean_lack if self.is_of_outputs else weight.double() @ self.mean_lack
+        return ((weight.double() - quantized.double()) @ self.mean + lack) / self.count
 
     def _about_mean(self, product: torch.Tensor, mean: torch.Tensor, is_centred: bool) -> torch.Tensor:
         moments = product / self.count

@@ -85,7 +85,7 @@ class _Block:
         self.biases = {weight.module.removeprefix(self.prefix): weight for weight in self.weights if weight.is_bias}
         size = _windows(tokens)
         self.batches = [slice(start, min(start + size, len(tokens))) for start in range(0, len(tokens), size)]
-        shapes = {len(tokens[batch]): tokens[batch] for batch in self.batches}
+        shapes = {len(tokens[batch]): tokens[batch] for batch in (*self.batches, slice(1))}
         self._arguments = {count: skeleton.arguments(some)[number] for count, some in shapes.items()}
 
     @torch.no_grad()
@@ -94,11 +94,15 @@ class _Block:
         for name, selected in self.chosen.items():  # vectors, such as a norm's weight, have no inputs to calibrate on
             if len(selected.weight.shape) == 1:
                 self._replace(name, selected, {part: quantize(rows, part.scheme) for part, rows in self._parts(name, selected)})
-        inputs, residual, floats_after = self._run_floats(floats)
+        inputs, floats_after = self._run_floats(floats)
         for layers in inputs:
-            if self.settings.equalize:
-                self._equalize(layers, inputs[layers], floats[self.batches[0]])
-            moments = self._moments(layers, inputs[layers], floats, quantized, residual)
+            floats_in = inputs[layers]
+            if floats_in is None:
+                moments = self._moments_at_end(layers.names[0], floats_after, quantized)
+            else:
+                if self.settings.equalize:
+                    self._equalize(layers, floats_in, floats[self.batches[0]])
+                moments = self._moments(layers, floats_in, floats, quantized)
             curvatures: dict[bool, Curvature] = {}
             for name in layers.names:
                 self._solve(name, moments, curvatures)
@@ -127,8 +131,8 @@ class _Block:
         if norm is None or norm[0] in self.chosen:
             return
         name, sample = norm
-        second = Moments.empty(inputs.shape[-1], None)
-        second.add(inputs.flatten(0, -2), inputs.flatten(0, -2), None)
+        second = Moments.empty(inputs.shape[-1])
+        second.add(inputs.flatten(0, -2))
         parts = [(rows, part.scheme) for layer in layers.names for part, rows in self._parts(layer, self.chosen[layer])]
         factors = column_factors(parts, second.hessian(is_centred=False))
         if factors is None or not all(fold(block.get_submodule(name), factors, lambda module: module(sample))
@@ -182,48 +186,53 @@ class _Block:
                                  for key, error in errors.items()},
         })
 
-    def _run_floats(self, hidden: torch.Tensor) -> tuple[dict[Layers, torch.Tensor], torch.Tensor | None, torch.Tensor]:
-        """Run the float block: the inputs of the layers to quantize, in the order in which they run; the residual stream to which
-        the last of them is added; and the hidden states that leave the block."""
+    def _run_floats(self, hidden: torch.Tensor) -> tuple[dict[Layers, torch.Tensor | None], torch.Tensor]:
+        """Run the float block: the inputs of the layers to quantize, in the order in which they run, without those of the last
+        where its output is added to the residual stream; and the hidden states that leave the block."""
         names = [name for name, selected in self.chosen.items() if len(selected.weight.shape) == 2]
-        after, residual = torch.empty_like(hidden), None
-        layers = self._trace(names, hidden[self.batches[0]])
-        inputs: dict[Layers, torch.Tensor] = {}
+        after = torch.empty_like(hidden)
+        layers = self._trace(names, hidden[:1])
+        inputs: dict[Layers, torch.Tensor | None] = dict.fromkeys(layers)
+        wanted = [group for group in layers if group.added != ADDED_AT_END]
         for batch in self.batches:
             seen: dict[str, torch.Tensor] = {}
-            ends = [group.names[0] for group in layers if group.added == ADDED_AT_END]
-            with watching(self.floats, [group.names[0] for group in layers], seen), outputs_of(self.floats, ends) as outputs:
+            with watching(self.floats, [group.names[0] for group in wanted], seen):
                 after[batch] = run_block(self.floats, hidden[batch], self._arguments_of(batch))
-            for group in layers:
+            for group in wanted:
                 value = seen[group.names[0]]
-                if group not in inputs:
+                if inputs[group] is None:
                     inputs[group] = self.saved.scratch(f"inputs-{group.names[0]}", (*hidden.shape[:-1], value.shape[-1]))
                 inputs[group][batch] = value.view_as(inputs[group][batch])  # OPT joins windows and tokens
-            if ends:
-                residual = torch.empty_like(hidden) if residual is None else residual
-                residual[batch] = after[batch] - outputs[ends[0]].view_as(after[batch])
-        return inputs, residual, after
+        return inputs, after
 
-    def _moments(self, layers: Layers, floats_in: torch.Tensor, floats: torch.Tensor, quantized: torch.Tensor,
-                 residual: torch.Tensor | None) -> Moments:
-        first = layers.names[0]
-        moments = Moments.empty(floats_in.shape[-1], quantized.shape[-1] if layers.added else None)
-        if layers.added == ADDED_AT_END:
-            self._end = first, self.saved.scratch("end", tuple(floats_in.shape)), torch.empty_like(quantized)
+    def _moments(self, layers: Layers, floats_in: torch.Tensor, floats: torch.Tensor, quantized: torch.Tensor) -> Moments:
+        """Of layers within the block. floats_in: their inputs in the float block; floats, quantized: the block's inputs."""
+        first, is_added = layers.names[0], layers.added == ADDED_AT_START
+        moments = Moments.empty(floats_in.shape[-1], quantized.shape[-1] if is_added else None)
         for batch in self.batches:
-            hidden, arguments = quantized[batch], self._arguments_of(batch)
-            difference = None
-            if layers.added == ADDED_AT_END:
-                seen: dict[str, torch.Tensor] = {}
-                with watching(self.quantized, [first], seen), silent(self.quantized, first):
-                    without = run_block(self.quantized, hidden, arguments)
-                given, difference = seen[first].view_as(floats_in[batch]), residual[batch] - without
-                self._end[1][batch], self._end[2][batch] = given, without
-            else:
-                given = input_of(self.quantized, first, hidden, arguments)
-                difference = floats[batch] - hidden if layers.added == ADDED_AT_START else None
-            moments.add(given.flatten(0, -2), floats_in[batch].flatten(0, -2),
-                        None if difference is None else difference.flatten(0, -2))
+            given = input_of(self.quantized, first, quantized[batch], self._arguments_of(batch)).view_as(floats_in[batch])
+            lack = floats_in[batch] - given
+            if is_added:
+                weight = matrix_of(self.floats, first, self.chosen[first].weight)
+                lack = lack @ weight.T + (floats[batch] - quantized[batch])
+            moments.add(given.flatten(0, -2), lack.flatten(0, -2))
+        return moments
+
+    def _moments_at_end(self, name: str, floats_after: torch.Tensor, quantized: torch.Tensor) -> Moments:
+        """Of the last layer, whose output is added to the residual stream. floats_after: the output of the float block."""
+        layer, moments = self.quantized.get_submodule(name), None
+        for batch in self.batches:
+            seen: dict[str, torch.Tensor] = {}
+            with watching(self.quantized, [name], seen), silent(self.quantized, name):
+                without = run_block(self.quantized, quantized[batch], self._arguments_of(batch))
+            given = seen[name].view(*without.shape[:-1], -1)
+            if moments is None:
+                moments = Moments.empty(given.shape[-1], without.shape[-1])
+                inputs = self.saved.scratch("end", (*quantized.shape[:-1], given.shape[-1]))
+                self._end = name, inputs, torch.empty_like(quantized)
+            self._end[1][batch], self._end[2][batch] = given, without
+            lack = floats_after[batch] - (without + layer(given).view_as(without))
+            moments.add(given.flatten(0, -2), lack.flatten(0, -2))
         return moments
 
     def _trace(self, names: list[str], hidden: torch.Tensor) -> list[Layers]:
