@@ -1,15 +1,16 @@
 """Fetch the model and the text that params.yaml names, checked by sha256."""
 
 from quant.errors import InputError
-from quant.hub.fetch import fetch_model, obstacle
-from quant.hub.source import ModelSource
 from quant.pipeline import BASE, PRIVATE, TEXT, parameters, run
-from quant.text.corpus import write_corpus
-from quant.text.read import read_corpus
-from quant.text.source import TextSource
 
 
 def main() -> None:
+    from quant.hub.fetch import fetch_model, obstacle
+    from quant.hub.source import ModelSource
+    from quant.text.corpus import write_corpus
+    from quant.text.read import read_corpus
+    from quant.text.source import TextSource
+
     params = parameters()
     model, text = ModelSource.from_dict(params["model"]), TextSource.from_dict(params["data"])
     try:

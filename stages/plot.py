@@ -4,13 +4,14 @@ import csv
 
 from quant.files import atomic_file, atomic_folder, write_json
 from quant.pipeline import REPORTS, parameters, run
-from quant.report.figures import draw_all
-from quant.report.metrics import DIFF, METRICS, rounded, shown_in
-from quant.report.results import read_run
-from quant.report.subsets import front_names, summary
 
 
 def main() -> None:
+    from quant.report.figures import draw_all
+    from quant.report.metrics import DIFF, METRICS, rounded, shown_in
+    from quant.report.results import read_run
+    from quant.report.subsets import front_names, summary
+
     results = read_run(parameters(), REPORTS)
     with atomic_folder(REPORTS / "figures") as folder:
         drawn = draw_all(results, folder)

@@ -2,12 +2,13 @@
 
 from quant.files import read_json
 from quant.pipeline import BASE, REPORTS, TEXT, parameters, run
-from quant.report.answer import answer_lines
-from quant.report.document import write_report
-from quant.report.results import read_run
 
 
 def main() -> None:
+    from quant.report.answer import answer_lines
+    from quant.report.document import write_report
+    from quant.report.results import read_run
+
     corpus, model, results = read_json(TEXT / "corpus.json"), read_json(BASE / "manifest.json"), read_run(parameters(), REPORTS)
     write_report(results, REPORTS, corpus, model)
     print("", *answer_lines(results), f"report: {REPORTS / 'report.html'}, report.pdf, report.md; all metrics: "

@@ -198,6 +198,17 @@ def test_a_stage_runs_both_ways_and_says_what_it_takes(workspace):
         "quantize nosuch", "quantize")
 
 
+@pytest.mark.parametrize("stage", sorted(path.stem for path in (ROOT / "stages").glob("[a-z]*.py")))
+@pytest.mark.parametrize("words", [["--help"], ["too", "many", "arguments"]], ids=["help", "refused"])
+def test_help_and_refused_arguments_of_a_stage_import_no_large_library(stage, words):
+    script = (f"import runpy, sys; sys.argv = {[f'stages/{stage}.py', *words]!r}\n"
+              f"try: runpy.run_module('stages.{stage}', run_name='__main__')\n"
+              "except SystemExit: pass\n"
+              "print('heavy:', sorted({'torch', 'transformers', 'matplotlib', 'numba', 'dvc'} & set(sys.modules)))")
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.endswith("heavy: []\n"), done.stdout[-200:] + done.stderr
+
+
 def test_another_checkouts_code_is_refused(workspace):
     """`python stages/x.py` finds the installed package; in a copy of the project that would be the wrong code."""
     (workspace / "quant").unlink()

@@ -10,16 +10,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from quant.command import Parser, run, whole_number
 from quant.pipeline import BASE, PRIVATE, TEXT, parameters
-from quant.quality.protocol import ScoringProtocol
-from quant.quality.score import ModelPredictions, batches, score
-from quant.quality.windows import tokenize, windows
-from quant.runners import open_runner
-from quant.speed.samples import ratios_of_pairs, spread
-from quant.text.load import load_corpus
 
 LINES = 600
 
@@ -34,6 +26,15 @@ def main(words: list[str]) -> None:
 
 def compare(folder: Path, rounds: int) -> None:
     """Measure the model in `folder`, which transformers opens, and print the result."""
+    import torch
+
+    from quant.quality.protocol import ScoringProtocol
+    from quant.quality.score import ModelPredictions, batches, score
+    from quant.quality.windows import tokenize, windows
+    from quant.runners import open_runner
+    from quant.speed.samples import ratios_of_pairs, spread
+    from quant.text.load import load_corpus
+
     protocol = ScoringProtocol.from_dict(parameters()["evaluate"])
     corpus = load_corpus(TEXT, PRIVATE)
     tokens = tokenize(replace(corpus, lines=corpus.lines[:LINES]), BASE, protocol)

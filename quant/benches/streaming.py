@@ -17,12 +17,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 
-import torch
-
 from quant.command import Parser, run, whole_number
 from quant.errors import InputError
 from quant.files import write_json
-from quant.model.safetensors_file import TensorInfo, write_checkpoint
 
 HIDDEN, INTERMEDIATE, VOCABULARY = 4096, 11008, 4096  # the vocabulary: that of the tokenizer
 MAX_GB_OF_LLAMA_CPP = 4
@@ -54,6 +51,10 @@ print(json.dumps([time.perf_counter() - start, peak() - before]))
 
 def write_llama(folder: Path, gigabytes: float) -> tuple[int, int]:
     """Write a checkpoint of about this size, in shards. Returns the bytes of all tensors, and of the largest one."""
+    import torch  # here, so that --help answers at once
+
+    from quant.model.safetensors_file import TensorInfo, write_checkpoint
+
     block = {f"self_attn.{role}_proj": (HIDDEN, HIDDEN) for role in "qkvo"}
     block |= {f"mlp.{role}_proj": (INTERMEDIATE, HIDDEN) for role in ("gate", "up")} | {"mlp.down_proj": (HIDDEN, INTERMEDIATE)}
     block |= {"input_layernorm": (HIDDEN,), "post_attention_layernorm": (HIDDEN,)}
@@ -66,7 +67,7 @@ def write_llama(folder: Path, gigabytes: float) -> tuple[int, int]:
     random = torch.Generator().manual_seed(0)
     made = {shape: torch.randn(shape, generator=random) * 0.02 for shape in set(shapes.values())}
 
-    def tensors() -> Iterator[tuple[str, torch.Tensor]]:
+    def tensors() -> Iterator[tuple]:
         for name, shape in shapes.items():
             yield name, made[shape]
 
@@ -102,6 +103,8 @@ def main(words: list[str]) -> None:
 
 def compare(gigabytes: float, rounds: int) -> None:
     """Measure both quantizers on a checkpoint of this size, and print the result."""
+    import torch
+
     with tempfile.TemporaryDirectory() as temporary:
         source, out = Path(temporary) / "model", Path(temporary) / "out"
         source.mkdir()

@@ -15,15 +15,12 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import dvc.api
 import yaml
 
 from quant.command import Parser, run
 from quant.errors import InputError
 from quant.files import atomic_file
-from quant.report.charts import log_axis, wide_range
 from quant.report.metrics import METRICS, SWEEP, shown_in
-from quant.report.style import GRIDS, INK, in_style, new_axes, save
 from quant.tensor.codebooks import LINEAR
 
 
@@ -35,6 +32,8 @@ def read_sweep(parameter: str, variant: str, project: Path = Path()) -> list[dic
     """
     if not (project / "dvc.yaml").is_file():
         raise InputError(f"there is no dvc.yaml in {project.resolve()}; run this in the project's folder")
+    import dvc.api  # here, so that --help answers at once
+
     sets: dict[str, dict[str, dict]] = {}
     for experiment in dvc.api.exp_show(str(project)):
         if experiment["rev"] == "workspace":
@@ -95,6 +94,9 @@ def is_current(name: str, lock: Mapping, params: Mapping, md5_of: Callable[[str]
 
 def draw_sweep(rows: list[dict], parameter: str, variant: str):
     """Draw perplexity against the parameter, its change from base at each point, and the bits per weight below each value."""
+    from quant.report.charts import log_axis, wide_range  # here, because they import matplotlib
+    from quant.report.style import GRIDS, INK, new_axes
+
     look = GRIDS[LINEAR]
     figure, axes = new_axes(7, 4.2)
     numbers = all(isinstance(row["value"], int | float) for row in rows)
@@ -115,6 +117,8 @@ def draw_sweep(rows: list[dict], parameter: str, variant: str):
 
 def write_sweep(parameter: str, variant: str, reports: Path = Path("reports")) -> list[dict]:
     """Write sweep.csv, sweep.svg and sweep.png in `reports`, and return the rows of `read_sweep`."""
+    from quant.report.style import in_style, save
+
     rows, keys = read_sweep(parameter, variant), [metric.key for metric in shown_in(SWEEP)]
     with atomic_file(reports / "sweep.csv") as path, open(path, "w", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
