@@ -130,7 +130,9 @@ def test_feedback_is_gptq(scheme, order):
     weight, second = problem(5, columns=150)  # more than a block of columns
     curvature, moments = Curvature(second), damped(second, DAMPING)
     task = _Problem(weight, moments, scheme)
-    codes = task.feedback(choose_groups(weight, scheme, moments.diagonal().float()), *curvature.factor(order)).T
+    found = task.feedback(choose_groups(weight, scheme, moments.diagonal().float()), *curvature.factor(order))
+    codes = found.codes.T
+    assert torch.allclose(found.cost, task.solution(found.codes, found.groups).cost, rtol=1e-9)
     expected = textbook(weight, second, scheme, order == "activation")
     assert (codes != quantize(weight, scheme).dequantize_rows(slice(None))).any() and torch.equal(codes, expected)
     solved = Solver(order=order, refits=0, sweeps=0).solve(weight, curvature, scheme)
@@ -145,11 +147,11 @@ def test_a_sweep_never_adds_cost(scheme, seed, rank):
     weight, second = problem(seed, rank=rank)
     task = _Problem(weight, damped(second, DAMPING), scheme)
     groups = choose_groups(weight, scheme)
-    codes = [task.nearest(groups)]
+    codes = [task.nearest(groups).codes]
     for _ in range(3):
-        codes.append(task.descend(codes[-1], groups, 1))
+        codes.append(task.descend(codes[-1], groups, 1).codes)
         assert (task.solution(codes[-1], groups).cost <= task.solution(codes[-2], groups).cost * (1 + 1e-6) + 1e-12).all()
-    assert torch.equal(codes[-1], task.descend(codes[0], groups, 3))
+    assert torch.equal(codes[-1], task.descend(codes[0], groups, 3).codes)
     assert float(task.solution(codes[-1], groups).cost.sum()) < float(task.solution(codes[0], groups).cost.sum())
 
 
@@ -161,8 +163,8 @@ def test_a_refit_never_adds_cost_and_keeps_signs(name, seed, rank):
     scheme = SCHEMES[name]  # scales in float32: nothing is lost in storing them
     task = _Problem(weight, damped(second, DAMPING), scheme)
     groups = choose_groups(weight, scheme)
-    codes = task.nearest(groups)
-    fitted = task.refit(task.solution(codes, groups))
+    codes = task.nearest(groups).codes
+    fitted = task.refit(codes, groups)
     assert (fitted.scale_values().sign() == groups.scale_values().sign()).all()
     kept = fitted.scale_values() == groups.scale_values()  # a scale that would have changed its sign holds back the others' fit
     free, before, after = ~kept.any(1), task.solution(codes, groups).cost, task.solution(codes, fitted).cost
@@ -175,11 +177,11 @@ def test_refitted_scales_are_the_least_squares_of_the_outputs():
     scheme = Scheme(3, 8)
     task = _Problem(weight, inputs.T @ inputs, scheme)
     groups = choose_groups(weight, scheme)
-    codes = task.nearest(groups)
+    codes = task.nearest(groups).codes
     steps = grid_of(scheme).decode(codes[:, 0]).double()
     design = (inputs * steps).unflatten(1, (4, 8)).sum(-1)
     expected = torch.linalg.lstsq(design, inputs @ weight[0].double().unsqueeze(1)).solution.flatten()
-    assert torch.allclose(task.refit(task.solution(codes, groups)).scale_values()[0].double(), expected, rtol=1e-3)
+    assert torch.allclose(task.refit(codes, groups).scale_values()[0].double(), expected, rtol=1e-3)
 
 
 @every_scheme

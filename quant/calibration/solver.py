@@ -8,13 +8,15 @@ output. Any grid with a nearest value takes part: linear steps of any width, NF4
     refit      given the codes, the scales of a row that minimise its cost, by least squares
     descend    given the scales, coordinate descent over the codes
 
-Everything is computed in float64; the values of codes are those that dequantizing gives, in float32.
+Feedback and costs are computed in float64, the products of refits and descent in float32; the values of codes are those that
+dequantizing gives, in float32.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -55,8 +57,7 @@ class Curvature:
 class Solver:
     """rounding: "feedback", or "nearest" for the nearest code of each weight. importance: whether the fit of scales weights
     errors by H's diagonal. order: "activation" rounds the columns of the largest inputs first, "natural" from left to right.
-    refits: rounds of refitting the scales and rounding again. sweeps: of coordinate descent after the last rounding; each one
-    before it has one, as three more were found to take 1 or 2 % off the divergence in the end."""
+    refits: of the scales, each followed by rounding again. sweeps: of coordinate descent over the codes, in the end."""
 
     rounding: str = "feedback"
     importance: bool = True
@@ -72,15 +73,13 @@ class Solver:
         problem = _Problem(target, curvature.second, scheme)
         importance = curvature.second.diagonal().float() if self.importance else None
         groups = choose_groups(target.float(), scheme, importance)
-        best = problem.solution(problem.nearest(groups), groups)
+        best = problem.nearest(groups)
         if self.rounding == "feedback":
-            for refits_left in reversed(range(1 + self.refits)):
-                codes = problem.feedback(groups, *curvature.factor(self.order))
-                codes = problem.descend(codes, groups, min(1, self.sweeps) if refits_left else self.sweeps)
-                found = problem.solution(codes, groups)
-                best = best.improved(found)
-                if refits_left:
-                    groups = problem.refit(found)
+            found = problem.feedback(groups, *curvature.factor(self.order))
+            for _ in range(self.refits):
+                groups = problem.refit(found.codes, groups)
+                found = found.improved(problem.feedback(groups, *curvature.factor(self.order)))
+            best = best.improved(problem.descend(found.codes, found.groups, self.sweeps))
         return assemble(best.codes.T.contiguous(), best.groups, tuple(target.shape), scheme)
 
 
@@ -94,15 +93,23 @@ class _Problem:
         self.columns, self.rows = self.target.shape
         self.group_of = scheme.group_index(self.columns)
 
-    def nearest(self, groups: Groups) -> torch.Tensor:
-        """The nearest code of every weight, uint8 [columns, rows]."""
-        read = _Reader(self, groups)
-        return torch.stack([read.round(j, self.target[j])[0] for j in range(self.columns)])
+    def solution(self, codes: torch.Tensor, groups: Groups) -> _Solution:
+        """Codes and scales, with what they cost."""
+        error = self.target - _Reader(self, groups).values(codes)
+        return _Solution(codes, groups, (self.second @ error).mul_(error).sum(0))
 
-    def feedback(self, groups: Groups, factor: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
-        """Round column by column, each error carried over to the columns that follow: uint8 [columns, rows]."""
+    def nearest(self, groups: Groups) -> _Solution:
+        """The nearest code of every weight."""
+        read = _Reader(self, groups)
+        return self.solution(torch.stack([read.round(j, self.target[j])[0] for j in range(self.columns)]), groups)
+
+    def feedback(self, groups: Groups, factor: torch.Tensor, order: torch.Tensor) -> _Solution:
+        """Round column by column, each error carried over to the columns that follow.
+
+        The cost of a row is the sum of its squared errors, each divided by its element of the factor's diagonal.
+        """
         read, left, places = _Reader(self, groups), self.target[order], order.tolist()
-        codes = torch.empty(self.columns, self.rows, dtype=torch.uint8)
+        codes, cost = torch.empty(self.columns, self.rows, dtype=torch.uint8), torch.zeros(self.rows, dtype=torch.float64)
 
         def carried(j: int) -> torch.Tensor:
             codes[places[j]], values = read.round(places[j], left[j])
@@ -111,50 +118,53 @@ class _Problem:
         for start, stop in _runs(self.columns, BLOCK):
             changes = _in_turn(left[start:stop], factor[start:stop, start:stop], lambda j, start=start: carried(start + j))
             left[stop:].addmm_(factor[start:stop, stop:].T, changes)
-        return codes
+            cost += changes.square_().sum(0)
+        return _Solution(codes, groups, cost)
 
-    def descend(self, codes: torch.Tensor, groups: Groups, sweeps: int) -> torch.Tensor:
+    def descend(self, codes: torch.Tensor, groups: Groups, sweeps: int) -> _Solution:
         """Coordinate descent: each code in turn takes the value that is best, all others given.
 
         Products in float32: an error of theirs could move a code only where two codes cost the same but for some 1e-5 of a step.
         """
-        read, codes, second = _Reader(self, groups), codes.clone(), self.second.float()
-        values, scale = read.values(codes).float(), second.diagonal().tolist()
+        read, codes = _Reader(self, groups), codes.clone()
+        values, scale = read.values(codes).float(), self.single.diagonal().tolist()
         missing = (self.target - values).float()
         for _ in range(sweeps):
             changed = 0
             for start, stop in _runs(self.columns, BLOCK):
-                pull = second[start:stop] @ missing  # H (w - q) of the block's columns
+                pull = self.single[start:stop] @ missing  # H (w - q) of the block's columns
 
                 def step(j: int, start: int = start, pull: torch.Tensor = pull) -> torch.Tensor:
                     old = values[start + j].clone()
                     codes[start + j], values[start + j] = read.round(start + j, old + pull[j] / scale[start + j])
                     return old - values[start + j]
 
-                steps = _in_turn(pull, second[start:stop, start:stop], step)
+                steps = _in_turn(pull, self.single[start:stop, start:stop], step)
                 missing[start:stop] += steps
                 changed += int(steps.count_nonzero())
             if changed <= SETTLED * codes.numel():
                 break
-        return codes
+        return self.solution(codes, groups)
 
-    def solution(self, codes: torch.Tensor, groups: Groups) -> _Solution:
-        """Codes and scales, with what they cost."""
-        error = self.target - _Reader(self, groups).values(codes)
-        pull = self.second @ error
-        return _Solution(codes, groups, pull, error.mul_(pull).sum(0))
-
-    def refit(self, found: _Solution) -> Groups:
+    def refit(self, codes: torch.Tensor, groups: Groups) -> Groups:
         """The scales of each row that are best for its codes, as stored. A scale that would change its sign, or was 0, stays."""
-        scales, zeros = found.groups.scale_values(), found.groups.zero_values()
+        scales, zeros = groups.scale_values(), groups.zero_values()
         if self.scheme.double_quant or scales.shape[0] != self.rows:  # rows share what is stored: they can't be fitted one by one
-            return found.groups
-        steps, whole = self.grid.decode(found.codes), None  # [columns, rows]
+            return groups
+        pull = self.single @ (self.target - _Reader(self, groups).values(codes)).float()
+        steps, whole = self.grid.decode(codes), None  # [columns, rows]
         if self.scheme.zeros == "whole" and zeros is not None:  # the zero is a code: it moves with the scale
             whole = torch.where(scales == 0, 0.0, zeros / scales)
             steps += whole.T[self.group_of]
-        fitted = _least_squares(steps, found.pull, self.second, self.scheme.columns_per_group(self.columns), scales.double())
-        return store_groups(fitted.float(), zeros if whole is None else (whole * fitted).float(), self.scheme)
+        change = _least_squares(steps, pull, self.single, self.scheme.columns_per_group(self.columns), len(scales.T))
+        fitted = scales + change.float()
+        fitted = torch.where(fitted * scales > 0, fitted, scales)
+        return store_groups(fitted, zeros if whole is None else whole * fitted, self.scheme)
+
+    @cached_property
+    def single(self) -> torch.Tensor:
+        """H in float32."""
+        return self.second.float()
 
 
 class _Reader:
@@ -186,19 +196,17 @@ class _Reader:
 
 @dataclass(frozen=True)
 class _Solution:
-    """codes: uint8 [columns, rows]. pull: H (w - q), float64 [columns, rows]. cost: (w - q) H (w - q)^T of every row, float64."""
+    """codes: uint8 [columns, rows]. cost: (w - q) H (w - q)^T of every row, float64 [rows]."""
 
     codes: torch.Tensor
     groups: Groups
-    pull: torch.Tensor
     cost: torch.Tensor
 
     def improved(self, other: _Solution) -> _Solution:
         """Row by row, the cheaper of the two."""
         is_better = other.cost < self.cost
         groups = self.groups if other.groups is self.groups else _rows_of_either(is_better, other.groups, self.groups)
-        return _Solution(torch.where(is_better, other.codes, self.codes), groups, torch.where(is_better, other.pull, self.pull),
-                         torch.where(is_better, other.cost, self.cost))
+        return _Solution(torch.where(is_better, other.codes, self.codes), groups, torch.where(is_better, other.cost, self.cost))
 
 
 def _rows_of_either(is_first: torch.Tensor, first: Groups, second: Groups) -> Groups:
@@ -230,15 +238,14 @@ def _in_turn(left: torch.Tensor, coupling: torch.Tensor, change: Callable[[int],
     return changes
 
 
-def _least_squares(steps: torch.Tensor, pull: torch.Tensor, second: torch.Tensor, size: int,
-                   scales: torch.Tensor) -> torch.Tensor:
-    """Scales [rows, groups] whose change takes most off the cost. steps: float32 [columns, rows], what each scale is multiplied
-    by; pull: H (w - q), float64 [columns, rows]; size: columns of a group.
+def _least_squares(steps: torch.Tensor, pull: torch.Tensor, second: torch.Tensor, size: int, count: int) -> torch.Tensor:
+    """The change of the scales that takes most off the cost, float64 [rows, count]. steps: what scales are multiplied by, pull:
+    H (w - q), both [columns, rows]; second: H; all float32. size: columns of a group; count: of groups.
 
-    One system of normal equations a row, its products in float32. A scale that would change its sign stays.
+    One system of normal equations a row.
     """
-    columns, (rows, count) = len(steps), scales.shape
-    single, fitted = second.float(), torch.empty_like(scales)
+    columns, rows = steps.shape
+    change = torch.empty(rows, count, dtype=torch.float64)
     for start, stop in _runs(rows, max(1, SPREAD // columns)):
         some = steps[:, start:stop].contiguous()
         spread = torch.zeros(count * size, stop - start)  # zeros fill up the last group
@@ -247,12 +254,12 @@ def _least_squares(steps: torch.Tensor, pull: torch.Tensor, second: torch.Tensor
         right = grouped.sum(1).double()
         normal = torch.zeros(count, count, stop - start, dtype=torch.float64)  # the lower triangle
         for group, (first, last) in enumerate(_runs(columns, size)):
-            torch.mm(single[first:, first:last], some[first:last], out=spread[first:columns])
+            torch.mm(second[first:, first:last], some[first:last], out=spread[first:columns])
             spread[first:columns] *= some[first:]
             normal[group:, group] = grouped[group:].sum(1)
         normal = normal.permute(2, 0, 1)
         diagonal = normal.diagonal(dim1=-2, dim2=-1)
         floor = 1e-12 * diagonal.sum(-1, keepdim=True) + 1e-30  # for groups whose codes are all zero
         factor = torch.linalg.cholesky(normal + torch.diag_embed(REFIT_DAMPING * diagonal + floor))
-        fitted[start:stop] = scales[start:stop] + torch.cholesky_solve(right.T.unsqueeze(-1), factor).squeeze(-1)
-    return torch.where(fitted * scales > 0, fitted, scales)
+        change[start:stop] = torch.cholesky_solve(right.T.unsqueeze(-1), factor).squeeze(-1)
+    return change
