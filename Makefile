@@ -1,4 +1,5 @@
 # make repro   the whole pipeline              make test    the linter and all tests
+# make repro JOBS=2   the same, two stages at a time
 # make setup   only the environment            make quick   the linter and the fast tests
 # make readme  the README's tables and figure, from reports/
 # make bench   speed of quantized models with the shapes of real ones; about 20 minutes
@@ -20,7 +21,7 @@ help:
 	@sed -n 's/^# make/make/p' Makefile
 
 repro: setup
-	$(ACTIVE) dvc repro
+	$(ACTIVE) $(if $(JOBS),python -m quant.jobs $(JOBS),dvc repro)
 
 test: setup lint
 	$(ACTIVE) $(PYTEST)

@@ -95,7 +95,7 @@ FLOORS = (
     "errors", "files", "config", "progress", "command", "pins", "pipeline", "device",  # the ground floor: single files
     "tensor", "kernels", "model", "gguf", "nn", "transformers_format", "runners", "hub", "text", "quality",
     "training", "calibration", "speed", "methods", "variants", "family", "preflight", "export", "report", "publish",
-    "benches", "select", "check",
+    "benches", "select", "check", "jobs",
 )  # fmt: skip
 
 
