@@ -29,6 +29,7 @@ HELPERS = {
     "quant/files.py": "writes whole files; their content is given",
     "quant/cluster/__init__.py": "a docstring",
     "quant/cluster/attach.py": "where a stage runs, not what it does",
+    "quant/cluster/pieces.py": "where a piece is computed, not what",
     "quant/cluster/stages.py": "where a stage runs, not what it does",
     "quant/pipeline.py": "places of files and the form of errors; parameters are declared by themselves",
 }

@@ -181,3 +181,52 @@ def test_another_code_is_refused(project):
         assert "same commit" in _body(str(project), "evaluate", ["one"], {}, str(log), before)
     finally:
         os.chdir(folder)
+
+
+def test_files_of_one_artifact_are_made_on_several_nodes(cluster, project, make_model):
+    """The bytes of one process; also where a node dies meanwhile. A small limit gives a tiny model several files."""
+    path = project / "quant" / "model" / "safetensors_file.py"
+    path.write_text(path.read_text().replace("SHARD_BYTES = 4 * 10**9", "SHARD_BYTES = 20_000"))
+    (project / "stages" / "quantize.py").write_text(QUANTIZE)
+    shutil.copytree(make_model("gpt2"), project / "models" / "base")
+    ended(start(project, "stages.quantize", "alone", address=""))
+    expected = contents(project / "models" / "alone")
+    assert len([name for name in expected if name.endswith(".safetensors")]) >= 5
+    ended(start(project, "stages.quantize", "divided", address=cluster.address))
+    assert contents(project / "models" / "divided") == expected
+    process = start(project, "stages.quantize", "killed", address=cluster.address)
+    wait_for_folder(project / "models" / ".killed.partial")
+    cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
+    cluster.add_node(num_cpus=1)
+    ended(process)
+    assert contents(project / "models" / "killed") == expected
+
+
+QUANTIZE = '''"""A stage for a test."""
+import os
+from pathlib import Path
+from quant.pipeline import run
+
+
+def main(out: str) -> None:
+    from quant.model.artifact import write_artifact
+    from quant.model.recipe import Recipe
+    from quant.tensor.scheme import Scheme
+
+    recipe = Recipe(Scheme(4, 32, False, double_quant=True, fit="mse"), include=("*",))
+    write_artifact(Path("models/base"), recipe, Path("models") / out)
+
+
+run(main)
+'''
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def wait_for_folder(path, seconds=60):
+    end = time.monotonic() + seconds
+    while not path.is_dir():
+        assert time.monotonic() < end, f"no {path.name}"
+        time.sleep(0.02)
