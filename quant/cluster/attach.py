@@ -1,6 +1,7 @@
 """The cluster that RAY_ADDRESS names. ray is imported nowhere else, and only where that variable is set.
 
-Environment variables say where work is done, as parameters say what: QUANT_CPUS (cores of a task, 1), QUANT_GPUS (0).
+Environment variables say where work is done, as parameters say what: QUANT_CPUS (cores of a task, 1), QUANT_GPUS (0), and
+QUANT_PARTS (tasks of one evaluation, 1).
 """
 
 from __future__ import annotations
@@ -52,10 +53,11 @@ def inside() -> ModuleType | None:
 
 def task_options() -> dict:
     """What a task takes of its machine; its threads follow its cores. Raises InputError for what is no number."""
-    return {"num_cpus": _number("QUANT_CPUS", 1), "num_gpus": _number("QUANT_GPUS", 0), "max_retries": RETRIES}
+    return {"num_cpus": number("QUANT_CPUS", 1), "num_gpus": number("QUANT_GPUS", 0), "max_retries": RETRIES}
 
 
-def _number(name: str, default: int) -> int:
+def number(name: str, default: int) -> int:
+    """A whole number from the environment. Raises InputError for anything else."""
     text = os.environ.get(name) or str(default)
     if not text.isdecimal():
         raise InputError(f"{name} is {text!r}; expected a whole number")

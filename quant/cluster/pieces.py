@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from quant.cluster.attach import inside, task_options
+from quant.cluster.attach import inside, number, task_options
 from quant.errors import InputError
 
 
@@ -26,6 +26,11 @@ def over_machines(function: Callable, pieces: Sequence) -> list:
         if isinstance(error.cause, InputError):
             raise error.cause from None
         raise
+
+
+def parts_of_work() -> int:
+    """Parts of one evaluation: QUANT_PARTS where this process is part of a cluster, else 1."""
+    return max(1, number("QUANT_PARTS", 1)) if inside() else 1
 
 
 def _call(folder: str, function: Callable, piece):
