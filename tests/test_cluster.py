@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import EMBEDDED, ROOT
 
 STAGE = '''"""A stage for a test."""
 import os, sys, time
@@ -230,3 +230,38 @@ def wait_for_folder(path, seconds=60):
     while not path.is_dir():
         assert time.monotonic() < end, f"no {path.name}"
         time.sleep(0.02)
+
+
+def test_an_evaluation_in_parts_has_the_same_bytes(cluster, project):
+    """Two tasks on two nodes, each with a model of its own, against one process."""
+    (project / "stages" / "evaluate.py").write_text(EVALUATE)
+    shutil.copytree(EMBEDDED, project / "models" / "base")
+    ended(start(project, "stages.evaluate", "alone", address=""))
+    ended(start(project, "stages.evaluate", "divided", address=cluster.address, QUANT_PARTS="3"))
+    assert (project / "divided").read_bytes() == (project / "alone").read_bytes()
+
+
+EVALUATE = '''"""A stage for a test: 8 bits, evaluated on some lines of the grammar."""
+from pathlib import Path
+from quant.pipeline import run
+
+
+def main(out: str) -> None:
+    from quant.files import write_json
+    from quant.model.artifact import write_artifact
+    from quant.model.recipe import Recipe
+    from quant.quality.evaluate import evaluate, evaluate_base
+    from quant.quality.protocol import ScoringProtocol
+    from quant.tensor.scheme import Scheme
+    from quant.text.read import read_corpus
+    from quant.text.source import TextSource
+
+    base, corpus, reference = Path("models/base"), read_corpus(TextSource("grammar", sentences=60)), Path(f"reference-{out}")
+    protocol = ScoringProtocol(context=32, stride=32)
+    write_artifact(base, Recipe(Scheme(4, 32), include=("*",)), Path("models") / out)
+    write_json(Path(f"base-{out}"), evaluate_base(base, corpus, protocol, "cpu", reference))
+    write_json(Path(out), evaluate(Path("models") / out, base, corpus, protocol, "cpu", reference))
+
+
+run(main)
+'''
