@@ -1,7 +1,9 @@
 # make repro   the whole pipeline              make test    the linter and all tests
+# make repro JOBS=2   the same, two stages at a time
 # make setup   only the environment            make quick   the linter and the fast tests
 # make readme  the README's tables and figure, from reports/
 # make bench   speed of quantized models with the shapes of real ones; about 20 minutes
+# make cluster Ray, to run stages on more machines (quant/cluster/README.md)
 # make clean   remove everything that can be rebuilt
 
 VENV := .venv
@@ -14,13 +16,13 @@ PYTEST := python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reord
 IGNORED := git ls-files --others --ignored --exclude-standard --directory models data reports
 MADE := ls -d $(VENV) .dvc/cache .dvc/tmp 2>/dev/null; $(IGNORED)
 
-.PHONY: help repro test quick setup clean lint readme bench
+.PHONY: help repro test quick setup clean lint readme bench cluster
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
 
 repro: setup
-	$(ACTIVE) dvc repro
+	$(ACTIVE) $(if $(JOBS),python -m quant.jobs $(JOBS),dvc repro)
 
 test: setup lint
 	$(ACTIVE) $(PYTEST)
@@ -36,6 +38,9 @@ readme: setup
 
 lint: setup $(VENV)/ready-to-test
 	$(ACTIVE) ruff check
+
+cluster: setup
+	$(ACTIVE) pip install --quiet --requirement quant/cluster/requirements.txt
 
 setup: $(VENV)/ready
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import platform
+from pathlib import Path
+
 from quant.config import check_choice
 from quant.errors import InputError
 
@@ -20,3 +23,14 @@ def resolve_device(device: str) -> str:
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("device is cuda, but torch finds no CUDA GPU here; set device to auto or cpu")
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
+def machine_kind(device: str) -> str:
+    """The kind of processor or GPU behind a device: results have the same last digits on one kind only."""
+    import torch
+
+    if resolve_device(device) == "cuda":
+        return torch.cuda.get_device_name()
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())

@@ -58,7 +58,10 @@ def run(stage: Callable[..., None]) -> None:
         sys.exit(f"error: {name} takes {expected or 'no arguments'}; found {' '.join(arguments) or 'none'}")
     try:
         _require_this_code()
-        stage(*arguments)
+        if os.environ.get("RAY_ADDRESS"):
+            _run_remotely(stage, name, arguments)
+        else:
+            stage(*arguments)
     except InputError as error:
         sys.exit(f"error: {' '.join([name, *arguments])}: {error}")
     except OSError as error:
@@ -68,6 +71,16 @@ def run(stage: Callable[..., None]) -> None:
                  "command again")
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _run_remotely(stage: Callable[..., None], name: str, arguments: list[str]) -> None:
+    """Run a stage on a machine of the cluster, or here, if it is none of those that are worth it."""
+    from quant.cluster.stages import REMOTE, run_remotely
+
+    if name not in REMOTE:
+        stage(*arguments)
+    elif status := run_remotely(name, arguments):
+        sys.exit(status)
 
 
 def _require_this_code() -> None:

@@ -27,6 +27,10 @@ HELPERS = {
     "quant/command.py": "arguments of commands",
     "quant/config.py": "refuses wrong keys; what is accepted stays as it is",
     "quant/files.py": "writes whole files; their content is given",
+    "quant/cluster/__init__.py": "a docstring",
+    "quant/cluster/attach.py": "where a stage runs, not what it does",
+    "quant/cluster/pieces.py": "where a piece is computed, not what",
+    "quant/cluster/stages.py": "where a stage runs, not what it does",
     "quant/pipeline.py": "places of files and the form of errors; parameters are declared by themselves",
 }
 
@@ -92,10 +96,10 @@ def test_every_result_depends_on_the_versions_that_compute_it():
 
 # From the ground up: a room imports rooms that stand before it.
 FLOORS = (
-    "errors", "files", "config", "progress", "command", "pins", "pipeline", "device",  # the ground floor: single files
+    "errors", "files", "config", "progress", "command", "pins", "cluster", "pipeline", "device",  # the ground floor: single files
     "tensor", "kernels", "model", "gguf", "nn", "transformers_format", "runners", "hub", "text", "quality",
     "training", "calibration", "speed", "methods", "variants", "family", "preflight", "export", "report", "publish",
-    "benches", "select", "check",
+    "benches", "select", "check", "jobs",
 )  # fmt: skip
 
 

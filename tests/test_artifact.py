@@ -121,7 +121,7 @@ def test_nothing_is_left_where_it_failed(make_model, tmp_path, monkeypatch):
     def full_disk(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("quant.model.artifact.write_checkpoint", full_disk)
+    monkeypatch.setattr("quant.model.artifact.write_shard", full_disk)
     with pytest.raises(OSError, match="No space"):
         write_artifact(make_model("gpt2"), Recipe(Scheme()), tmp_path / "out")
     assert not list(tmp_path.iterdir())

@@ -9,7 +9,7 @@ import torch
 from quant.errors import InputError
 from quant.quality import score as quality
 from quant.quality.protocol import ScoringProtocol
-from quant.quality.score import ModelPredictions, divergence, score, summarize
+from quant.quality.score import ModelPredictions, divergence, join_parts, score, score_part, summarize
 from quant.quality.windows import Tokens
 from quant.runners import open_runner
 
@@ -50,6 +50,20 @@ def test_scores_are_those_of_the_text(context, stride, batch_logits, monkeypatch
     assert numpy.array_equal(scores.top1, (p.argmax(-1) == q.argmax(-1))[text.ids[:-1]].float())
     shared = [len(set(p[i].topk(5).indices.tolist()) & set(q[i].topk(5).indices.tolist())) for i in text.ids[:-1].tolist()]
     assert scores.top5.tolist() == shared
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 50])
+def test_scores_are_the_same_for_any_number_of_parts(count, monkeypatch):
+    """Also for more parts than batches, and whichever comes first."""
+    monkeypatch.setattr(quality, "BATCH_LOGITS", 500)
+    text, model, base, protocol = tokens(400), Bigram(seed=1), Bigram(seed=2), ScoringProtocol(context=16, stride=5)
+    whole = measure(model, base, text, context=16, stride=5)
+    parts = [score_part(ModelPredictions(model), ModelPredictions(base), text, protocol, (number, count))
+             for number in reversed(range(count))]
+    found = join_parts(parts, text)
+    for name in ("nll", "base_nll", "kld", "top1", "top5"):
+        assert numpy.array_equal(getattr(found, name), getattr(whole, name)), name
+    assert (found.words, found.bytes) == (whole.words, whole.bytes)
 
 
 def test_metrics_have_their_definitions():

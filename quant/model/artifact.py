@@ -7,12 +7,15 @@ the rows of a matrix are in classes.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from quant.cluster.pieces import over_machines
 from quant.errors import InputError
 from quant.files import atomic_folder, write_json, write_manifest, write_text
 from quant.model.artifact_format import quantization_config
@@ -21,7 +24,7 @@ from quant.model.folder import copy_companions
 from quant.model.inventory import Inventory, Weight
 from quant.model.needs import estimate
 from quant.model.recipe import Recipe
-from quant.model.safetensors_file import TensorInfo, write_checkpoint
+from quant.model.safetensors_file import TensorInfo, shards_of, write_index, write_shard
 from quant.model.selection import Part, RowClass, Selected, select
 from quant.progress import progress
 from quant.tensor.qtensor import QTensor, quantize
@@ -54,8 +57,9 @@ def write_selected(checkpoint: Checkpoint, weights: list[Selected], out: Path, a
     """Write the checkpoint, with its `weights` quantized, to the folder `out`, which appears whole or not at all.
 
     about: further entries of the manifest. tell: receives one line on the memory, disk and time needed, before the work starts.
-    quantizer: is called for each part that has a scheme, in the order of the checkpoint. replaced: new values of weights that are
-    not quantized, such as biases, by their name in the model; they are stored in the dtype of the old ones.
+    quantizer: is called for each part that has a scheme, in the order of the checkpoint; twice for a weight at the border of two
+    files. On a cluster each file is a task, which gets a copy of the quantizer. replaced: new values of weights that are not
+    quantized, such as biases, by their name in the model; they are stored in the dtype of the old ones.
     files: further files by name, with their text.
     Raises InputError, before anything is written, if a value to replace does not fit the model or the artifact not the disk.
     """
@@ -65,7 +69,11 @@ def write_selected(checkpoint: Checkpoint, weights: list[Selected], out: Path, a
     needs.check(out)
     tell(str(needs))
     with atomic_folder(out) as folder:
-        write_checkpoint(folder, layout, _tensors(checkpoint, weights, quantizer, values))
+        shards = shards_of(folder, layout)
+        over_machines(partial(_make_shard, checkpoint, weights, quantizer, values), list(shards.items()))
+        for left in folder.glob(".*.partial"):  # of tasks that died
+            left.unlink()
+        write_index(folder, shards)
         config = {**checkpoint.config, "quantization_config": quantization_config(weights)}
         write_json(folder / "config.json", config)
         copy_companions(checkpoint.folder, folder)
@@ -83,16 +91,29 @@ def artifact_layout(inventory: Inventory, weights: list[Selected]) -> dict[str, 
     return layout
 
 
-def _tensors(checkpoint: Checkpoint, weights: list[Selected], quantizer: Quantizer,
-             replaced: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors of `artifact_layout`, computed one weight at a time."""
+def _make_shard(checkpoint: Checkpoint, weights: list[Selected], quantizer: Quantizer, replaced: Mapping[str, torch.Tensor],
+                shard: tuple[Path, Mapping[str, TensorInfo]]) -> None:
+    """Write one file of an artifact, with its tensors, from names alone: any machine can do it, and again."""
+    path, layout = shard
+    partial_path = path.with_name(f".{path.name}.{os.urandom(4).hex()}.partial")
+    write_shard(partial_path, layout, _tensors(checkpoint, weights, quantizer, replaced, layout))
+    partial_path.replace(path)
+
+
+def _tensors(checkpoint: Checkpoint, weights: list[Selected], quantizer: Quantizer, replaced: Mapping[str, torch.Tensor],
+             wanted: Mapping[str, TensorInfo]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Consecutive tensors of `artifact_layout`, computed one weight at a time. A weight at the border of two shards is computed
+    for both."""
     quantized = {selected.weight.name: selected for selected in weights if selected.is_quantized}
+    needed = [weight for weight in checkpoint.inventory.weights
+              if wanted.keys() & (_stored(quantized[weight.name]) if weight.name in quantized else {weight.name})]
     buffer = checkpoint.buffer()
-    for weight in progress(checkpoint.inventory.weights, "quantize", size=lambda weight: weight.stored.bytes):
+    for weight in progress(needed, "quantize", size=lambda weight: weight.stored.bytes):
         if weight.name in replaced:
             yield weight.name, replaced[weight.name]
         elif weight.name in quantized:
-            yield from _quantized(quantized[weight.name], checkpoint.read(weight.tensor, buffer), quantizer)
+            made = _quantized(quantized[weight.name], checkpoint.read(weight.tensor, buffer), quantizer)
+            yield from ((name, tensor) for name, tensor in made if name in wanted)
         else:
             yield weight.name, checkpoint.read(weight.tensor, buffer)
 

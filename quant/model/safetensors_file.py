@@ -123,19 +123,27 @@ def write_checkpoint(folder: Path, layout: Mapping[str, TensorInfo], tensors: It
 
     Writes one model.safetensors, or shards of about 4 GB with their index. Equal input gives equal bytes.
     """
-    shards = _split(layout)
-    tensors = iter(tensors)
-    paths = [
-        folder / (SINGLE if len(shards) == 1 else f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors")
-        for i in range(len(shards))
-    ]
-    for path, names in zip(paths, shards, strict=True):
-        _write_shard(path, {name: layout[name] for name in names}, tensors)
+    shards, tensors = shards_of(folder, layout), iter(tensors)
+    for path, part in shards.items():
+        write_shard(path, part, tensors)
     if next(tensors, None) is not None:
         raise ValueError("more tensors than the layout names")
+    write_index(folder, shards)
+
+
+def shards_of(folder: Path, layout: Mapping[str, TensorInfo]) -> dict[Path, dict[str, TensorInfo]]:
+    """The files of a checkpoint in `folder`, each with the tensors that it holds: one file, or shards of about 4 GB."""
+    shards = _split(layout)
+    names = [SINGLE] if len(shards) == 1 else [
+        f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    return {folder / name: {tensor: layout[tensor] for tensor in shard} for name, shard in zip(names, shards, strict=True)}
+
+
+def write_index(folder: Path, shards: Mapping[Path, Mapping[str, TensorInfo]]) -> None:
+    """Write the index of several shards; a single file has none."""
     if len(shards) > 1:
-        weight_map = {name: path.name for path, names in zip(paths, shards, strict=True) for name in names}
-        total = sum(info.bytes for info in layout.values())
+        weight_map = {name: path.name for path, layout in shards.items() for name in layout}
+        total = sum(info.bytes for layout in shards.values() for info in layout.values())
         write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
@@ -151,7 +159,8 @@ def _split(layout: Mapping[str, TensorInfo]) -> list[list[str]]:
     return shards
 
 
-def _write_shard(path: Path, layout: Mapping[str, TensorInfo], tensors: Iterator[tuple[str, torch.Tensor]]) -> None:
+def write_shard(path: Path, layout: Mapping[str, TensorInfo], tensors: Iterator[tuple[str, torch.Tensor]]) -> None:
+    """Write the next tensors of a stream, which `layout` describes, to a file."""
     # One key of metadata: safetensors' own writer shuffles several, which would change the bytes from run to run.
     header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
     offset = 0

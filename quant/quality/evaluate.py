@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from quant.device import resolve_device
+from quant.cluster.pieces import over_machines, parts_of_work
+from quant.device import machine_kind, resolve_device
+from quant.errors import InputError
 from quant.files import atomic_folder, read_json, significant
 from quant.model.checkpoint import Checkpoint
 from quant.progress import MIB
@@ -12,7 +16,17 @@ from quant.quality import bootstrap
 from quant.quality.bootstrap import Blocks, difference
 from quant.quality.protocol import ScoringProtocol
 from quant.quality.reference import Recorder, Reference
-from quant.quality.score import ModelPredictions, Predictions, Scores, divergence, score, summarize
+from quant.quality.score import (
+    ModelPredictions,
+    Predictions,
+    ScoredPart,
+    Scores,
+    divergence,
+    join_parts,
+    score,
+    score_part,
+    summarize,
+)
 from quant.quality.windows import Tokens, tokenize
 from quant.runners import Runner, open_runner, opening_of
 from quant.runners.sizes import disk_bytes, held_bytes, size_breakdown
@@ -28,7 +42,7 @@ def evaluate_base(base: Path, corpus: Corpus, protocol: ScoringProtocol, device:
         recorder = Recorder(model, base, tokens, protocol, folder)
         scores = score(recorder, None, tokens, protocol)
         recorder.finish()
-    return _result(base, base, model, scores, corpus, protocol, tokens)
+    return _result(base, base, Opened.of(model, device), scores, corpus, protocol, tokens)
 
 
 def evaluate(folder: Path, base: Path, corpus: Corpus, protocol: ScoringProtocol, device: str, reference: Path) -> dict:
@@ -37,9 +51,37 @@ def evaluate(folder: Path, base: Path, corpus: Corpus, protocol: ScoringProtocol
 
     reference: the folder that `evaluate_base` wrote.
     """
-    tokens, model = tokenize(corpus, base, protocol), open_model(folder, protocol, device)
-    scores = score(ModelPredictions(model), predictions_of_base(base, tokens, protocol, device, reference), tokens, protocol)
-    return {**_result(folder, base, model, scores, corpus, protocol, tokens), **_noted(folder)}
+    tokens, count = tokenize(corpus, base, protocol), parts_of_work()
+    work = partial(_evaluate_part, folder, base, tokens, protocol, device, reference)
+    found = over_machines(work, [(number, count) for number in range(count)])
+    kinds = sorted({opened.machine for _, opened in found})
+    if len(kinds) > 1:
+        raise InputError(f"parts of one evaluation ran on {' and '.join(kinds)}, whose last digits differ; keep it to machines "
+                         "of one kind, or unset QUANT_PARTS")
+    scores = join_parts([part for part, _ in found], tokens)
+    return {**_result(folder, base, found[0][1], scores, corpus, protocol, tokens), **_noted(folder)}
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What a result tells of a model in memory. machine: the kind of processor or GPU that ran it."""
+
+    context: int
+    held_bytes: dict
+    size_breakdown: list
+    module_counts: dict
+    machine: str
+
+    @classmethod
+    def of(cls, model: Runner, device: str) -> Opened:
+        return cls(model.context, held_bytes(model), size_breakdown(model.tensors()), model.module_counts(), machine_kind(device))
+
+
+def _evaluate_part(folder: Path, base: Path, tokens: Tokens, protocol: ScoringProtocol, device: str, reference: Path,
+                   part: tuple[int, int]) -> tuple[ScoredPart, Opened]:
+    model = open_model(folder, protocol, device)
+    before = predictions_of_base(base, tokens, protocol, device, reference)
+    return score_part(ModelPredictions(model), before, tokens, protocol, part), Opened.of(model, device)
 
 
 def open_model(folder: Path, protocol: ScoringProtocol, device: str) -> Runner:
@@ -54,7 +96,7 @@ def predictions_of_base(base: Path, tokens: Tokens, protocol: ScoringProtocol, d
     return ModelPredictions(open_model(base, protocol, device))
 
 
-def _result(folder: Path, base: Path, model: Runner, scores: Scores, corpus: Corpus, protocol: ScoringProtocol,
+def _result(folder: Path, base: Path, model: Opened, scores: Scores, corpus: Corpus, protocol: ScoringProtocol,
             tokens: Tokens) -> dict:
     return {
         **_size(folder, base, model, summarize(scores)),
@@ -73,8 +115,8 @@ def _noted(folder: Path) -> dict:
     return {"manifest": significant(found)} if found else {}
 
 
-def _size(folder: Path, base: Path, model: Runner, quality: dict[str, float]) -> dict:
-    held, parameters = held_bytes(model), Checkpoint(base).inventory.parameters
+def _size(folder: Path, base: Path, model: Opened, quality: dict[str, float]) -> dict:
+    held, parameters = model.held_bytes, Checkpoint(base).inventory.parameters
     weights = sum(held.values())
     metrics = quality | {
         "bits_per_weight": 8 * weights / parameters,
@@ -85,8 +127,8 @@ def _size(folder: Path, base: Path, model: Runner, quality: dict[str, float]) ->
         "metrics": significant(metrics),
         "parameters": parameters,
         "held_bytes": held,
-        "size_breakdown": size_breakdown(model.tensors()),
-        "module_counts": model.module_counts(),
+        "size_breakdown": model.size_breakdown,
+        "module_counts": model.module_counts,
     }
 
 

@@ -93,6 +93,14 @@ class Scores:
         return len(self.nll)
 
 
+@dataclass(frozen=True)
+class ScoredPart:
+    """Some of the scored tokens: their numbers in the text, int64 [n], and the five columns of Scores, float32 [5, n]."""
+
+    places: torch.Tensor
+    columns: torch.Tensor
+
+
 def score(variant: Predictions, base: Predictions | None, tokens: Tokens, protocol: ScoringProtocol,
           most_windows: int | None = None) -> Scores:
     """Score every token of the protocol once. base None: the variant is the base, with no divergence from itself.
@@ -100,6 +108,12 @@ def score(variant: Predictions, base: Predictions | None, tokens: Tokens, protoc
 
     Raises InputError where vocabularies or contexts of the two do not match.
     """
+    return join_parts([score_part(variant, base, tokens, protocol, most_windows=most_windows)], tokens)
+
+
+def score_part(variant: Predictions, base: Predictions | None, tokens: Tokens, protocol: ScoringProtocol,
+               part: tuple[int, int] = (0, 1), most_windows: int | None = None) -> ScoredPart:
+    """Score part i of n, as (i, n). Batches are the same for any n, and dealt out whole, so that a token's numbers are too."""
     if base is not None and variant.vocabulary != base.vocabulary:
         raise InputError(f"the variant has {variant.vocabulary} logits, the base {base.vocabulary}; quantize the variant again "
                          "from this base")
@@ -108,13 +122,24 @@ def score(variant: Predictions, base: Predictions | None, tokens: Tokens, protoc
         raise InputError(f"the variant takes {variant.context} tokens at once, the base {base.context}; they are compared in "
                          f"the same windows: make evaluate.context {min(variant.context, base.context)} or less")
     every_window = windows(tokens, protocol, context)[:most_windows]
+    every_batch, (number, count) = list(batches(every_window, variant.vocabulary)), part
+    mine = every_batch[len(every_batch) * number // count : len(every_batch) * (number + 1) // count]
     scored = torch.zeros(len(tokens.ids), dtype=torch.bool)
-    for window in every_window:
-        scored[window.scored_tokens] = True
     columns = torch.zeros((5, len(tokens.ids)), dtype=torch.float32)
-    for batch, found in _score_all(variant, base, list(batches(every_window, variant.vocabulary))):
+    for batch, found in _score_all(variant, base, mine):
         for row, window in enumerate(batch.windows):
+            scored[window.scored_tokens] = True
             columns[:, window.scored_tokens] = found[:, row * batch.scored : (row + 1) * batch.scored]
+    return ScoredPart(scored.nonzero().flatten(), columns[:, scored])
+
+
+def join_parts(parts: list[ScoredPart], tokens: Tokens) -> Scores:
+    """All parts of a text, in the order of the text, whatever the order and number of the parts."""
+    scored = torch.zeros(len(tokens.ids), dtype=torch.bool)
+    columns = torch.zeros((5, len(tokens.ids)), dtype=torch.float32)
+    for part in parts:
+        scored[part.places] = True
+        columns[:, part.places] = part.columns
     nll, base_nll, kld, top1, top5 = columns[:, scored].numpy()
     places, words = tokens.places(scored), int(tokens.words[scored].sum())
     return Scores(nll, base_nll, kld, top1, top5, words, int(places.bytes.sum()), places)
@@ -126,6 +151,8 @@ def _score_all(variant: Predictions, base: Predictions | None, items: list[Batch
     Threads that share every small product wait for each other a third of the time. And one thread per product gives the same sums
     for any number of threads. The first batch runs alone, since kernels are set up at a first call.
     """
+    if not items:
+        return
     is_small = all(batch.inputs.numel() * variant.vocabulary <= BATCH_LOGITS for batch in items[:1])
     if not variant.is_thread_safe or not is_small:
         yield from ((batch, _score_batch(variant, base, batch)) for batch in progress(items, "evaluate"))

@@ -1,0 +1,49 @@
+"""What stages on this machine share: its cores, and its memory by the forecasts of quant.preflight."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from quant.check import available_memory
+from quant.errors import InputError
+from quant.pipeline import BASE, parameters
+
+LIBRARIES = 1_500_000_000  # bytes that Python and its libraries take in a stage, at most
+LIMIT, USED = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+
+
+def cores() -> int:
+    """Cores that this process may use; fewer where OMP_NUM_THREADS says so."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    return min(count, int(given)) if given.isdecimal() and int(given) else count
+
+
+def free_memory() -> int:
+    """Bytes that programs can allocate here: the machine's, or less in a container with a limit."""
+    limit = LIMIT.read_text().strip() if LIMIT.is_file() and USED.is_file() else "max"
+    return min(available_memory(), int(limit) - int(USED.read_text())) if limit.isdecimal() else available_memory()
+
+
+def memory_of_stages() -> dict[str, int]:
+    """Bytes that stages need by the forecasts for the model in models/base, by the stage's name; {} before it is there.
+
+    A stage that is not listed needs what its libraries take.
+    """
+    if not (BASE / "config.json").is_file():
+        return {}
+    from quant.model.checkpoint import Checkpoint
+    from quant.preflight.forecast import forecasts
+
+    try:
+        inventory = Checkpoint(BASE).inventory
+        base, *others = forecasts(inventory, BASE, parameters())
+    except InputError:  # told by the stage itself
+        return {}
+    needs = {"evaluate-base": base.sizes.held_bytes, "prepare": base.sizes.held_bytes, "sensitivity": 2 * base.sizes.held_bytes}
+    for one in others:
+        if one.sizes:
+            needs[f"quantize@{one.name}"] = one.sizes.build_bytes
+            needs[f"evaluate@{one.name}"] = base.sizes.held_bytes + (one.sizes.held_bytes or base.sizes.held_bytes)
+    return {name: LIBRARIES + int(need) for name, need in needs.items()}
