@@ -19,6 +19,7 @@ from functools import cached_property
 import torch
 
 from quant.calibration.moments import damped
+from quant.calibration.nested_refit import refit_nested
 from quant.tensor.grids import Grid, grid_of
 from quant.tensor.groups import Groups, choose_groups, store_groups
 from quant.tensor.qtensor import QTensor, assemble
@@ -78,6 +79,8 @@ class Solver:
                 best = best.improved(_Solution(problem, groups, codes))
                 if attempt < self.refits:
                     groups = problem.refit(codes, groups)
+                elif scheme.scale_dtype == "nested" and self.refits:
+                    best = problem.polished(best, self.refits, self.sweeps)
         return assemble(best.codes.T.contiguous(), best.groups, tuple(target.shape), scheme)
 
 
@@ -135,6 +138,8 @@ class _Problem:
 
     def refit(self, codes: torch.Tensor, groups: Groups) -> Groups:
         """The scales of each row that are best for its codes, as stored. A scale that would change its sign, or was 0, stays."""
+        if self.scheme.scale_dtype == "nested":
+            return refit_nested(self.grid.decode(codes).double(), self.target, self.second, groups, self.scheme)
         scales, zeros = groups.scale_values(), groups.zero_values()
         if self.scheme.double_quant or scales.shape[0] != self.rows:  # rows share what is stored: they can't be fitted one by one
             return groups
@@ -148,6 +153,13 @@ class _Problem:
         error = self.target - current if constant is None else self.target - current - constant[self.group_of]
         fitted = _least_squares(steps, error, self.second, self.group_of, scales.double())
         return store_groups(fitted.float(), zeros if whole is None else (whole * fitted).float(), self.scheme)
+
+    def polished(self, best: _Solution, rounds: int, sweeps: int) -> _Solution:
+        """Refit and descend in turn, from the best solution: with nested scales, neither raises a row's cost."""
+        for _ in range(rounds):
+            groups = self.refit(best.codes, best.groups)
+            best = best.improved(_Solution(self, groups, self.descend(best.codes, groups, max(1, sweeps))))
+        return best
 
     def cost(self, codes: torch.Tensor, groups: Groups) -> torch.Tensor:
         """(w - q) H (w - q)^T of every row, float64 [rows]."""
