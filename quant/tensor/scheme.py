@@ -93,8 +93,8 @@ class Scheme:
             found = (self.codebook, self.double_quant, self.levels, self.zeros)
             if not known or found != expected or self.fit not in ("range", "mse"):
                 raise InputError(
-                    f"scale_dtype nested is that of {', '.join(K_TYPES)}, and {self.label} is none of them; expected bits 2, 4 or "
-                    "5, symmetric false and group_size 32 (16 for 2 bits), or bits 3 or 6, levels full and group_size 16; "
+                    f"scale_dtype nested is that of {', '.join(K_TYPES)}, and {self.label} is none of them; expected bits 2, 4 "
+                    "or 5, symmetric false and group_size 32 (16 for 2 bits), or bits 3 or 6, levels full and group_size 16; "
                     "codebook linear, zeros real, fit range or mse"
                 )
         if self.fit == "ggml":
