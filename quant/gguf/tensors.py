@@ -60,10 +60,12 @@ def _order(name: str, there: torch.Tensor, here: torch.Tensor) -> torch.Tensor |
     if there.shape == here.shape and torch.equal(there, here):
         return None
     if there.shape == here.shape and here.ndim == 2:
-        rows = {row.tobytes(): i for i, row in enumerate(here.contiguous().view(torch.uint8).numpy())}
-        order = [rows.get(row.tobytes()) for row in there.contiguous().view(torch.uint8).numpy()]
-        if None not in order and len(set(order)) == len(order):
-            return torch.tensor(order)
+        rows: dict[bytes, list[int]] = {}
+        for i, row in enumerate(here.contiguous().view(torch.uint8).numpy()):
+            rows.setdefault(row.tobytes(), []).append(i)
+        wanted = [row.tobytes() for row in there.contiguous().view(torch.uint8).numpy()]
+        if sorted(wanted) == sorted(key for key, places in rows.items() for _ in places):
+            return torch.tensor([rows[key].pop(0) for key in wanted])
     raise InputError(f"llama.cpp's converter changes the values of {name}, so codes can't take their place; expected the "
                      "weight as it is, or its rows in another order")
 
