@@ -19,8 +19,13 @@ from quant.text.read import read_corpus
 from quant.text.source import TextSource
 
 METHOD = load("llama_cpp")
-ROWS = {"plain": {"type": "Q2_K"}, "imatrix": {"type": "Q2_K", "imatrix": True},
-        "calibrated": {"type": "Q2_K", "calibrated": True}, "iq": {"type": "IQ2_XS", "imatrix": True}, "budget": {"calibrated": True, "budget": 9.0}}  # fmt: skip
+ROWS = {
+    "plain": {"type": "Q2_K"},
+    "imatrix": {"type": "Q2_K", "imatrix": True},
+    "calibrated": {"type": "Q2_K", "calibrated": True},
+    "iq": {"type": "IQ2_XS", "imatrix": True},
+    "budget": {"calibrated": True, "budget": 9.0},
+}
 WORDS = "the cat sat on a mat and the dog ran to it while all were glad of the sun in the garden by that old house".split()
 
 
