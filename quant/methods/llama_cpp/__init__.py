@@ -61,9 +61,8 @@ def _wants(values: Mapping) -> dict:
 
 
 def _published_name(values: Mapping, model: str) -> str:
-    words = [values["type"] or f"{values['budget']}bit", "imatrix" if values["imatrix"] else "",
-             "calibrated" if values["calibrated"] else ""]
-    return f"{model}-{'-'.join(filter(None, words))}.gguf"
+    words = [values.get("type") or f"{values['budget']}bit", *(key for key in ("imatrix", "calibrated") if values.get(key))]
+    return f"{model}-{'-'.join(words)}.gguf"
 
 
 METHOD = Method(
