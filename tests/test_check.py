@@ -114,7 +114,7 @@ def test_every_type_that_llama_cpp_makes_can_be_made():
     assert found["q4_k_m"].sizes == found["Q4_K_M"].sizes and found["Q4_K_M"].sizes.file_bytes > 0
     assert found["TQ1_0"].sizes.file_bytes is None and found["TQ1_0"].sizes.note == "size not known"
     assert all("importance matrix" in found[name].obstacle for name in ("IQ1_S", "IQ2_XXS", "Q2_K_S"))
-    assert found["IQ3_XS"].sizes.note == "size not known; some models need an importance matrix"
+    assert found["IQ3_XS"].sizes.note == "size not known; some models need imatrix: true"
     assert "llama.cpp type is 'Q9_Z'; llama.cpp has BF16, F16" in found["Q9_Z"].obstacle
     table = describe(facts_of(ModelSource(str(EMBEDDED))), list(found.values()), None, memory=10**10).splitlines()
     (row,) = [line.split(maxsplit=4) for line in table if line.startswith("TQ1_0")]

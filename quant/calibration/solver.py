@@ -21,6 +21,7 @@ from functools import cached_property
 import torch
 
 from quant.calibration.moments import damped
+from quant.calibration.nested_refit import refit_nested
 from quant.tensor.grids import Grid, grid_of
 from quant.tensor.groups import Groups, choose_groups, store_groups
 from quant.tensor.qtensor import QTensor, assemble
@@ -80,6 +81,8 @@ class Solver:
                 groups = problem.refit(found.codes, groups)
                 found = found.improved(problem.feedback(groups, *curvature.factor(self.order)))
             best = best.improved(problem.descend(found.codes, found.groups, self.sweeps))
+            if scheme.scale_dtype == "nested" and self.refits:
+                best = problem.polished(best, self.refits, self.sweeps)
         return assemble(best.codes.T.contiguous(), best.groups, tuple(target.shape), scheme)
 
 
@@ -148,6 +151,8 @@ class _Problem:
 
     def refit(self, codes: torch.Tensor, groups: Groups) -> Groups:
         """The scales of each row that are best for its codes, as stored. A scale that would change its sign, or was 0, stays."""
+        if self.scheme.scale_dtype == "nested":
+            return refit_nested(self.grid.decode(codes).double(), self.target, self.second, groups, self.scheme)
         scales, zeros = groups.scale_values(), groups.zero_values()
         if self.scheme.double_quant or scales.shape[0] != self.rows:  # rows share what is stored: they can't be fitted one by one
             return groups
@@ -160,6 +165,12 @@ class _Problem:
         fitted = scales + change.float()
         fitted = torch.where(fitted * scales > 0, fitted, scales)
         return store_groups(fitted, zeros if whole is None else whole * fitted, self.scheme)
+
+    def polished(self, best: _Solution, rounds: int, sweeps: int) -> _Solution:
+        """Refit and descend in turn, from the best solution: with nested scales, neither raises a row's cost."""
+        for _ in range(rounds):
+            best = best.improved(self.descend(best.codes, self.refit(best.codes, best.groups), max(1, sweeps)))
+        return best
 
     @cached_property
     def single(self) -> torch.Tensor:

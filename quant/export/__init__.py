@@ -1,6 +1,7 @@
 """Exports an artifact to a format of other projects; no weight is quantized again.
 
     python -m quant.export models/int4 exported/int4 --format compressed-tensors
+    python -m quant.export models/cal-q4_k exported/model.gguf --format gguf
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ from quant.command import Parser
 from quant.errors import InputError
 from quant.files import atomic_folder
 
-FORMATS = {"compressed-tensors": "compressed_tensors"}  # a module here, with a function write(artifact, folder)
+FORMATS = {"compressed-tensors": "compressed_tensors", "gguf": "gguf"}  # a module here, with a function write(artifact, out)
+SUFFIXES = {"gguf": ".gguf"}  # of formats that are one file
 
 
 def export(artifact: Path, out: Path, form: str) -> None:
-    """Write the artifact in the folder `artifact`, in a format of FORMATS, to `out`, which appears whole or not at all.
+    """Write the artifact in the folder `artifact`, in a format of FORMATS, to the folder or file `out`, which appears whole or
+    not at all.
 
     Raises InputError if the format can't represent the artifact exactly, or if `out` is not an earlier export.
     """
@@ -24,18 +27,24 @@ def export(artifact: Path, out: Path, form: str) -> None:
         raise InputError(f"format is {form!r}; expected one of {', '.join(FORMATS)}")
     if not (artifact / "config.json").is_file():
         raise InputError(f"{artifact} has no config.json; expected the folder of a variant from scratch, such as models/int4")
+    module = import_module(f"{__name__}.{FORMATS[form]}")
+    if form in SUFFIXES:
+        if out.suffix != SUFFIXES[form] or out.is_dir():
+            raise InputError(f"{out} is to be a file of the format {form}; expected a name that ends in {SUFFIXES[form]}")
+        module.write(artifact, out)
+        return
     if out.exists() and not (out / "manifest.json").is_file():
         raise InputError(f"{out} exists and is not an earlier export (it has no manifest.json); name a new folder")
     if out.resolve() == artifact.resolve():
         raise InputError(f"{out} is the artifact itself; name another folder")
     with atomic_folder(out) as folder:
-        import_module(f"{__name__}.{FORMATS[form]}").write(artifact, folder)
+        module.write(artifact, folder)
 
 
 def main(words: list[str]) -> None:
     parser = Parser(prog="python -m quant.export", description="Export an artifact to a format of other projects.")
     parser.add_argument("artifact", type=Path, help="the folder of a variant from scratch, such as models/int4")
-    parser.add_argument("out", type=Path, help="the folder to write, new or of an earlier export")
+    parser.add_argument("out", type=Path, help="the folder to write, new or of an earlier export, or a file name.gguf")
     parser.add_argument("--format", choices=FORMATS, required=True)
     given = parser.parse_args(words)
     export(given.artifact, given.out, given.format)

@@ -75,7 +75,8 @@ class Matmul:
         self.rows, self.columns = weight.shape
         self.codes = weight.codes.contiguous()
         self.scales = weight.scales.rows(slice(None)).contiguous()  # [out, groups], or [1, 1]
-        zeros = weight.groups.zero_values() if scheme.zeros == "whole" else weight.zeros
+        is_expanded = scheme.zeros == "whole" or scheme.scale_dtype == "nested"
+        zeros = weight.groups.zero_values() if is_expanded else weight.zeros
         self.zeros = None if zeros is None else zeros.contiguous()
         is_linear = isinstance(grid, LinearGrid)
         self.table = None if is_linear else pad(grid.values, (0, 2**scheme.bits - len(grid.values))).to(self.codes.device)

@@ -3,7 +3,8 @@
 A block is 32 weights of a row with a float16 scale (and, in the _1 types, a float16 lowest value). The rule differs from this
 project's own in three points: codes are computed with the scale before it is rounded to float16; the symmetric 4- and 5-bit
 types use all codes, by mapping the weight of largest magnitude, sign included, onto the lowest; halves are rounded differently
-(quant.tensor.grids). The bytes of a block: quant.tensor.ggml_blocks. Reference: ggml-quants.c of llama.cpp.
+(quant.tensor.grids). K-quants have this project's own rules (fit range or mse) and nested scales (quant.tensor.nested_scales).
+The bytes of a block: quant.tensor.ggml_blocks. Reference: ggml-quants.c of llama.cpp.
 """
 
 from __future__ import annotations
@@ -11,15 +12,29 @@ from __future__ import annotations
 import torch
 
 from quant.tensor.grids import Grid
-from quant.tensor.scheme import GGML_TYPES, Scheme
+from quant.tensor.scheme import GGML_TYPES, K_TYPES, Scheme
 
 BLOCK = 32  # weights of a row that share a scale
 
 
-def scheme_of(name: str) -> Scheme:
-    """The scheme of a type such as "Q4_0"."""
+def scheme_of(name: str, fit: str = "ggml") -> Scheme:
+    """The scheme of a type such as "Q4_0", whose ranges are chosen by a fit; of a K-quant, "Q4_K", this can't be ggml."""
+    if name in K_TYPES:
+        bits, size, symmetric = K_TYPES[name]
+        fit = "mse" if fit == "ggml" else fit
+        return Scheme(bits, size, symmetric, scale_dtype="nested", fit=fit, levels="full" if symmetric else "narrow")
     bits, symmetric = GGML_TYPES[name]
-    return Scheme(bits, BLOCK, symmetric, scale_dtype="float16", fit="ggml")
+    levels = "full" if symmetric and fit != "ggml" else "narrow"
+    return Scheme(bits, BLOCK, symmetric, scale_dtype="float16", fit=fit, levels=levels)
+
+
+def type_of(scheme: Scheme) -> str | None:
+    """The type whose blocks hold weights of a scheme as they are; None where there is none."""
+    if scheme.scale_dtype == "nested":
+        return next(name for name, known in K_TYPES.items() if known == (scheme.bits, scheme.group_size, scheme.symmetric))
+    if (scheme.group_size, scheme.scale_dtype, scheme.zeros) != (BLOCK, "float16", "real") or not scheme.is_linear:
+        return None
+    return next((name for name, known in GGML_TYPES.items() if known == (scheme.bits, scheme.symmetric)), None)
 
 
 def choose_range(

@@ -1,8 +1,8 @@
-"""Bytes of ggml's plain block types, as a GGUF file stores them: written from a QTensor, and read back.
+"""Bytes of ggml's block types, as a GGUF file stores them: written from a QTensor, and read back.
 
 A block of 32 weights stores, in this order: its scale; in the _1 types, its lowest value; in the 5-bit types, the fifth bits of
 its codes; then 16 bytes, byte i with the low 4 bits of code i in its low half and those of code i + 16 in its high half. Q8_0
-stores the scale and 32 signed bytes. Scales and lowest values are float16.
+stores the scale and 32 signed bytes. Scales and lowest values are float16. K-quants: quant.tensor.ggml_superblocks.
 Reference: ggml-common.h of llama.cpp, and the `gguf` package.
 """
 
@@ -11,7 +11,8 @@ from __future__ import annotations
 import torch
 
 from quant.errors import InputError
-from quant.tensor.ggml import BLOCK
+from quant.tensor import ggml_superblocks
+from quant.tensor.ggml import BLOCK, type_of
 from quant.tensor.packing import pack, unpack
 from quant.tensor.qtensor import QTensor
 from quant.tensor.scheme import Scheme
@@ -21,9 +22,12 @@ _SIGN = 128  # XOR with it turns a code, 0 to 255, into the signed byte code - 1
 
 
 def to_bytes(tensor: QTensor) -> torch.Tensor:
-    """The blocks of a weight [rows, columns] of a ggml scheme, uint8 [rows, bytes of a row]."""
-    if tensor.scheme.fit != "ggml":
-        raise InputError(f"a weight in {tensor.scheme.label} has no blocks of ggml; expected fit ggml")
+    """The blocks of a weight [rows, columns] of a scheme that `type_of` knows, uint8 [rows, bytes of a row]."""
+    if type_of(tensor.scheme) is None:
+        raise InputError(f"a weight in {tensor.scheme.label} has no blocks of ggml; expected fit ggml, scale_dtype nested, or "
+                         f"groups of {BLOCK} with scales and real zeros in float16")
+    if tensor.scheme.scale_dtype == "nested":
+        return ggml_superblocks.to_bytes(tensor)
     if tensor.shape[-1] % BLOCK:
         raise InputError(f"a row of {tensor.shape[-1]} weights is not whole blocks of ggml; expected a multiple of {BLOCK}")
     bits = tensor.scheme.bits
@@ -41,6 +45,8 @@ def to_bytes(tensor: QTensor) -> torch.Tensor:
 
 def from_bytes(data: torch.Tensor, scheme: Scheme) -> QTensor:
     """The weight whose blocks are `data`, uint8 [rows, bytes of a row]; the inverse of `to_bytes`."""
+    if scheme.scale_dtype == "nested":
+        return ggml_superblocks.from_bytes(data, scheme)
     rows, bits = len(data), scheme.bits
     sizes = [2, 0 if scheme.symmetric else 2, 4 if bits == 5 else 0, BLOCK if bits == 8 else _HALF]
     scales, zeros, fifth, codes = data.reshape(-1, sum(sizes)).split(sizes, dim=-1)

@@ -18,6 +18,8 @@ from quant.errors import InputError
 from quant.tensor.double_quant import DoubleQuantized
 from quant.tensor.grids import grid_of
 from quant.tensor.int8_scales import Int8Scales
+from quant.tensor.nested_scales import NestedScales, nest
+from quant.tensor.nested_scales import layout as nested_layout
 from quant.tensor.packing import pack, row_bytes, unpack
 from quant.tensor.parallel import over_cores
 from quant.tensor.scales import FITS, Blocks, PlainScales, Steps, dtype_of, rows_of, whole_zeros
@@ -25,13 +27,14 @@ from quant.tensor.scheme import Scheme
 
 CHUNK = 2**20  # weights handled at a time, which bounds the memory of the intermediates
 
-Scales = PlainScales | DoubleQuantized | Int8Scales
+Scales = PlainScales | DoubleQuantized | Int8Scales | NestedScales
 Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 
 
 @dataclass(frozen=True)
 class Groups:
-    """zeros: None if symmetric; real ones [rows, groups] in `dtype_of(scheme)`; whole ones packed, uint8 [rows, row_bytes]."""
+    """zeros: None if symmetric; real ones [rows, groups] in `dtype_of(scheme)`; whole ones packed, uint8 [rows, row_bytes];
+    nested ones as nested_scales packs their codes."""
 
     scales: Scales
     zeros: torch.Tensor | None
@@ -45,6 +48,8 @@ class Groups:
         """What is added to grid[code] * scale, float32, in the shape of `scale_values`; None if symmetric."""
         if self.zeros is None:
             return None
+        if isinstance(self.scales, NestedScales):
+            return self.scales.zero_rows(self.zeros, rows)
         zeros = rows_of(self.zeros, rows)
         if self.scheme.zeros == "real":
             return zeros.float()
@@ -54,6 +59,8 @@ class Groups:
 
 def layout(rows: int, columns: int, scheme: Scheme) -> Layout:
     """dtype and shape of each stored tensor of the groups of a matrix."""
+    if scheme.scale_dtype == "nested":
+        return nested_layout(rows, columns, scheme)
     shape, dtype = scheme.scale_shape(rows, columns), dtype_of(scheme)
     scales = scales_kind(scheme).layout(shape, dtype)
     if scheme.symmetric:
@@ -62,9 +69,12 @@ def layout(rows: int, columns: int, scheme: Scheme) -> Layout:
     return scales | {"zeros": whole if scheme.zeros == "whole" else (dtype, shape)}
 
 
+_KINDS = {"int8": Int8Scales, "nested": NestedScales}
+
+
 def scales_kind(scheme: Scheme) -> type[Scales]:
     """The class that stores the scales of a scheme."""
-    return DoubleQuantized if scheme.double_quant else Int8Scales if scheme.scale_dtype == "int8" else PlainScales
+    return DoubleQuantized if scheme.double_quant else _KINDS.get(scheme.scale_dtype, PlainScales)
 
 
 def choose_groups(matrix: torch.Tensor, scheme: Scheme, importance: torch.Tensor | None = None) -> Groups:
@@ -84,6 +94,12 @@ def store_groups(scale: torch.Tensor, zero: torch.Tensor | None, scheme: Scheme)
     """
     kind = scales_kind(scheme)
     scale = scale.float()
+    if kind is NestedScales:
+        scales, zero = nest(scale, None if zero is None else zero.float(), scheme)
+        numbers = [scales.super_scales] + ([] if scales.super_zeros is None else [scales.super_zeros])
+        if not all(torch.isfinite(number).all() for number in numbers):
+            raise InputError("a scale or zero exceeds float16; expected smaller ones or scale_dtype float32")
+        return Groups(scales, zero, scheme)
     scales = PlainScales(scale.to(dtype_of(scheme))) if kind is PlainScales else kind.of(scale)
     plain = scale if kind is DoubleQuantized else scales.rows(slice(None)).float()
     if zero is not None:
@@ -103,14 +119,15 @@ def times_rows(groups: Groups, factors: torch.Tensor) -> Groups:
     """The groups of a matrix whose rows are multiplied by `factors`, float32 [rows], above 0: codes stay as they are.
 
     Scales and real zeros are multiplied and rounded to their dtype; of scales in int8 only the row's number is, and whole zeros
-    stay, as they are counted in scales. A row of which a number would leave its dtype's range stays as it is.
+    stay, as they are counted in scales; of nested scales and zeros the float16 numbers are. A row of which a number would leave
+    its dtype's range stays as it is.
     Raises InputError where rows share what is stored (has_row_scales).
     """
     if not has_row_scales(groups.scheme):
         raise InputError(f"rows of {groups.scheme.label} share what is stored of their scales; expected scales of each row's own")
-    name = "row_scales" if isinstance(groups.scales, Int8Scales) else "scales"
-    held = {name: getattr(groups.scales, name)}
-    if groups.scheme.zeros == "real" and groups.zeros is not None:
+    names = {Int8Scales: ("row_scales",), NestedScales: ("super_scales", "super_zeros")}.get(type(groups.scales), ("scales",))
+    held = {name: getattr(groups.scales, name) for name in names if getattr(groups.scales, name) is not None}
+    if groups.scheme.zeros == "real" and groups.zeros is not None and not isinstance(groups.scales, NestedScales):
         held["zeros"] = groups.zeros
     found = {key: (value.float() * factors.unsqueeze(-1)).to(value.dtype) for key, value in held.items()}
     fits = torch.stack([_fits(found[key], before).all(-1, keepdim=True) for key, before in held.items()]).all(0)
@@ -143,7 +160,7 @@ def fit_groups(matrix: torch.Tensor, scheme: Scheme, importance: torch.Tensor | 
     except InputError:
         raise InputError(f"a scale or zero exceeds {scheme.scale_dtype}: the weights reach from {float(matrix.min()):g} to "
                          f"{float(matrix.max()):g}; expected smaller weights or scale_dtype float32") from None
-    if scheme.scale_dtype == "int8":
+    if scheme.scale_dtype in _KINDS:
         scales = groups.scale_values()
         steps = Steps(scales, groups.zero_values(), torch.where(scales == 0, 0.0, 1 / scales))
     return groups, steps

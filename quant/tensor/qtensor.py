@@ -47,7 +47,8 @@ class QTensor:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The tensors to store, by name, as `layout` describes them."""
-        return {"codes": self.codes, **vars(self.scales), **({} if self.zeros is None else {"zeros": self.zeros})}
+        stored = {"codes": self.codes, **vars(self.scales), "zeros": self.zeros}
+        return {name: tensor for name, tensor in stored.items() if tensor is not None}
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, torch.Tensor], shape: tuple[int, ...], scheme: Scheme) -> QTensor:

@@ -52,7 +52,7 @@ def rows_of(parameters: torch.Tensor, index: slice | torch.Tensor) -> torch.Tens
 
 def dtype_of(scheme: Scheme) -> torch.dtype:
     """The dtype in which a scheme stores scales (unless they are quantized too) and zeros (unless they are whole)."""
-    return torch.float16 if scheme.scale_dtype == "int8" else getattr(torch, scheme.scale_dtype)
+    return {"int8": torch.float16, "nested": torch.float32}.get(scheme.scale_dtype) or getattr(torch, scheme.scale_dtype)
 
 
 class Blocks(NamedTuple):
@@ -103,7 +103,7 @@ def steps_of(span: torch.Tensor, zeros: torch.Tensor | None, grid: Grid, scheme:
     """
     scales = span / grid.limit
     scales = torch.where(scales.abs() < torch.finfo(torch.float32).tiny, 0.0, scales)
-    if scheme.scale_dtype in ("float32", "int8"):
+    if scheme.scale_dtype in ("float32", "int8", "nested"):
         inverses = grid.limit / span
     else:
         scales = scales.to(dtype_of(scheme)).float()
@@ -136,6 +136,8 @@ def _between(low: torch.Tensor, high: torch.Tensor, scheme: Scheme) -> Range:
     if scheme.zeros == "whole":
         low, high = low.clamp(max=0), high.clamp(min=0)
         return high - low, low
+    if scheme.scale_dtype == "nested":  # whose lowest values are never above 0
+        low = low.clamp(max=0)
     zeros = low.to(dtype_of(scheme)).float()  # as stored, so that the steps start where they will be read
     return (high - zeros).clamp_(min=0), zeros
 

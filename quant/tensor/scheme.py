@@ -9,11 +9,13 @@ from quant.config import check_choice, is_whole, known_keys
 from quant.errors import InputError
 from quant.tensor.codebooks import CODEBOOKS, LINEAR, NAMES
 
-SCALE_DTYPES = ("float32", "float16", "bfloat16", "int8")
+SCALE_DTYPES = ("float32", "float16", "bfloat16", "int8", "nested")
 LEVELS = ("narrow", "full")
 ZEROS = ("real", "whole")
 FITS = ("range", "mse", "hqq", "ggml")  # quant.tensor.scales has a Fit for each
 GGML_TYPES = {"Q4_0": (4, True), "Q4_1": (4, False), "Q5_0": (5, True), "Q5_1": (5, False), "Q8_0": (8, True)}
+K_TYPES = {"Q2_K": (2, 16, False), "Q3_K": (3, 16, True), "Q4_K": (4, 32, False), "Q5_K": (5, 32, False), "Q6_K": (6, 16, True)}
+SUPERBLOCK = 256  # weights of a row that share the float16 numbers of a K-quant
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,8 @@ class Scheme:
     group of a row is shorter where the number does not divide it.
     symmetric: codes around zero; otherwise every group also stores a zero.
     codebook: "linear" steps, the 16 values of "nf4" (QLoRA) or "fp4" (bitsandbytes' E2M1), or any table of numbers.
-    scale_dtype: "float32", "float16", "bfloat16", or "int8": whole numbers from -127 to 127 times a float16 number per row.
+    scale_dtype: "float32", "float16", "bfloat16", or "int8": whole numbers from -127 to 127 times a float16 number per row,
+    or "nested": those of llama.cpp's K-quants, whole numbers of 4 to 8 bits times a float16 number per 256 weights of a row.
     double_quant: the scales themselves are stored in 8 bits, 256 to a block (QLoRA).
     fit: how a group's range is chosen: "range" clips no weight, "mse" searches clipped ranges for the least squared error,
     "hqq" is HQQ's half-quadratic solver, "ggml" the rule of llama.cpp's Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0.
@@ -84,6 +87,16 @@ class Scheme:
             raise InputError("fit hqq solves for a zero that is a real number; expected zeros real, or fit range or mse")
         if self.fit == "hqq" and (not self.is_linear or self.symmetric):
             raise InputError("fit hqq solves for the zero of linear steps: it needs codebook linear and symmetric false")
+        if self.scale_dtype == "nested":
+            known = (self.bits, self.group_size, self.symmetric) in K_TYPES.values()
+            expected = (LINEAR, False, "full" if self.symmetric else "narrow", "real")
+            found = (self.codebook, self.double_quant, self.levels, self.zeros)
+            if not known or found != expected or self.fit not in ("range", "mse"):
+                raise InputError(
+                    f"scale_dtype nested is that of {', '.join(K_TYPES)}, and {self.label} is none of them; expected bits 2, 4 "
+                    "or 5, symmetric false and group_size 32 (16 for 2 bits), or bits 3 or 6, levels full and group_size 16; "
+                    "codebook linear, zeros real, fit range or mse"
+                )
         if self.fit == "ggml":
             known = (self.bits, self.symmetric) in GGML_TYPES.values()
             expected = (32, LINEAR, "float16", False, "narrow", "real")
@@ -137,7 +150,7 @@ class Scheme:
         words = [
             self._kind, span, "" if self.symmetric else "asym", "" if self.levels == "narrow" else self.levels,
             "" if self.zeros == "real" else self.zeros,
-            {"float32": "", "float16": "fp16", "bfloat16": "bf16", "int8": "i8"}[self.scale_dtype],
+            {"float32": "", "float16": "fp16", "bfloat16": "bf16", "int8": "i8", "nested": "nested"}[self.scale_dtype],
             "dq" if self.double_quant else "", "" if self.fit == "range" else self.fit,
         ]  # fmt: skip
         return " ".join(filter(None, words))

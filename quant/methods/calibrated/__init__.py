@@ -63,8 +63,8 @@ def _nominal_bits(values: Mapping) -> int | None:
 
 
 def _selected(inventory: Inventory, prepared: Path, values: Mapping) -> list[Selected]:
+    from quant.calibration.prepared import read_moments
     from quant.methods.calibrated.allocate import allocation_of
-    from quant.methods.calibrated.prepare import read_moments
 
     spec = Spec.from_dict(values)
     return allocation_of(spec, wants(values), inventory, prepared, read_moments(prepared)).weights

@@ -12,6 +12,7 @@ import torch
 
 from quant.calibration.distill import Distilled, distill
 from quant.calibration.outside import quantize_outside
+from quant.calibration.prepared import ABOUT, read_moments, read_windows
 from quant.calibration.saved import Saved
 from quant.calibration.sequential import Settings, calibrate
 from quant.calibration.skeleton import Skeleton
@@ -19,7 +20,6 @@ from quant.calibration.solver import Solver
 from quant.files import read_json, sha256_of
 from quant.methods import Tell
 from quant.methods.calibrated.allocate import Allocation, allocation_of
-from quant.methods.calibrated.prepare import ABOUT, read_moments, read_windows
 from quant.methods.calibrated.spec import Spec, wants
 from quant.model.artifact import write_selected
 from quant.model.checkpoint import Checkpoint

@@ -18,15 +18,21 @@ def _resolve(defaults: Mapping, row: Mapping) -> dict:
 
 
 def _prepare(given: Preparation, out: Path) -> None:
-    from quant.methods.llama_cpp.convert import convert
+    from quant.methods.llama_cpp.prepare import prepare
 
-    convert(given.base, out)
+    prepare(given, out)
 
 
 def _build(base: Path, prepared: Path, values: Mapping, out: Path, tell: Tell) -> None:
     from quant.methods.llama_cpp.quantize import Spec, quantize
 
-    quantize(prepared / "model.gguf", Spec(**values), out)
+    spec = Spec(**values)
+    if spec.calibrated:
+        from quant.methods.llama_cpp.calibrated import build
+
+        build(base, prepared, spec, out, tell)
+    else:
+        quantize(prepared / "model.gguf", spec, out)
 
 
 def _sizes(inventory, folder: Path, values: Mapping) -> Sizes:
@@ -36,12 +42,27 @@ def _sizes(inventory, folder: Path, values: Mapping) -> Sizes:
     reason = obstacle(inventory, folder)
     if reason:
         raise InputError(reason)
-    return sizes(inventory, values["type"])
+    has_imatrix = values["imatrix"] or values["calibrated"]
+    return sizes(inventory, values["type"], has_imatrix, values["budget"])
 
 
 def _nominal_bits(values: Mapping) -> int | None:
+    if values["type"] is None:
+        return round(values["budget"])
     match = re.search(r"(?:Q|FP)(\d)", values["type"])  # Q4_K_M, IQ4_XS, TQ1_0, MXFP4; F16 and BF16 have none
     return int(match[1]) if match else None
+
+
+def _wants(values: Mapping) -> dict:
+    """What a row needs of the calibration text; nothing, for llama.cpp's own types without an importance matrix."""
+    found = {"imatrix": values["imatrix"] or values["calibrated"], "calibrated": values["calibrated"],
+             "budget": values["budget"] is not None}
+    return {key: True for key, is_wanted in found.items() if is_wanted}
+
+
+def _published_name(values: Mapping, model: str) -> str:
+    words = [values.get("type") or f"{values['budget']}bit", *(key for key in ("imatrix", "calibrated") if values.get(key))]
+    return f"{model}-{'-'.join(words)}.gguf"
 
 
 METHOD = Method(
@@ -54,6 +75,7 @@ METHOD = Method(
     prepare=_prepare,
     libraries=("gguf", "sentencepiece"),
     look=Look("#009E73", "D", ".."),
-    published_name=lambda values, model: f"{model}-{values['type']}.gguf",
+    published_name=_published_name,
+    wants=_wants,
     hub_library="gguf",
 )

@@ -10,8 +10,8 @@ import math
 from collections.abc import Sequence
 
 from quant.errors import InputError
+from quant.gguf.quantizer import type_number
 from quant.methods import Sizes
-from quant.methods.llama_cpp.quantize import type_number
 from quant.model.inventory import Inventory, Weight
 
 SUPERBLOCK = 256  # weights of a row that a K-quant packs together
@@ -62,17 +62,21 @@ def stored_bytes(kind: str, shape: Sequence[int]) -> float:
     return math.prod(shape) / block * size
 
 
-def sizes(inventory: Inventory, file_type: str) -> Sizes:
+def sizes(inventory: Inventory, file_type: str | None, has_imatrix: bool = False, budget: float | None = None) -> Sizes:
     """Predicted bytes of a file of this type. Weights are held in memory as stored; building reads the converted file.
 
     The sizes are None for a type whose layout is not predicted here. Raises InputError for a type that llama.cpp can't make.
     """
     converted = inventory.stored_bytes
+    if file_type is None:
+        held = budget * inventory.parameters / 8
+        return Sizes(held, held, build_bytes=2 * converted, note="types chosen within the budget", prepared_bytes=converted)
     matrices = [weight for weight in inventory.weights if weight.is_block_matrix]
-    _require_writable(file_type)
+    _require_writable(file_type, has_imatrix)
     main = main_type(file_type)
     if main is None:
-        note = "size not known" + ("; some models need an importance matrix" if file_type in MAY_NEED_IMATRIX else "")
+        needs = file_type in MAY_NEED_IMATRIX and not has_imatrix
+        note = "size not known" + ("; some models need imatrix: true" if needs else "")
         return Sizes(None, None, build_bytes=converted, note=note, prepared_bytes=converted)
     total, unfit = 0.0, {}
     for weight in inventory.weights:
@@ -87,13 +91,13 @@ def sizes(inventory: Inventory, file_type: str) -> Sizes:
     return Sizes(total, total, build_bytes=converted, note=note or None, prepared_bytes=converted)
 
 
-def _require_writable(file_type: str) -> None:
+def _require_writable(file_type: str, has_imatrix: bool) -> None:
     """Raise InputError for a type that llama.cpp does not know or can't make here, of any model."""
     type_number(file_type)
     if file_type in NOT_WRITTEN:
         raise InputError(f"llama.cpp reads type {file_type} but does not write it; choose another type")
-    if file_type in NEED_IMATRIX:
-        raise InputError(f"type {file_type} needs an importance matrix, which this pipeline does not make; choose another type")
+    if file_type in NEED_IMATRIX and not has_imatrix:
+        raise InputError(f"type {file_type} needs an importance matrix; set imatrix: true in its row, or choose another type")
 
 
 def _types(inventory: Inventory, weight: Weight, file_type: str) -> list[str]:
