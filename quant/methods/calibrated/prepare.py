@@ -13,45 +13,31 @@ from safetensors.torch import load_file, save_file
 
 from quant.calibration.outside import is_of_vocabulary, rows_in_classes
 from quant.calibration.plan import CalibrationPlan
+from quant.calibration.prepared import write_windows
 from quant.calibration.probe import PartCost, as_table, from_table, part_costs
 from quant.calibration.skeleton import Skeleton
 from quant.calibration.vocabulary import VocabularyMoments, vocabulary_moments
-from quant.calibration.windows import choose_windows
 from quant.errors import InputError
-from quant.files import atomic_file, atomic_folder, read_json, write_json, write_manifest
+from quant.files import atomic_folder, read_json, write_json, write_manifest
 from quant.methods import Preparation
 from quant.model.checkpoint import Checkpoint
 from quant.model.inventory import Inventory
 from quant.model.recipe import Recipe
 from quant.model.selection import Selected, select, with_classes
-from quant.quality.protocol import ScoringProtocol
 from quant.tensor.scheme import Scheme
-from quant.text.load import load_corpus
-from quant.text.read import training_corpus
-from quant.text.source import TextSource
 
-WINDOWS, VOCABULARY, ABOUT = "windows.safetensors", "vocabulary.safetensors", "about.json"
+VOCABULARY = "vocabulary.safetensors"
 
 
 def prepare(given: Preparation, out: Path) -> None:
     """Write what the rows want to the folder `out`, but windows of a text that may not be shared to the private folder."""
-    plan, protocol = CalibrationPlan.from_dict(given.calibration), ScoringProtocol.from_dict(given.evaluate)
-    evaluated = load_corpus(given.evaluated, given.private)
-    text = training_corpus(TextSource.from_dict(given.data), plan.text)
     checkpoint = Checkpoint(given.base)
-    tokens = choose_windows(text, evaluated, plan, given.base, context_of(checkpoint.config), protocol.line, protocol.unk)
-    print(f"calibration text {text.source}, {text.split}: {tokens.shape[0]} windows of {tokens.shape[1]} tokens", flush=True)
     with atomic_folder(out) as folder:
-        digest = sha256(tokens.numpy().tobytes()).hexdigest()
-        path = given.private / f"{digest}.safetensors" if text.private else folder / WINDOWS
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(path) as partial:
-            save_file({"tokens": tokens.to(torch.int32)}, partial)
-        about = {"source": text.source, "split": text.split, "license": text.license, "windows": tokens.shape[0],
-                 "length": tokens.shape[1], "seed": plan.seed, "sha256": digest, "private": str(path) if text.private else None}
-        write_json(folder / ABOUT, about)
-        _prepare_costs(checkpoint, given.wants, tokens, plan.seed, folder)
-        write_manifest(folder, {"method": "calibrated", "text": text.source})
+        tokens, text = write_windows(folder, given.base, given.evaluated, given.private, given.calibration, given.data,
+                                     given.evaluate)
+        seed = CalibrationPlan.from_dict(given.calibration).seed
+        _prepare_costs(checkpoint, given.wants, tokens, seed, folder)
+        write_manifest(folder, {"method": "calibrated", "text": text})
 
 
 def _prepare_costs(checkpoint: Checkpoint, wants: Sequence[Mapping], tokens: torch.Tensor, seed: int, folder: Path) -> None:
@@ -100,24 +86,9 @@ def in_classes(weights: list[Selected], inventory: Inventory, moments: Vocabular
     ]
 
 
-def context_of(config: Mapping) -> int:
-    """The longest input of a model in tokens."""
-    return config.get("max_position_embeddings") or config.get("n_positions") or 2**20
-
-
 def key_of(want: Mapping) -> str:
     """A short name for what a row wants."""
     return sha256(json.dumps(want, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def read_windows(prepared: Path) -> torch.Tensor:
-    """The windows to calibrate on, int64 [windows, length]. Raises InputError if those of a private text are missing."""
-    about = read_json(prepared / ABOUT)
-    path = Path(about["private"]) if about["private"] else prepared / WINDOWS
-    if not path.is_file():
-        raise InputError(f"the windows of the calibration text {about['source']}, which may not be shared, are missing; run dvc "
-                         "repro -f prepare to make them again")
-    return load_file(path)["tokens"].long()
 
 
 def read_moments(prepared: Path) -> VocabularyMoments | None:
