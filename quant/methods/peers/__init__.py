@@ -1,5 +1,5 @@
-"""Other projects' quantizers: hqq, torchao, optimum-quanto, llm-compressor, auto-round and GPTQModel, each in a child process of an
-environment of their own. Their codes become artifacts of this project, so all are scored and run by the same code."""
+"""Other projects' quantizers: hqq, torchao, optimum-quanto, llm-compressor, auto-round and GPTQModel, each in a child process of
+an environment of their own. Their codes become artifacts of this project, so all are scored and run by the same code."""
 
 from __future__ import annotations
 

@@ -19,8 +19,8 @@ def interpreter() -> Path:
     """The interpreter of the environment. Raises InputError where there is none."""
     path = Path(os.environ.get(VARIABLE) or INTERPRETER)
     if not path.is_file():
-        raise InputError(f"there is no {path}, whose packages quantize; make it with `make peers`, or let {VARIABLE} name a Python "
-                         "that has them")
+        raise InputError(f"there is no {path}, whose packages quantize; make it with `make peers`, or let {VARIABLE} name a "
+                         "Python that has them")
     return path
 
 
@@ -48,7 +48,8 @@ def run_worker(job: Path, package: str) -> None:
                               env=_variables())
     if done.returncode or not (job / "found.json").is_file():
         lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-        raise InputError(f"{package} could not quantize the model (status {done.returncode}): {(lines or ['no message'])[-1][:300]}")
+        raise InputError(f"{package} could not quantize the model (status {done.returncode}): "
+                         f"{(lines or ['no message'])[-1][:300]}")
 
 
 def _variables() -> dict[str, str]:

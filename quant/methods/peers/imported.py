@@ -39,7 +39,8 @@ def as_asked(weights: Sequence[Selected], quantized: Mapping[str, int], tied: bo
         found.append(replace(selected, parts=(Part(roles, ranges, scheme),)))
     notes = []
     if skipped:
-        notes.append(f"{len(skipped)} of {sum(s.is_quantized for s in weights)} matrices were not quantized, such as {skipped[0]}")
+        asked = sum(selected.is_quantized for selected in weights)
+        notes.append(f"{len(skipped)} of {asked} matrices were not quantized, such as {skipped[0]}")
     if regrouped:
         sizes = ", ".join(map(str, sorted(set(regrouped.values()))))
         notes.append(f"{len(regrouped)} matrices have groups of {sizes} weights, not as asked, such as {next(iter(regrouped))}")
@@ -48,8 +49,8 @@ def as_asked(weights: Sequence[Selected], quantized: Mapping[str, int], tied: bo
     return found, notes
 
 
-def qtensor_of(codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None, weight: torch.Tensor, shape: tuple[int, ...],
-               scheme: Scheme) -> QTensor:
+def qtensor_of(codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None, weight: torch.Tensor,
+               shape: tuple[int, ...], scheme: Scheme) -> QTensor:
     """The package's matrix as this project stores it.
 
     codes: uint8 [out, in]. scales, zeros: float32 [out, groups], zeros as codes (of the value 0). weight: as the package restores

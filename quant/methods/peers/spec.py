@@ -62,8 +62,8 @@ class Spec:
         if not isinstance(self.symmetric, bool):
             raise InputError(f"symmetric is {self.symmetric!r}; expected true or false")
         if not (package.symmetric if self.symmetric else package.asymmetric):
-            raise InputError(f"symmetric is {self.symmetric}; {self.package} has {'asymmetric' if self.symmetric else 'symmetric'} "
-                             "steps only")
+            kind = "asymmetric" if self.symmetric else "symmetric"
+            raise InputError(f"symmetric is {self.symmetric}; {self.package} has {kind} steps only")
         for key, least in (("iterations", 1), ("seed", 0)):
             if not is_whole(getattr(self, key), least):
                 raise InputError(f"{key} is {getattr(self, key)!r}; expected a whole number from {least}")

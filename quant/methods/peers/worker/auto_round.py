@@ -29,8 +29,8 @@ def quantize(job: Job) -> Found:
 
 def _matrix(layer: torch.nn.Module, job: Job) -> Matrix:
     weight = layer.weight.data.float()
-    rows, columns = weight.shape
-    scales, half = layer.scale.float().reshape(rows, -1), 2 ** (job.bits - 1)
+    rows, half = len(weight), 2 ** (job.bits - 1)
+    scales = layer.scale.float().reshape(rows, -1)
     zeros = None if job.symmetric else torch.as_tensor(layer.zp).float().reshape(rows, -1).expand_as(scales)
     blocks = weight.reshape(rows, scales.shape[1], -1) / scales.unsqueeze(-1)
     codes = (blocks + (half if zeros is None else zeros.unsqueeze(-1))).round().clamp(0, 2**job.bits - 1)

@@ -12,6 +12,10 @@ from safetensors.torch import load_file
 
 from quant.methods.peers.worker.job import Clock, Found, Job, Matrix
 
+# What the layout's first version takes from the packed zeros, word by word. With 2, 4 and 8 bits that is 1 from each; with 3 it is
+# not, but loaders add the same
+TAKEN = {2: (0x55555555,), 3: (0x24924924, 0x92492492, 0x49249249), 4: (0x11111111,), 8: (0x01010101,)}
+
 
 def quantize(job: Job) -> Found:
     tokens = job.windows
@@ -26,7 +30,8 @@ def quantize(job: Job) -> Found:
         stored = {name: value for path in sorted(Path(folder).glob("*.safetensors")) for name, value in load_file(path).items()}
     found = {name: _matrix({key: stored[f"{name}.{key}"] for key in ("qweight", "qzeros", "scales", "g_idx")}, job)
              for name in job.modules if f"{name}.qweight" in stored}
-    return Found(found, None, seconds, ["its checkpoint stores the group of each input, 32 bits each, and zeros of symmetric weights"])
+    note = "its checkpoint stores the group of each input in 32 bits, and zeros of symmetric weights too"
+    return Found(found, None, seconds, [note])
 
 
 def _matrix(stored: dict[str, torch.Tensor], job: Job) -> Matrix:
@@ -34,7 +39,9 @@ def _matrix(stored: dict[str, torch.Tensor], job: Job) -> Matrix:
     if not torch.equal(stored["g_idx"].long(), torch.arange(columns) // job.groups(columns)):
         raise ValueError("the groups are not of neighbouring inputs")
     codes = unpack(stored["qweight"].T.contiguous(), job.bits, columns)
-    zeros = (unpack(stored["qzeros"].contiguous(), job.bits, scales.shape[0]) + 1).T.float()  # this layout stores zero - 1
+    taken = torch.tensor(TAKEN[job.bits]).repeat(stored["qzeros"].shape[1])[: stored["qzeros"].shape[1]]
+    words = ((stored["qzeros"].long() + taken) & 0xFFFFFFFF).numpy().astype(numpy.uint32).view(numpy.int32)
+    zeros = unpack(torch.from_numpy(words), job.bits, scales.shape[0]).T.float()
     steps = codes.reshape(len(codes), scales.shape[1], -1) - zeros.unsqueeze(-1)
     weight = (steps * scales.unsqueeze(-1)).reshape(codes.shape)
     size = sum(value.numel() * value.element_size() for value in stored.values())

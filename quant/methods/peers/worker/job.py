@@ -100,7 +100,8 @@ class Job:
         about = {
             "quantized": {name: matrix.codes.shape[1] // matrix.scales.shape[1] for name, matrix in found.matrices.items()},
             "stored_bytes": {name: matrix.stored_bytes for name, matrix in found.matrices.items()},
-            "seconds": found.seconds, "version": self.version, "notes": found.notes, "tied": None if found.model is None else is_tied(found.model),
+            "seconds": found.seconds, "version": self.version, "notes": found.notes,
+            "tied": None if found.model is None else is_tied(found.model),
         }  # fmt: skip
         (self.folder / "found.json").write_text(json.dumps(about), encoding="utf-8")
 
