@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from quant.methods.peers.worker.job import Clock, Found, Job, Matrix
 
-# What the layout's first version takes from the packed zeros, word by word. With 2, 4 and 8 bits that is 1 from each; with 3 it is
+# What the layout's first version takes from the packed zeros, word by word: 1 from each with 2, 4 and 8 bits; with 3 bits it is
 # not, but loaders add the same
 TAKEN = {2: (0x55555555,), 3: (0x24924924, 0x92492492, 0x49249249), 4: (0x11111111,), 8: (0x01010101,)}
 
