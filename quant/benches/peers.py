@@ -120,14 +120,17 @@ def compared(rows: list[dict]) -> list[dict]:
         paired = None
         if row["package"] and row["bits"] in ours:
             paired = vars(difference(Blocks.from_dict(row["blocks"]), ours[row["bits"]], "kld"))
-        found.append({key: value for key, value in row.items() if key != "blocks"} | {"difference": paired})
+        found.append(row | {"difference": paired})
     return found
 
 
 def keep(path: Path, model: str, found: dict) -> None:
-    """Write the results of a model to the file, in place of earlier ones of that model."""
+    """Add the rows of a model to the file. Rows measured before stay where the tokens are the same and no new row has their name."""
     held = read_json(path) if path.is_file() else {"models": {}}
-    held["models"][model] = significant({**found, "rows": compared(found["rows"])})
+    before = held["models"].get(model, {"text": None, "tokens": None, "rows": []})
+    is_same = (before["text"], before["tokens"]) == (found["text"], found["tokens"])
+    rows = {row["name"]: row for row in (before["rows"] if is_same else []) + significant(found["rows"])}
+    held["models"][model] = significant({**found, "rows": compared([rows[name] for name in ROWS if name in rows])})
     write_json(path, held)
 
 
