@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import EMBEDDED, preparation
 
-from quant.benches.peers import ROWS, compared
+from quant.benches.peers import ROWS, compared, keep
 from quant.errors import InputError
 from quant.methods import load
 from quant.methods.peers.environment import VARIABLE, missing
@@ -15,7 +15,7 @@ from quant.methods.peers.imported import as_asked, qtensor_of
 from quant.methods.peers.spec import PACKAGES, Spec
 from quant.model.checkpoint import Checkpoint
 from quant.model.selection import select
-from quant.quality.bootstrap import Blocks
+from quant.report.readme import quantizers_table
 from quant.runners import open_runner
 from quant.tensor.qtensor import dequantize
 from quant.variants import variant
@@ -117,13 +117,28 @@ def test_a_package_quantizes_the_embedded_model(prepared, tmp_path, row):
     assert 0 < (base.exp() * (base - out)).sum(-1).mean() < {2: 3.0, 3: 0.5, 4: 0.2, 8: 0.01}[row["bits"]]
 
 
-def test_differences_are_of_rows_of_equal_width():
-    def row(bits, package, kld):
-        n = 40
-        blocks = Blocks.from_dict({"bytes_per_block": 9, "text_sha256": "x", "tokens": [5] * n, "bytes": [9] * n,
-                                   "nll": [1.0] * n, "kld": [5 * kld] * n, "top1": [1] * n})
-        return {"bits": bits, "package": package, "blocks": blocks.to_dict()}
+def measured(name, kld):
+    """A row of the bench, made up."""
+    n, bits = 40, int(name.split()[-1])
+    blocks = {"bytes_per_block": 9, "text_sha256": "x", "tokens": [5] * n, "bytes": [9] * n, "nll": [1.0] * n, "kld": [5 * kld] * n,
+              "top1": [1] * n}
+    return {"name": name, "bits": bits, "package": None if name.startswith("ours") else "hqq", "blocks": blocks, "seconds": 2.0,
+            "bits_per_weight": bits + 0.25, "own_bits_per_weight": None, "kld_mnats": 1000 * kld,
+            "kld_interval": [900 * kld, 1100 * kld]}
 
-    found = compared([row(3, None, 0.001), row(3, "hqq", 0.004), row(2, "hqq", 0.004)])
-    assert found[0]["difference"] is None and found[2]["difference"] is None
-    assert found[1]["difference"]["value"] == pytest.approx(3)
+
+def test_differences_are_of_rows_of_equal_width():
+    found = compared([measured("ours 3", 0.001), measured("hqq 3", 0.004), measured("hqq 4", 0.004)])
+    assert [row["difference"] and row["difference"]["value"] for row in found] == [None, pytest.approx(3), None]
+
+
+def test_rows_measured_one_after_another_are_kept_drawn_and_in_the_readme_s_table(tmp_path):
+    path = tmp_path / "reports" / "studies" / "quantizers.json"
+    path.parent.mkdir(parents=True)
+    assert "make peers-report" in quantizers_table(tmp_path)
+    for tokens, row in ((200, measured("ours 4", 0.002)), (100, measured("hqq 3", 0.004)), (100, measured("ours 3", 0.001))):
+        keep(path, "tiny", {"ppl": 9.0, "text": "t", "tokens": tokens, "rows": [row]})
+    assert [row["name"] for row in json.loads(path.read_text())["models"]["tiny"]["rows"]] == ["ours 3", "hqq 3"]
+    lines = quantizers_table(tmp_path).splitlines()
+    assert len(lines) == 4 and "| ours 3 |" in lines[2] and "| +3.000 (+3.000 to +3.000) |" in lines[3]
+    assert path.with_suffix(".svg").read_text().startswith("<?xml")

@@ -125,13 +125,40 @@ def compared(rows: list[dict]) -> list[dict]:
 
 
 def keep(path: Path, model: str, found: dict) -> None:
-    """Add the rows of a model to the file. Rows measured before stay where the tokens are the same and no new row has their name."""
+    """Add the rows of a model to the file. Rows measured before on the same tokens stay, unless a new one has their name."""
     held = read_json(path) if path.is_file() else {"models": {}}
     before = held["models"].get(model, {"text": None, "tokens": None, "rows": []})
     is_same = (before["text"], before["tokens"]) == (found["text"], found["tokens"])
     rows = {row["name"]: row for row in (before["rows"] if is_same else []) + significant(found["rows"])}
     held["models"][model] = significant({**found, "rows": compared([rows[name] for name in ROWS if name in rows])})
     write_json(path, held)
+    draw(held, path.with_suffix(".svg"))
+
+
+def draw(study: Mapping, path: Path) -> None:
+    """Draw divergence over bits of every row, with its interval, a panel for each model, as an SVG file."""
+    from matplotlib import pyplot
+
+    from quant.methods import load
+    from quant.report.charts import log_axis
+    from quant.report.style import in_style, legend_of, look_of, new_axes
+
+    others, ours = look_of(load("peers")), look_of(load("calibrated"))
+    with in_style():
+        figure, panels = new_axes(8, 4.8, ncols=len(study["models"]), squeeze=False)
+        for axes, (model, found) in zip(panels[0], sorted(study["models"].items()), strict=True):
+            for row in found["rows"]:
+                look, (low, high) = others if row["package"] else ours, row["kld_interval"]
+                axes.errorbar(row["bits_per_weight"], row["kld_mnats"], [[row["kld_mnats"] - low], [high - row["kld_mnats"]]],
+                              color=look.colour, marker=look.marker, capsize=3)
+                axes.annotate(row["name"].rpartition(" ")[0], (row["bits_per_weight"], row["kld_mnats"]), xytext=(5, 3),
+                              textcoords="offset points", fontsize=7)
+            log_axis(axes.yaxis, axes, "y")
+            axes.set(title=model, xlabel="bits per quantized weight", ylabel="mean KL divergence from base (mnat per token)")
+            axes.margins(x=0.3)
+            legend_of(axes, [others, ours], loc="upper right")
+        figure.savefig(path, metadata={"Date": None})
+        pyplot.close(figure)
 
 
 def print_table(rows: list[dict]) -> None:
