@@ -120,8 +120,8 @@ def test_a_package_quantizes_the_embedded_model(prepared, tmp_path, row):
 def measured(name, kld):
     """A row of the bench, made up."""
     n, bits = 40, int(name.split()[-1])
-    blocks = {"bytes_per_block": 9, "text_sha256": "x", "tokens": [5] * n, "bytes": [9] * n, "nll": [1.0] * n, "kld": [5 * kld] * n,
-              "top1": [1] * n}
+    blocks = {"bytes_per_block": 9, "text_sha256": "x", "tokens": [5] * n, "bytes": [9] * n, "nll": [1.0] * n,
+              "kld": [5 * kld] * n, "top1": [1] * n}
     return {"name": name, "bits": bits, "package": None if name.startswith("ours") else "hqq", "blocks": blocks, "seconds": 2.0,
             "bits_per_weight": bits + 0.25, "own_bits_per_weight": None, "kld_mnats": 1000 * kld,
             "kld_interval": [900 * kld, 1100 * kld]}
