@@ -4,6 +4,7 @@
 # make readme  the README's tables and figure, from reports/
 # make bench   speed of quantized models with the shapes of real ones; about 20 minutes
 # make cluster Ray, to run stages on more machines (quant/cluster/README.md)
+# make peers   the environment of other projects' quantizers; make peers-report compares them with this project's rows
 # make clean   remove everything that can be rebuilt
 
 VENV := .venv
@@ -16,7 +17,7 @@ PYTEST := python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reord
 IGNORED := git ls-files --others --ignored --exclude-standard --directory models data reports
 MADE := ls -d $(VENV) .dvc/cache .dvc/tmp 2>/dev/null; $(IGNORED)
 
-.PHONY: help repro test quick setup clean lint readme bench cluster
+.PHONY: help repro test quick setup clean lint readme bench cluster peers peers-report
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -32,6 +33,17 @@ quick: setup lint
 
 bench: setup
 	$(ACTIVE) python -m quant.benches.decode
+
+peers: .venv-peers/ready
+
+peers-report: setup peers
+	$(ACTIVE) python -m quant.benches.peers --write reports/studies/quantizers.json
+
+.venv-peers/ready: quant/methods/peers/requirements.txt
+	@test -x .venv-peers/bin/pip || python3 -m venv .venv-peers
+	.venv-peers/bin/pip install --quiet "setuptools>=77" wheel ninja torch==2.13.0
+	.venv-peers/bin/pip install --quiet --no-build-isolation --requirement $<
+	@touch $@
 
 readme: setup
 	$(ACTIVE) python -m quant.report.readme

@@ -35,7 +35,8 @@ def planned(variant):
 
 
 def test_every_method_has_a_row_here():
-    assert {method for method, _ in RUNTIMES.values()} == set(names()) and set(BITS) == set(RUNTIMES)
+    apart = {"peers"}  # need an environment of their own: tests/test_peers.py
+    assert {method for method, _ in RUNTIMES.values()} | apart == set(names()) and set(BITS) == set(RUNTIMES)
 
 
 @METHODS
@@ -72,7 +73,7 @@ def test_a_resolved_row_is_plain_and_complete(variant):
 @METHODS
 def test_defaults_give_way_to_the_row(name):
     key, default, own = {"quant": ("bits", 3, 5), "float": ("dtype", "float32", "bfloat16"), "calibrated": ("bits", 3, 5),
-                         "llama_cpp": ("type", "F16", "Q8_0"),
+                         "llama_cpp": ("type", "F16", "Q8_0"), "peers": ("package", "hqq", "torchao"),
                          "bitsandbytes": ("type", "int8", "fp4")}[name]  # fmt: skip
     resolve = load(name).resolve
     assert (resolve({key: default}, {})[key], resolve({key: default}, {key: own})[key]) == (default, own)

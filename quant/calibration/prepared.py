@@ -53,6 +53,11 @@ def read_windows(prepared: Path) -> torch.Tensor:
     return load_file(path)["tokens"].long()
 
 
+def described(prepared: Path) -> dict:
+    """The calibration text as a variant's manifest names it."""
+    return {key: value for key, value in read_json(prepared / ABOUT).items() if key in ("source", "split", "windows", "length")}
+
+
 def read_moments(prepared: Path) -> VocabularyMoments | None:
     """The moments of the vocabulary; None where no row needs them."""
     path = prepared / VOCABULARY

@@ -32,7 +32,7 @@ from quant.runners import Runner, open_runner, opening_of
 from quant.runners.sizes import disk_bytes, held_bytes, size_breakdown
 from quant.text.corpus import Corpus
 
-NOTED = ("calibration", "example", "allocation")  # entries of a variant's manifest, of how it was made
+NOTED = ("calibration", "example", "allocation", "peer")  # entries of a variant's manifest, of how it was made
 
 
 def evaluate_base(base: Path, corpus: Corpus, protocol: ScoringProtocol, device: str, reference: Path) -> dict:

@@ -66,6 +66,23 @@ def training_table(root: Path) -> str:
     return grid(headings, rows) + "\n"
 
 
+def quantizers_table(root: Path) -> str:
+    """Other projects' quantizers beside this project's, from the study of quant.benches.peers; a line where there is none."""
+    path = root / "reports" / "studies" / "quantizers.json"
+    if not path.is_file():
+        return "Not measured yet: `make peers-report`.\n"
+    rows = []
+    for model, found in sorted(read_json(path)["models"].items()):
+        for row in sorted(found["rows"], key=lambda row: (-row["bits"], row["kld_mnats"])):
+            paired, (low, high) = row["difference"], row["kld_interval"]
+            less = f"{paired['value']:+.3f} ({paired['low']:+.3f} to {paired['high']:+.3f})" if paired else ""
+            own = f"{row['own_bits_per_weight']:.3f}" if row["own_bits_per_weight"] else ""
+            rows.append([f"`{model}`", row["name"], f"{row['bits_per_weight']:.3f}", own,
+                         f"{row['kld_mnats']:.3f} ({low:.3f} to {high:.3f})", less, f"{row['seconds']:.0f}"])
+    headings = ["model", "quantizer, bits", "bits / weight", "as it stores them", "KLD mnat", "less ours of that width", "s"]
+    return grid(headings, rows, left=2) + "\n"
+
+
 def metrics_table() -> str:
     """The meaning of every metric."""
     return grid(["metric", "meaning"], [[f"`{metric.key}`", metric.meaning] for metric in METRICS.values()], left=2) + "\n"
@@ -103,7 +120,7 @@ def update(root: Path) -> None:
     readme = root / "README.md"
     text = readme.read_text(encoding="utf-8")
     tables = {"results": results_table(root), "ptb": ptb_table(root), "speed": speed_tables(root), "metrics": metrics_table(),
-              "training": training_table(root)}
+              "training": training_table(root), "quantizers": quantizers_table(root)}
     for name, table_of in tables.items():
         text, count = section(name).subn(lambda _, new=table_of: new, text)
         if count != 1:

@@ -12,12 +12,12 @@ import torch
 
 from quant.calibration.distill import Distilled, distill
 from quant.calibration.outside import quantize_outside
-from quant.calibration.prepared import ABOUT, read_moments, read_windows
+from quant.calibration.prepared import described, read_moments, read_windows
 from quant.calibration.saved import Saved
 from quant.calibration.sequential import Settings, calibrate
 from quant.calibration.skeleton import Skeleton
 from quant.calibration.solver import Solver
-from quant.files import read_json, sha256_of
+from quant.files import sha256_of
 from quant.methods import Tell
 from quant.methods.calibrated.allocate import Allocation, allocation_of
 from quant.methods.calibrated.spec import Spec, wants
@@ -55,7 +55,7 @@ def build(base: Path, prepared: Path, spec: Spec, out: Path, tell: Tell) -> None
 
 def _about(spec: Spec, allocation: Allocation | None, prepared: Path, saved: Saved, distilled: Distilled) -> Mapping:
     """Entries of the manifest."""
-    text = {key: value for key, value in read_json(prepared / ABOUT).items() if key in ("source", "split", "windows", "length")}
+    text = described(prepared)
     about = {"method": "calibrated", "runtime": "transformers", "calibration": text, "example": saved.example}
     if spec.distill:
         about["distilled"] = distilled.to_dict()

@@ -16,7 +16,7 @@ import torch
 from quant.calibration.budget import Choice, allocate
 from quant.calibration.distill import distill
 from quant.calibration.outside import quantize_outside
-from quant.calibration.prepared import ABOUT, read_moments, read_windows
+from quant.calibration.prepared import described, read_moments, read_windows
 from quant.calibration.saved import Saved
 from quant.calibration.sequential import Settings, calibrate
 from quant.calibration.skeleton import Skeleton
@@ -56,9 +56,7 @@ def build(base: Path, prepared: Path, spec: Spec, out: Path, tell: Tell) -> None
         if spec.distill:
             tell(str(distilled))
         overwrite(path, _data(found, weights, saved, distilled))
-        given = read_json(prepared / ABOUT)
-        text = {key: given[key] for key in ("source", "split", "windows", "length")}
-        about = {"calibration": text, "predicted_kld_mnats": predicted}
+        about = {"calibration": described(prepared), "predicted_kld_mnats": predicted}
         write_manifest(folder, {"method": "llama_cpp", "runtime": "llama_cpp", "type": spec.type or "mixed", "calibrated": True,
                                 **{key: value for key, value in about.items() if value is not None}})
     shutil.rmtree(work)
