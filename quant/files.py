@@ -53,11 +53,6 @@ def write_json(path: Path, value) -> None:
     write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path: Path):
-    """The value in a JSON file."""
-    return json.loads(Path(path).read_text(encoding="utf-8"))
-
-
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file's content, in hexadecimal."""
     with open(path, "rb") as file:

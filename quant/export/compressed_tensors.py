@@ -189,7 +189,8 @@ def _skeleton(checkpoint: Checkpoint) -> PreTrainedModel:
         raise InputError(f"{checkpoint.config['model_type']} keeps {names} in Conv1D modules, which compressed-tensors does not "
                          "quantize (it knows nn.Linear); use llama.cpp's GGUF for this model")
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(checkpoint.folder))
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False),
+                                                trust_remote_code=False, attn_implementation=architecture.attention)
 
 
 def _packed_linear(model: PreTrainedModel, name: str, parts: Mapping[str, Mapping], schemes: list[Scheme]) -> PackedLinear:

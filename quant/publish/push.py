@@ -15,13 +15,14 @@ from pathlib import Path
 import jinja2
 
 from quant.errors import InputError
-from quant.files import read_json, sha256_of
+from quant.files import sha256_of
 from quant.hub.download import git_hash
 from quant.hub.errors import redacted, translating_errors
 from quant.hub.license import License
 from quant.hub.repository import RemoteFile, files_of, is_repo_id
 from quant.hub.retry import TIMEOUT, retrying
 from quant.methods import UNQUANTIZED, Method
+from quant.outside import read_json
 from quant.progress import size
 from quant.report.metrics import CARD, shown_in
 from quant.report.results import read_metrics

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from quant.device import resolve_device
-from quant.files import atomic_folder, read_json, significant
+from quant.files import atomic_folder, significant
 from quant.model.checkpoint import Checkpoint
+from quant.outside import read_json
 from quant.progress import MIB
 from quant.quality import bootstrap
 from quant.quality.bootstrap import Blocks, difference

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from quant.errors import InputError
-from quant.files import read_json
+from quant.outside import read_json
 
 if TYPE_CHECKING:
     import torch

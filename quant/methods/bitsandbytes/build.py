@@ -14,6 +14,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from quant.files import atomic_folder, write_manifest
 from quant.methods.bitsandbytes.spec import Spec
+from quant.model.architectures import architecture_of
+from quant.model.config import read_config
 from quant.model.folder import copy_companions
 
 
@@ -31,7 +33,7 @@ def build(base: Path, spec: Spec, out: Path) -> None:
         )
     model = AutoModelForCausalLM.from_pretrained(
         base, quantization_config=config, dtype=torch.float32, use_safetensors=True, local_files_only=True,
-        trust_remote_code=False,
+        trust_remote_code=False, attn_implementation=architecture_of(read_config(base)).attention,
     )  # fmt: skip
     with atomic_folder(out) as folder:
         model.save_pretrained(folder)

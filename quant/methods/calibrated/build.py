@@ -16,7 +16,7 @@ from quant.calibration.saved import Saved
 from quant.calibration.sequential import Settings, calibrate
 from quant.calibration.skeleton import Skeleton
 from quant.calibration.solver import Solver
-from quant.files import read_json, sha256_of
+from quant.files import sha256_of
 from quant.methods import Tell
 from quant.methods.calibrated.allocate import Allocation, allocation_of
 from quant.methods.calibrated.prepare import ABOUT, read_moments, read_windows
@@ -24,6 +24,7 @@ from quant.methods.calibrated.spec import Spec, wants
 from quant.model.artifact import write_selected
 from quant.model.checkpoint import Checkpoint
 from quant.model.selection import select
+from quant.outside import read_json
 
 
 def build(base: Path, prepared: Path, spec: Spec, out: Path, tell: Tell) -> None:

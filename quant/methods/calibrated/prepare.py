@@ -18,12 +18,15 @@ from quant.calibration.skeleton import Skeleton
 from quant.calibration.vocabulary import VocabularyMoments, vocabulary_moments
 from quant.calibration.windows import choose_windows
 from quant.errors import InputError
-from quant.files import atomic_file, atomic_folder, read_json, write_json, write_manifest
+from quant.files import atomic_file, atomic_folder, write_json, write_manifest
 from quant.methods import Preparation
+from quant.model.architectures import architecture_of
 from quant.model.checkpoint import Checkpoint
+from quant.model.config import read_config
 from quant.model.inventory import Inventory
 from quant.model.recipe import Recipe
 from quant.model.selection import Selected, select, with_classes
+from quant.outside import read_json
 from quant.quality.protocol import ScoringProtocol
 from quant.tensor.scheme import Scheme
 from quant.text.load import load_corpus
@@ -76,7 +79,8 @@ def _moments(base: Path, tokens: torch.Tensor, seed: int) -> VocabularyMoments:
 
     disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, use_safetensors=True, local_files_only=True,
-                                                 trust_remote_code=False)
+                                                 trust_remote_code=False,
+                                                 attn_implementation=architecture_of(read_config(base)).attention)
     return vocabulary_moments(model.eval().requires_grad_(False), tokens, seed)
 
 
