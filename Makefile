@@ -2,6 +2,7 @@
 # make setup   only the environment            make quick   the linter and the fast tests
 # make readme  the README's tables and figure, from reports/
 # make bench   speed of quantized models with the shapes of real ones; about 20 minutes
+# make torture   kills the pipeline fifty times and compares what the same command then makes; an hour
 # make clean   remove everything that can be rebuilt
 
 VENV := .venv
@@ -14,12 +15,13 @@ PYTEST := python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reord
 IGNORED := git ls-files --others --ignored --exclude-standard --directory models data reports
 MADE := ls -d $(VENV) .dvc/cache .dvc/tmp 2>/dev/null; $(IGNORED)
 
-.PHONY: help repro test quick setup clean lint readme bench
+.PHONY: help repro test quick setup clean lint readme bench torture
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
 
 repro: setup
+	$(ACTIVE) python -m quant.recover
 	$(ACTIVE) dvc repro
 
 test: setup lint
@@ -30,6 +32,9 @@ quick: setup lint
 
 bench: setup
 	$(ACTIVE) python -m quant.benches.decode
+
+torture: setup $(VENV)/ready-to-test
+	$(ACTIVE) python tests/torture.py
 
 readme: setup
 	$(ACTIVE) python -m quant.report.readme

@@ -15,6 +15,7 @@ import yaml
 
 import quant
 from quant.errors import InputError, first_line
+from quant.recover import keep_lock
 
 PARAMS, REQUIREMENTS = Path("params.yaml"), Path("requirements.txt")
 BASE, MODELS, PREPARED = Path("models/base"), Path("models"), Path("models/prepared")
@@ -58,6 +59,7 @@ def run(stage: Callable[..., None]) -> None:
         sys.exit(f"error: {name} takes {expected or 'no arguments'}; found {' '.join(arguments) or 'none'}")
     try:
         _require_this_code()
+        keep_lock()
         stage(*arguments)
     except InputError as error:
         sys.exit(f"error: {' '.join([name, *arguments])}: {error}")

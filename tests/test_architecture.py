@@ -23,6 +23,7 @@ SOURCES = sorted(path.relative_to(ROOT) for folder in ("quant", "stages") for pa
 HELPERS = {
     "quant/__init__.py": "a docstring",
     "stages/__init__.py": "a docstring",
+    "quant/recover.py": "DVC's own files",
     "quant/outside.py": "refuses wrong files; what is accepted stays as it is",
     "quant/errors.py": "the error a user reads",
     "quant/progress.py": "a bar on a terminal, sizes in messages",
@@ -94,7 +95,8 @@ def test_every_result_depends_on_the_versions_that_compute_it():
 
 # From the ground up: a room imports rooms that stand before it.
 FLOORS = (
-    "errors", "outside", "files", "config", "progress", "command", "pins", "pipeline", "device",  # the ground floor: single files
+    "errors", "outside", "files", "config", "progress", "command", "pins", "recover",  # the ground floor: single files
+    "pipeline", "device",
     "tensor", "kernels", "model", "gguf", "nn", "transformers_format", "runners", "hub", "text", "quality",
     "training", "calibration", "speed", "methods", "variants", "family", "preflight", "export", "report", "publish",
     "benches", "select", "check",
