@@ -2,6 +2,7 @@
 # make setup   only the environment            make quick   the linter and the fast tests
 # make readme  the README's tables and figure, from reports/
 # make bench   speed of quantized models with the shapes of real ones; about 20 minutes
+# make fuzz   20,000 mutated inputs of each kind, none of which may do more than be refused in a line
 # make torture   kills the pipeline fifty times and compares what the same command then makes; an hour
 # make clean   remove everything that can be rebuilt
 
@@ -15,7 +16,7 @@ PYTEST := python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reord
 IGNORED := git ls-files --others --ignored --exclude-standard --directory models data reports
 MADE := ls -d $(VENV) .dvc/cache .dvc/tmp 2>/dev/null; $(IGNORED)
 
-.PHONY: help repro test quick setup clean lint readme bench torture
+.PHONY: help repro test quick setup clean lint readme bench torture fuzz
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -32,6 +33,9 @@ quick: setup lint
 
 bench: setup
 	$(ACTIVE) python -m quant.benches.decode
+
+fuzz: setup $(VENV)/ready-to-test
+	$(ACTIVE) FUZZ_CASES=20000 python -m pytest tests/test_fuzz.py
 
 torture: setup $(VENV)/ready-to-test
 	$(ACTIVE) python tests/torture.py

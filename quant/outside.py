@@ -72,10 +72,12 @@ def parse_yaml(text: str, what: str):
 def read_bytes(path: Path, largest: int) -> bytes:
     """The content of a plain file. Raises InputError for anything else, and for a file of more than `largest` bytes."""
     with open(plain_file(path, largest), "rb") as file:
-        data = file.read(largest + 1)  # a file may grow, and those of /proc have no size
-    if len(data) > largest:
-        raise InputError(f"{path} has more than {largest:,} bytes; expected a smaller file of this kind")
-    return data
+        data = bytearray()
+        while piece := file.read(MIB):  # a file may grow, and those of /proc have no size
+            data += piece
+            if len(data) > largest:
+                raise InputError(f"{path} has more than {largest:,} bytes; expected a smaller file of this kind")
+    return bytes(data)
 
 
 def plain_file(path: Path, largest: int | None = None) -> Path:

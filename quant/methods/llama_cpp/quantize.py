@@ -13,7 +13,7 @@ from pathlib import Path
 from quant.config import known_keys
 from quant.errors import InputError
 from quant.files import atomic_folder, write_manifest
-from quant.gguf.header import check_gguf
+from quant.gguf.header import check_gguf, check_hash
 from quant.gguf.library import bindings
 
 PREFIX = "LLAMA_FTYPE_MOSTLY_"
@@ -53,6 +53,7 @@ def quantize(source: Path, spec: Spec, out: Path) -> None:
     Raises InputError for an unknown type, and where llama.cpp fails: some types need an importance matrix.
     """
     check_gguf(source)
+    check_hash(source)
     low_level = bindings()
     options = low_level.llama_model_quantize_default_params()
     options.ftype = type_number(spec.type)
