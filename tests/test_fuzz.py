@@ -9,6 +9,7 @@ import struct
 import time
 import tracemalloc
 from contextlib import suppress
+from copy import deepcopy
 
 import pytest
 from conftest import EMBEDDED, config_of
@@ -55,26 +56,26 @@ def places(value, path=()):
 
 @st.composite
 def mutated(draw, start):
-    """A value of JSON with one to three places replaced, removed or added to."""
+    """A value of JSON with one to three places replaced, removed or added to; drawn values are copied: they may change too."""
     value = json.loads(json.dumps(start))
     for _ in range(draw(st.integers(1, 3))):
         path = draw(st.sampled_from(list(places(value))))
         if not path:
             if draw(st.integers(0, 20)) == 0:
-                return draw(VALUES)
+                return deepcopy(draw(VALUES))
             continue
         holder = value
         for key in path[:-1]:
             holder = holder[key]
         how = draw(st.sampled_from(["replace", "replace", "remove", "add"]))
         if how == "replace":
-            holder[path[-1]] = draw(VALUES)
+            holder[path[-1]] = deepcopy(draw(VALUES))
         elif how == "remove":
             del holder[path[-1]]
         elif isinstance(holder, dict):
-            holder[draw(st.text(max_size=8))] = draw(VALUES)
+            holder[draw(st.text(max_size=8))] = deepcopy(draw(VALUES))
         else:
-            holder.append(draw(VALUES))
+            holder.append(deepcopy(draw(VALUES)))
         if not isinstance(value, dict | list):
             return value
     return value
