@@ -42,7 +42,7 @@ class Recipe:
         for key in ("include", "exclude", "blocks"):
             if isinstance(selection.get(key), list | tuple):
                 selection[key] = tuple(selection[key])
-            elif selection.get(key) is not None:
+            elif key in selection and not (key == "blocks" and selection[key] is None):
                 raise InputError(f"recipe key {key} is {shown(selection[key])}; expected a list")
         for key in ("include", "exclude"):
             if not all(isinstance(term, str) for term in selection.get(key) or ()):
