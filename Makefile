@@ -5,6 +5,8 @@
 # make bench   speed of quantized models with the shapes of real ones; about 20 minutes
 # make cluster Ray, to run stages on more machines (quant/cluster/README.md)
 # make peers   the environment of other projects' quantizers; make peers-report compares them with this project's rows
+# make fuzz   20,000 mutated inputs of each kind, none of which may do more than be refused in a line
+# make torture   kills the pipeline fifty times and compares what the same command then makes; an hour
 # make clean   remove everything that can be rebuilt
 
 VENV := .venv
@@ -17,12 +19,13 @@ PYTEST := python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reord
 IGNORED := git ls-files --others --ignored --exclude-standard --directory models data reports
 MADE := ls -d $(VENV) .dvc/cache .dvc/tmp 2>/dev/null; $(IGNORED)
 
-.PHONY: help repro test quick setup clean lint readme bench cluster peers peers-report
+.PHONY: help repro test quick setup clean lint readme bench cluster peers peers-report torture fuzz
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
 
 repro: setup
+	$(ACTIVE) python -m quant.recover
 	$(ACTIVE) $(if $(JOBS),python -m quant.jobs $(JOBS),dvc repro)
 
 test: setup lint
@@ -44,6 +47,12 @@ peers-report: setup peers
 	.venv-peers/bin/pip install --quiet "setuptools>=77" wheel ninja torch==2.13.0
 	.venv-peers/bin/pip install --quiet --no-build-isolation --requirement $<
 	@touch $@
+
+fuzz: setup $(VENV)/ready-to-test
+	$(ACTIVE) FUZZ_CASES=20000 python -m pytest tests/test_fuzz.py
+
+torture: setup $(VENV)/ready-to-test
+	$(ACTIVE) python tests/torture.py
 
 readme: setup
 	$(ACTIVE) python -m quant.report.readme

@@ -1,14 +1,19 @@
-"""Shared by the `python -m quant...` commands: a bad argument ends in a one-line error, not a traceback."""
+"""Shared by commands and stages: an error that the user can fix ends in one line, not a traceback."""
 
 from __future__ import annotations
 
 import argparse
+import errno
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from quant.errors import InputError
+from quant.errors import InputError, printable
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EIO)
 
 
 class Parser(argparse.ArgumentParser):
@@ -25,11 +30,36 @@ def whole_number(word: str) -> int:
     return int(word)
 
 
+def remedy(error: Exception) -> str | None:
+    """One line for an error that comes from the user's input or machine: a full disk, no right, no memory; None for a bug."""
+    if isinstance(error, InputError):
+        return str(error)
+    text = printable(str(error), 300)
+    number = getattr(error, "errno", None)
+    wrapped = re.search(r"\(os error (\d+)\)|unable to mmap .*\((\d+)\)", str(error))  # of safetensors and of torch
+    if number is None and wrapped:
+        number = int(wrapped[1] or wrapped[2])
+    if number in FULL:
+        return f"can't write ({text}); free some space and run the same command again"
+    if number in REFUSED:
+        return f"can't use a file or a folder ({text}); this user must be able to read it, and to write where results go"
+    if isinstance(error, MemoryError) or number == errno.ENOMEM or "can't allocate memory" in str(error):
+        return (f"not enough memory ({text or 'none was left'}); python -m quant.check MODEL says what each stage needs; close "
+                "other programs, or take a smaller model")
+    return None
+
+
 def run(main: Callable[[list[str]], None]) -> None:
     """Run `main` on the arguments; an error the user can fix prints one line and exits 1."""
     try:
         main(sys.argv[1:])
-    except InputError as error:
-        sys.exit(f"error: {error}")
-    except BrokenPipeError:  # the reader, such as head, has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        if isinstance(error, BrokenPipeError):  # the reader, such as head, has enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return
+        line = remedy(error)
+        if line is None:
+            raise
+        sys.exit(f"error: {line}")

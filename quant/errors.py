@@ -1,10 +1,29 @@
-"""InputError, the error for mistakes that the user can fix."""
+"""InputError, the error for mistakes that the user can fix; its message is always one printable line."""
+
+from __future__ import annotations
+
+MOST = 2000  # characters of a message
 
 
 class InputError(Exception):
-    """An unusable input. The message, one line, names the input, what was found, what was expected and what to do."""
+    """An unusable input. The message, one line, names the input, what was found, what was expected and what to do.
+
+    Names and values in it may come from a file, so control characters are escaped and a long message is shortened.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(printable(message))
+
+
+def printable(text: str, most: int = MOST) -> str:
+    """Text on one line: control characters as escapes, so that a terminal obeys none, and the middle cut out of a long text."""
+    text = str(text)
+    if len(text) > 4 * most:
+        text = text[: 2 * most] + text[-2 * most:]
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(text.split()))
+    return text if len(text) <= most else f"{text[: most // 2]} [...] {text[-(most // 2 - 7):]}"
 
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, or the name of its type."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return printable((str(error).strip() or type(error).__name__).splitlines()[0], 400)

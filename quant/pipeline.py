@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import gc
 import inspect
 import logging
@@ -11,10 +10,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import yaml
-
 import quant
-from quant.errors import InputError, first_line
+from quant.command import remedy
+from quant.errors import InputError
+from quant.outside import LARGEST_YAML, parse_yaml, read_bytes, shown
+from quant.recover import keep_lock
 
 PARAMS, REQUIREMENTS = Path("params.yaml"), Path("requirements.txt")
 BASE, MODELS, PREPARED = Path("models/base"), Path("models"), Path("models/prepared")
@@ -28,11 +28,12 @@ def parameters() -> dict:
     if not PARAMS.is_file():
         raise InputError(f"there is no params.yaml in {Path.cwd()}; run this in the project's folder")
     try:
-        params = yaml.safe_load(PARAMS.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"params.yaml is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(params, dict):
-        raise InputError(f"params.yaml holds {type(params).__name__}; expected sections such as model, data, variants")
+        text = read_bytes(PARAMS, LARGEST_YAML).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"params.yaml is not YAML: {error}") from None
+    params = parse_yaml(text, "params.yaml")
+    if not isinstance(params, dict) or not all(isinstance(section, str) for section in params):
+        raise InputError(f"params.yaml holds {shown(params)}; expected sections such as model, data, variants")
     return params
 
 
@@ -58,19 +59,18 @@ def run(stage: Callable[..., None]) -> None:
         sys.exit(f"error: {name} takes {expected or 'no arguments'}; found {' '.join(arguments) or 'none'}")
     try:
         _require_this_code()
+        keep_lock()
         if os.environ.get("RAY_ADDRESS"):
             _run_remotely(stage, name, arguments)
         else:
             stage(*arguments)
-    except InputError as error:
-        sys.exit(f"error: {' '.join([name, *arguments])}: {error}")
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        sys.exit(f"error: {' '.join([name, *arguments])}: can't write ({first_line(error)}); free some space and run the same "
-                 "command again")
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:  # a bug is raised again
+        line = remedy(error)
+        if line is None:
+            raise
+        sys.exit(f"error: {' '.join([name, *arguments])}: {line}")
 
 
 def _run_remotely(stage: Callable[..., None], name: str, arguments: list[str]) -> None:

@@ -15,7 +15,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from quant.errors import InputError
 from quant.model.architectures import architecture_of
-from quant.model.artifact_format import METHOD
+from quant.model.artifact_format import METHOD, check_quantization
 from quant.model.safetensors_file import TensorInfo, read_header, read_tensor
 from quant.nn.classes import ClassedWeight
 from quant.nn.decoding import speed_up_decoding
@@ -41,8 +41,10 @@ class QTensorQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model, checkpoint_files=None, **_):
         config = self.quantization_config
-        schemes = [Scheme.from_dict(values) for values in config.schemes]
+        schemes = check_quantization(config.schemes, config.modules)
         for name, parts in config.modules.items():
+            if "class0" not in parts:  # classes have their own check
+                _check_rows(model, name, parts)
             try:
                 _quantize_module(model, name, parts, schemes)
             except AttributeError:
@@ -62,6 +64,21 @@ class QTensorQuantizer(HfQuantizer):
     @property
     def is_trainable(self):
         return False
+
+
+def _check_rows(model: nn.Module, name: str, parts: dict[str, dict]) -> None:
+    """Raise InputError unless the parts of a module are rows that it has: memory is reserved by them."""
+    try:
+        old = model.get_submodule(name)
+        shape = tuple(old.weight.shape)
+        rows = shape[1 if type(old).__name__ == "Conv1D" else 0] if len(shape) > 1 else 1  # a vector is one row
+    except AttributeError:
+        return  # told by the caller
+    ranges = [given for part in parts.values() for given in part.get("ranges", [[0, part.get("rows", 0)]])]
+    wanted, largest = sum(stop - start for start, stop in ranges), max(stop for _, stop in ranges)
+    if wanted != rows or largest > rows:
+        raise InputError(f"the artifact's parts of {name} are {wanted:,} rows up to {largest:,}, the module has {rows:,}; "
+                         "quantize the model again")
 
 
 def _quantize_module(model: nn.Module, name: str, parts: dict[str, dict], schemes: list[Scheme]) -> None:

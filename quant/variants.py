@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quant.errors import InputError
-from quant.files import read_json
 from quant.methods import UNQUANTIZED, Method, Values, load
+from quant.outside import read_json
 
 BASE = "base"
 RESERVED = {BASE, "embedded", "embedded-small", "prepared", "relatives"}  # other folders of models/

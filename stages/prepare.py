@@ -4,8 +4,9 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is imported: waiting threads sleep
 
-from quant.files import atomic_folder, read_json, write_manifest
+from quant.files import atomic_folder, write_manifest
 from quant.methods import Preparation, load
+from quant.outside import read_json
 from quant.pipeline import BASE, PLAN, PREPARED, PRIVATE, TEXT, parameters, run
 
 

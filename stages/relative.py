@@ -2,7 +2,8 @@
 
 import os
 
-from quant.files import read_json, write_json
+from quant.files import write_json
+from quant.outside import read_json
 from quant.pipeline import MODELS, PLAN, PRIVATE, STUDIES, TEXT, parameters, run
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is imported: waiting threads sleep

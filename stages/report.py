@@ -1,6 +1,6 @@
 """Write the report as Markdown, HTML and PDF, and print its first table."""
 
-from quant.files import read_json
+from quant.outside import read_json
 from quant.pipeline import BASE, REPORTS, TEXT, parameters, run
 
 

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -22,6 +23,8 @@ SOURCES = sorted(path.relative_to(ROOT) for folder in ("quant", "stages") for pa
 HELPERS = {
     "quant/__init__.py": "a docstring",
     "stages/__init__.py": "a docstring",
+    "quant/recover.py": "DVC's own files",
+    "quant/outside.py": "refuses wrong files; what is accepted stays as it is",
     "quant/errors.py": "the error a user reads",
     "quant/progress.py": "a bar on a terminal, sizes in messages",
     "quant/command.py": "arguments of commands",
@@ -96,7 +99,8 @@ def test_every_result_depends_on_the_versions_that_compute_it():
 
 # From the ground up: a room imports rooms that stand before it.
 FLOORS = (
-    "errors", "files", "config", "progress", "command", "pins", "cluster", "pipeline", "device",  # the ground floor: single files
+    "errors", "outside", "files", "config", "progress", "command", "pins", "recover", "cluster",  # the ground floor: single files
+    "pipeline", "device",
     "tensor", "kernels", "model", "gguf", "nn", "transformers_format", "runners", "hub", "text", "quality",
     "training", "calibration", "speed", "methods", "variants", "family", "preflight", "export", "report", "publish",
     "benches", "select", "check", "jobs",
@@ -193,7 +197,8 @@ def test_a_new_dense_architecture_is_an_entry(monkeypatch, tmp_path):
     shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
              "num_key_value_heads": 2, "vocab_size": 96, "max_position_embeddings": 64}
     save_model(transformers.SmolLM3Config(pad_token_id=0, bos_token_id=1, eos_token_id=2, **shape), tmp_path / "base")
-    monkeypatch.setitem(architectures.ARCHITECTURES, "smollm3", architectures.ARCHITECTURES["llama"])
+    entry = replace(architectures.ARCHITECTURES["llama"], classes=("SmolLM3ForCausalLM", "SmolLM3Model"))
+    monkeypatch.setitem(architectures.ARCHITECTURES, "smollm3", entry)
     write_artifact(tmp_path / "base", Recipe(Scheme(), include=("*",)), tmp_path / "int8")
     tokens = torch.arange(3, 27).view(1, -1)
     base, variant = (open_runner(tmp_path / name).logits(tokens) for name in ("base", "int8"))

@@ -73,8 +73,8 @@ def test_a_model_on_the_hub_is_checked_without_its_weights(hub, make_model, tmp_
     source = make_model("llama", torch.bfloat16)
     files = {path.name: path.read_bytes() for path in source.iterdir()} | {"README.md": CARD}
     small = files.pop("model.safetensors")
-    large = save({"model.layers.2.mlp.up_proj.weight": torch.zeros(12 * 2**20 // 64, 64, dtype=torch.bfloat16)})
-    names = dict.fromkeys(load(small), "a.safetensors") | {"model.layers.2.mlp.up_proj.weight": "b.safetensors"}
+    large = save({"model.extra.weight": torch.zeros(12 * 2**20 // 64, 64, dtype=torch.bfloat16)})
+    names = dict.fromkeys(load(small), "a.safetensors") | {"model.extra.weight": "b.safetensors"}
     index = json.dumps({"weight_map": names}).encode()
     shards = {"model.safetensors.index.json": index, "a.safetensors": small, "b.safetensors": large}
     commit = hub.add("tiny/model", {**files, **shards})
@@ -154,9 +154,9 @@ def test_rows_that_k_quants_do_not_fit_are_told_as_llama_cpp_does_it(tmp_path):
     ("model.safetensors", None, "has pickle weights only \\(pytorch_model.bin\\)"),
     ("model.safetensors", b"\0" * 7, "is not a complete safetensors file: 7 bytes"),
     ("model.safetensors", b"\x02" + 7 * b"\0" + b"{}", "holds no tensor"),
-    ("model.safetensors", "float8", "holds tensors of dtype F8_E4M3; expected one of F64, .* copy of the model in 16 or 32 bits"),
+    ("model.safetensors", "float8", "holds tensors of dtype 'F8_E4M3'; expected one of F64, .* in 16 or 32 bits"),
     ("config.json", b'{"model_type": "mamba"}', "architecture 'mamba' has no table of roles; known: gemma"),
-    ("config.json", b'{"model_type": "llama", "quantization_config": {"quant_method": "gptq"}}', "is quantized already .gptq"),
+    ("config.json", b'{"model_type": "llama", "quantization_config": {"quant_method": "gptq"}}', "is quantized already .{2}gptq"),
 ])  # fmt: skip
 def test_a_folder_that_no_stage_can_start_from_is_refused_as_the_stage_does(make_model, tmp_path, name, content, message):
     from safetensors.torch import save

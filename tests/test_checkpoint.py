@@ -44,7 +44,7 @@ def test_safetensors_reads_what_we_wrote(tmp_path):
 
 @pytest.mark.parametrize(("change", "message"), [
     (lambda h: h["a"].update(shape=[3, 5]), "needs 60 bytes, offsets give 48"),
-    (lambda h: h["a"].update(dtype="F13"), "dtype F13"),
+    (lambda h: h["a"].update(dtype="F13"), "dtype 'F13'"),
     (lambda h: h["a"].update(shape=[-3, -4]), "shape"),
     (lambda h: h["b"].update(data_offsets=[0, 2]), "starts at byte"),
     (lambda h: h["a"].pop("data_offsets"), "corrupt header"),

@@ -37,18 +37,19 @@ def test_a_checkpoint_is_quantized_from_the_numbers_it_holds(make_model, tmp_pat
 
 
 def test_code_that_a_model_brings_never_runs(make_model, tmp_path):
-    """A config that names code for transformers to run: the file is not taken along, and the known class opens the model."""
+    """A config that names the code of the class that transformers has itself, as Phi-3's: the class opens it, the code stays."""
     source = tmp_path / "source"
     shutil.copytree(make_model("llama"), source)
     config = json.loads((source / "config.json").read_text())
-    config["auto_map"] = {"AutoModelForCausalLM": "modeling_theirs.Theirs", "AutoConfig": "modeling_theirs.TheirConfig"}
+    config["auto_map"] = {"AutoModelForCausalLM": "modeling_theirs.LlamaForCausalLM", "AutoConfig": "modeling_theirs.LlamaConfig"}
     (source / "config.json").write_text(json.dumps(config))
     for name in ("modeling_theirs.py", "tokenizer_theirs.py"):
         (source / name).write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     base = tmp_path / "base"
     fetch_model(ModelSource(str(source)), base)
-    assert not list(base.glob("*.py"))
-    shutil.copyfile(source / "modeling_theirs.py", base / "modeling_theirs.py")  # and even if it were there
+    assert not list(base.glob("*.py")) and "auto_map" not in json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config))  # and even if it were there
+    shutil.copyfile(source / "modeling_theirs.py", base / "modeling_theirs.py")
     assert type(open_runner(base).model).__name__ == "LlamaForCausalLM"
     build_variant(base, "bitsandbytes", {"type": "nf4"}, tmp_path / "bnb")
     assert not (tmp_path / "ran").exists()

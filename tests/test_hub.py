@@ -275,7 +275,7 @@ BAD_INDEXES = [
     ({"a": "pytorch_model.bin"}, "names 'pytorch_model.bin'; expected safetensors"),
     ({"a": 5}, "names 5; expected safetensors"),
     ({"a": "gone.safetensors"}, "lacks gone.safetensors, which its index names"),
-    ({}, "names no file of weights"),
+    ({}, "weight_map is {}"),
     (["a"], "is not an index of weights"),
 ]
 

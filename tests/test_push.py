@@ -18,9 +18,10 @@ from huggingface_hub import ModelCard
 from test_hub import TOKEN
 
 from quant.errors import InputError
-from quant.files import read_json, write_json
+from quant.files import write_json
 from quant.hub.fetch import fetch_model
 from quant.hub.source import ModelSource
+from quant.outside import read_json
 from quant.publish.push import publication
 from quant.runners import open_runner
 from quant.text.corpus import write_corpus

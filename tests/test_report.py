@@ -10,7 +10,7 @@ from conftest import ROOT
 from made_up import CORPUS, MODEL, PARAMS, made_up, with_only, with_rows, write_results
 
 from quant.errors import InputError
-from quant.files import read_json
+from quant.outside import read_json
 from quant.report import readme, tables
 from quant.report.comparable import equal_but_for_the_grid, equal_but_for_the_selection, same_format
 from quant.report.document import render_markdown

@@ -100,7 +100,7 @@ def test_killed_and_run_again_it_gives_the_same_bytes(make_model, tmp_path):
     """A killed run leaves a partial folder beside the place of the artifact; the next run takes no notice of it."""
     recipe = Recipe.from_dict({}, Scheme())
     write_artifact(make_model("llama"), recipe, tmp_path / "whole")
-    leftover = tmp_path / ".again.partial"
+    leftover = tmp_path / ".again.0123abcd.partial"
     leftover.mkdir()
     (leftover / "model.safetensors").write_bytes(b"half")
     write_artifact(make_model("llama"), recipe, tmp_path / "again")

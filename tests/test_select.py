@@ -128,3 +128,11 @@ def test_a_budget_before_anything_is_measured_is_told_in_a_line(make_model, tmp_
     method = load("calibrated")
     with pytest.raises(InputError, match=words):
         method.selected(Checkpoint(make_model("gpt2")).inventory, tmp_path, method.resolve({}, row))
+
+
+@pytest.mark.parametrize("values", [{"include": None}, {"exclude": None}, {"include": [None]}, {"include": "q"},
+                                    {"schemes": ["q"]}, {"schemes": {"q": None}}, {"blocks": ["0-99999999999"]},
+                                    {"blocks": ["²"]}, {"blocks": [True]}])
+def test_a_selection_of_the_wrong_form_is_one_line(values):
+    with pytest.raises(InputError, match=r"recipe key|blocks holds"):
+        _ = Recipe.from_dict(values, Scheme()).block_numbers

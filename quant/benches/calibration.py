@@ -98,7 +98,7 @@ def _measure(folder: Path, chosen: Mapping[str, Mapping], given, params: Mapping
 
 
 def _predicted(out: Path) -> str:
-    from quant.files import read_json
+    from quant.outside import read_json
 
     allocation = read_json(out / "manifest.json").get("allocation")
     return f"{allocation['predicted_kld_mnats']:.4f}" if allocation else ""

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING
 
 from quant.command import Parser, run
 from quant.errors import InputError
-from quant.files import read_json, significant, write_json
+from quant.files import significant, write_json
+from quant.outside import read_json
 from quant.speed.plan import TimingPlan
 from quant.speed.quiet import spare_the_processor
 from quant.speed.watch import Watch, watch_machine

@@ -18,7 +18,8 @@ from pathlib import Path
 from quant.benches.ground import Ground, add_arguments
 from quant.command import Parser, run, whole_number
 from quant.errors import InputError
-from quant.files import read_json, significant, write_json
+from quant.files import significant, write_json
+from quant.outside import read_json
 from quant.pipeline import parameters
 from quant.variants import variant
 

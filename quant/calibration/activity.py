@@ -21,7 +21,8 @@ def mean_squares(base: Path, inventory: Inventory, tokens: torch.Tensor) -> dict
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, use_safetensors=True, local_files_only=True,
-                                                 trust_remote_code=False).eval()
+                                                 trust_remote_code=False,
+                                                 attn_implementation=inventory.architecture.attention).eval()
     names = {weight.module: weight.name for weight in inventory.weights if weight.is_block_matrix}
     head = inventory.architecture.head
     names[head] = inventory.head.name

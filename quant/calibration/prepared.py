@@ -13,8 +13,11 @@ from quant.calibration.plan import CalibrationPlan
 from quant.calibration.vocabulary import VocabularyMoments, vocabulary_moments
 from quant.calibration.windows import choose_windows
 from quant.errors import InputError
-from quant.files import atomic_file, read_json, write_json
+from quant.files import atomic_file, write_json
+from quant.model.architectures import architecture_of
 from quant.model.checkpoint import Checkpoint
+from quant.model.config import read_config
+from quant.outside import read_json
 from quant.quality.protocol import ScoringProtocol
 from quant.text.load import load_corpus
 from quant.text.read import training_corpus
@@ -71,7 +74,8 @@ def write_moments(base: Path, tokens: torch.Tensor, seed: int, folder: Path) -> 
 
     disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, use_safetensors=True, local_files_only=True,
-                                                 trust_remote_code=False)
+                                                 trust_remote_code=False,
+                                                 attn_implementation=architecture_of(read_config(base)).attention)
     moments = vocabulary_moments(model.eval().requires_grad_(False), tokens, seed)
     save_file({name: value.contiguous() for name, value in vars(moments).items()}, folder / VOCABULARY)
     return moments

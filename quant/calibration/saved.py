@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from quant.files import read_json, write_json
+from quant.files import write_json
 from quant.model.safetensors_file import read_header, read_tensor
 from quant.model.selection import Part, Selected
+from quant.outside import read_json
 from quant.tensor.qtensor import QTensor, dequantize, layout
 
 UNQUANTIZED = "unquantized:"  # before the names of weights that only changed

@@ -31,7 +31,8 @@ class Skeleton:
         self.checkpoint, self.inventory = checkpoint, checkpoint.inventory
         config = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
         with init_empty_weights(include_buffers=False):
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False,
+                                                     attn_implementation=self.inventory.architecture.attention)
         self.model = model.eval()
         for weight in self.inventory.weights:
             if weight.block is None:

@@ -28,7 +28,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from quant.errors import InputError
 from quant.files import write_json, write_manifest
 from quant.model.architectures import Range, architecture_of
-from quant.model.artifact_format import METHOD
+from quant.model.artifact_format import METHOD, check_quantization
 from quant.model.checkpoint import Checkpoint
 from quant.model.folder import copy_companions
 from quant.model.safetensors_file import TensorInfo, write_checkpoint
@@ -130,7 +130,7 @@ def write(artifact: Path, folder: Path) -> None:
         raise InputError(f"{artifact} is not an artifact of this pipeline: its quant_method is {saved.get('quant_method')!r}, "
                          f"expected {METHOD!r}; give the folder of a variant with method: quant")
     model = _skeleton(checkpoint)
-    schemes = [Scheme.from_dict(values) for values in saved["schemes"]]
+    schemes = check_quantization(saved.get("schemes"), saved.get("modules"))
     linears = [_packed_linear(model, name, parts, schemes) for name, parts in saved["modules"].items()]
     order = _order(checkpoint, model, linears)
     layout: dict[str, TensorInfo] = {}
@@ -189,7 +189,8 @@ def _skeleton(checkpoint: Checkpoint) -> PreTrainedModel:
         raise InputError(f"{checkpoint.config['model_type']} keeps {names} in Conv1D modules, which compressed-tensors does not "
                          "quantize (it knows nn.Linear); use llama.cpp's GGUF for this model")
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(checkpoint.folder))
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False),
+                                                trust_remote_code=False, attn_implementation=architecture.attention)
 
 
 def _packed_linear(model: PreTrainedModel, name: str, parts: Mapping[str, Mapping], schemes: list[Scheme]) -> PackedLinear:

@@ -3,14 +3,38 @@
 from __future__ import annotations
 
 import struct
+from functools import cache
 from pathlib import Path
 
 from quant.errors import InputError
+from quant.files import sha256_of
+from quant.outside import plain_file, read_json
+
+
+@cache
+def _require_listed(path: Path, _: tuple[int, int]) -> None:
+    """Compare a file with its manifest, once for each state of it: its size and the time of its last change."""
+    folder = path.parent
+    manifest = read_json(folder / "manifest.json") if (folder / "manifest.json").is_file() else {}
+    files = manifest.get("files") if isinstance(manifest, dict) else None
+    entry = files.get(path.name) if isinstance(files, dict) else None
+    expected = entry.get("sha256") if isinstance(entry, dict) else None
+    if expected is not None and sha256_of(path) != expected:
+        raise InputError(f"{path} is not the file that its manifest lists (another sha256); make it again with dvc repro")
+
+
+def check_hash(path: Path) -> None:
+    """Raise InputError unless a file has the sha256 of the manifest beside it: one wrong byte can abort llama.cpp's process.
+
+    A file is read once in a process; without a manifest, or an entry in it, there is nothing to compare.
+    """
+    about = path.stat()
+    _require_listed(path.absolute(), (about.st_size, about.st_mtime_ns))
 
 
 def check_gguf(path: Path) -> None:
     """Raise InputError for a file with an impossible GGUF header: readers allocate memory by the counts in it."""
-    size = path.stat().st_size
+    size = plain_file(path).stat().st_size
     with open(path, "rb") as file:
         head = file.read(24)
     if len(head) < 24 or head[:4] != b"GGUF":

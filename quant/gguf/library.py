@@ -39,6 +39,7 @@ def library_folder() -> Path:
 @cache
 def bindings():
     """The low-level functions of llama-cpp-python, its backend initialized and its log off."""
+    os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # an abort would run a debugger, for seconds
     os.environ["LLAMA_CPP_LIB_PATH"] = str(library_folder())
     import llama_cpp.llama_cpp as low_level
 

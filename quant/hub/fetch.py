@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 from quant.errors import InputError
-from quant.files import atomic_folder, write_manifest
+from quant.files import atomic_folder, write_json, write_manifest
 from quant.hub.download import announce, fetch
 from quant.hub.license import License
 from quant.hub.repository import Snapshot, is_commit, resolve
 from quant.hub.source import ModelSource
 from quant.model.architectures import architecture_of
-from quant.model.checkpoint import Checkpoint, read_config
+from quant.model.checkpoint import Checkpoint
+from quant.model.config import CODE, check_places, check_tokenizer, read_config, without_code
 from quant.model.folder import (
     INDEX,
+    LARGEST_COMPANION,
     TOKENIZERS,
+    companions,
     copy_companions,
     is_companion,
     require_tokenizer,
@@ -24,6 +28,7 @@ from quant.model.folder import (
     weight_files,
     weight_paths,
 )
+from quant.outside import shown
 from quant.progress import size
 
 CARD = "README.md"
@@ -67,7 +72,7 @@ def require_usable(config: Mapping, name: str) -> None:
     architecture_of(config)
     done = config.get("quantization_config")
     if done is not None:
-        method = done.get("quant_method", "by a method it doesn't name") if isinstance(done, Mapping) else done
+        method = shown(done.get("quant_method", "by a method it doesn't name") if isinstance(done, Mapping) else done)
         raise InputError(f"{name} is quantized already ({method}); give the unquantized model, which its card names")
 
 
@@ -98,15 +103,21 @@ def _as_cached(snapshot: Snapshot) -> str:
 
 
 def _copy(source: Path, out: Path, name: str, commit: str | None) -> None:
+    with_index = [INDEX] if (source / INDEX).exists() else []
+    check_places(source, [file for file in ("config.json", CARD) if os.path.lexists(source / file)] + with_index)
+    check_places(source, companions(source), LARGEST_COMPANION)
+    check_places(source, [path.name for path in weight_paths(source)])
     checkpoint = Checkpoint(source)
     require_usable(checkpoint.config, name)
     require_tokenizer(source)
+    check_tokenizer(source)
     license, shards = License.from_card(source / CARD), weight_paths(source)
     architecture, dtype = checkpoint.config["model_type"], checkpoint.inventory.dtype
     with atomic_folder(out) as folder:
-        for path in [source / "config.json", source / INDEX, *shards]:
-            if path.is_file():
-                shutil.copyfile(path, folder / path.name)
+        for path in [source / "config.json", *(source / index for index in with_index), *shards]:
+            shutil.copyfile(path, folder / path.name)
+        if CODE in checkpoint.config:
+            write_json(folder / "config.json", without_code(checkpoint.config))
         copy_companions(source, folder)
         write_manifest(folder, {"source": name, "revision": commit, "dtype": dtype, "architecture": architecture,
                                 "license": license.to_dict()})

@@ -6,10 +6,17 @@ import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import yaml
+from quant.errors import InputError, printable
+from quant.outside import MIB, parse_yaml, read_bytes, shown
 
+LARGEST_CARD, LONGEST = 4 * MIB, 200
 OPEN = {"apache-2.0", "mit", "bsd", "bsd-2-clause", "bsd-3-clause", "isc", "cc0-1.0", "cc-by-4.0", "cc-by-3.0", "cc-by-sa-4.0",
         "cc-by-sa-3.0", "unlicense", "wtfpl", "zlib", "gpl-2.0", "gpl-3.0", "lgpl-3.0", "agpl-3.0", "mpl-2.0", "odc-by"}
+
+
+def shown_text(value) -> str:
+    """A value of the front matter as a short line; only text and numbers are a licence."""
+    return printable(value, LONGEST) if isinstance(value, str) else shown(value, LONGEST)
 
 
 @dataclass(frozen=True)
@@ -23,18 +30,18 @@ class License:
     @classmethod
     def from_card(cls, card: Path) -> License:
         """Read the front matter of a README.md; a missing file or front matter gives a licence without an id."""
-        text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
-        head = re.match(r"\ufeff?---\s*\n(.*?)\n---\s*(\n|$)", text, re.DOTALL)
+        text = read_bytes(card, LARGEST_CARD).decode("utf-8", errors="replace") if card.exists() else ""
+        head = re.match(r"\ufeff?---[ \t]*\r?\n(.*?)\n---[ \t]*\r?(\n|$)", text, re.DOTALL)
         try:
-            values = yaml.safe_load(head[1]) if head else {}
-        except yaml.YAMLError:
+            values = parse_yaml(head[1], str(card)) if head else {}
+        except InputError:  # a card that can't be read states no licence
             values = {}
         if not isinstance(values, dict):
             return cls()
         found = values.get("license")
-        found = ", ".join(map(str, found)) if isinstance(found, list) else found
+        found = ", ".join(map(shown_text, found[:8])) if isinstance(found, list) else found
         fields = (found, values.get("license_name"), values.get("license_link"))
-        return cls(*(None if one is None else str(one) for one in fields))
+        return cls(*(None if one is None else shown_text(one) for one in fields))
 
     def to_dict(self) -> dict:
         return asdict(self)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from quant.errors import InputError
+from quant.outside import shown
 
 ROLES = ("q", "k", "v", "o", "up", "gate", "down", "embedding", "head", "norm", "other")
 GROUPS = {"attention": ("q", "k", "v", "o"), "mlp": ("up", "gate", "down")}
@@ -25,6 +26,7 @@ class Architecture:
     base: prefix of the model's body, which some checkpoints omit. blocks: the list of decoder blocks.
     inside, outside: module name (within a block; in the model) -> role, or roles where fused.
     tied: whether the head shares the embedding's weight if the config does not say; transformers' default.
+    classes: transformers' classes of it, the causal language model first. attention: the one that transformers takes by default.
     transposed: modules whose weight is stored [in, out] (GPT-2's Conv1D). ignored: tensors that are not weights, such as masks.
     renamed: old module names in checkpoints -> current ones. interleaved: the rows of a fused q k v alternate head by head.
     """
@@ -33,6 +35,8 @@ class Architecture:
     blocks: str
     inside: Mapping[str, str | tuple[str, ...]]
     outside: Mapping[str, str]
+    classes: tuple[str, ...] = ()
+    attention: str = "sdpa"
     tied: bool = False
     transposed: frozenset[str] = field(default_factory=frozenset)
     ignored: str = r"(?!)"
@@ -106,6 +110,7 @@ _LLAMA_OUTSIDE = {"model.embed_tokens": "embedding", "model.norm": "norm", "lm_h
 _LLAMA = Architecture(
     base="model.",
     blocks="model.layers",
+    classes=("LlamaForCausalLM", "LlamaModel"),
     inside={**_QKVO, "mlp.gate_proj": "gate", "mlp.up_proj": "up", "mlp.down_proj": "down", **_LLAMA_NORMS},
     outside=_LLAMA_OUTSIDE,
     ignored=r".*rotary_emb\.inv_freq",
@@ -121,6 +126,7 @@ ARCHITECTURES = {
         blocks="transformer.h",
         inside={"attn.c_attn": ("q", "k", "v"), "attn.c_proj": "o", **_GPT2_LIKE},
         outside=_GPT2_OUTSIDE,
+        classes=("GPT2LMHeadModel", "GPT2Model", "GPT2DoubleHeadsModel"),
         tied=True,
         transposed=frozenset({"attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"}),
         ignored=r".*\.attn\.(masked_)?bias",
@@ -130,6 +136,8 @@ ARCHITECTURES = {
         blocks="transformer.h",
         inside={**{f"attn.attention.{role}_proj": role for role in "qkv"}, "attn.attention.out_proj": "o", **_GPT2_LIKE},
         outside=_GPT2_OUTSIDE,
+        classes=("GPTNeoForCausalLM", "GPTNeoModel"),
+        attention="eager",
         tied=True,
         ignored=r".*\.attn\.attention\.(masked_)?bias",
     ),
@@ -141,6 +149,7 @@ ARCHITECTURES = {
             "mlp.dense_4h_to_h": "down", "input_layernorm": "norm", "post_attention_layernorm": "norm",
         },
         outside={"gpt_neox.embed_in": "embedding", "gpt_neox.final_layer_norm": "norm", "lm_head": "head"},
+        classes=("GPTNeoXForCausalLM", "GPTNeoXModel"),
         renamed={"embed_out": "lm_head"},
         interleaved=True,
         ignored=r".*\.attention\.(masked_bias|bias|rotary_emb\.inv_freq)",
@@ -156,6 +165,7 @@ ARCHITECTURES = {
             "model.decoder.embed_tokens": "embedding", "model.decoder.embed_positions": "embedding",
             "model.decoder.final_layer_norm": "norm", "lm_head": "head",
         },
+        classes=("OPTForCausalLM", "OPTModel"),
         tied=True,
     ),
     "phi3": Architecture(
@@ -166,19 +176,25 @@ ARCHITECTURES = {
             "mlp.down_proj": "down", **_LLAMA_NORMS,
         },
         outside=_LLAMA_OUTSIDE,
+        classes=("Phi3ForCausalLM", "Phi3Model"),
         ignored=_LLAMA.ignored,
     ),
-    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), _LLAMA),
-    **{name: replace(_LLAMA, tied=True) for name in ("gemma", "gemma2", "gemma3_text")},
+    "llama": _LLAMA,
+    **{name: replace(_LLAMA, classes=classes) for name, classes in {
+        "mistral": ("MistralForCausalLM", "MistralModel"), "qwen2": ("Qwen2ForCausalLM", "Qwen2Model"),
+        "qwen3": ("Qwen3ForCausalLM", "Qwen3Model")}.items()},
+    "gemma": replace(_LLAMA, classes=("GemmaForCausalLM", "GemmaModel"), tied=True),
+    "gemma2": replace(_LLAMA, classes=("Gemma2ForCausalLM", "Gemma2Model"), attention="eager", tied=True),
+    "gemma3_text": replace(_LLAMA, classes=("Gemma3ForCausalLM", "Gemma3TextModel", "Gemma3Model"), tied=True),
 }  # fmt: skip
 
 
 def architecture_of(config: Mapping) -> Architecture:
     """The architecture that a config's model_type names. Raises InputError, which lists the known ones, for any other."""
     model_type = config.get("model_type")
-    if model_type not in ARCHITECTURES:
+    if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
         known = ", ".join(sorted(ARCHITECTURES))
-        raise InputError(f"architecture {model_type!r} has no table of roles; known: {known}")
+        raise InputError(f"architecture {shown(model_type)} has no table of roles; known: {known}")
     return ARCHITECTURES[model_type]
 
 
@@ -187,6 +203,11 @@ def fused_rows(config: Mapping, roles: tuple[str, ...], rows: int) -> dict[str, 
     if len(roles) == 1:
         return {roles[0]: [(0, rows)]}
     heads = config.get("num_attention_heads") or config.get("n_head") or 1
+    parts = 3 * heads if architecture_of(config).interleaved else heads + 2 * (config.get("num_key_value_heads") or heads)
+    parts = parts if "q" in roles else len(roles)
+    if rows > 1 and rows % parts:
+        raise InputError(f"a fused matrix of {', '.join(roles)} has {rows} rows, which {parts} parts do not divide; fetch the "
+                         "model again")
     if architecture_of(config).interleaved:
         size = rows // (3 * heads)
         return {role: [((3 * head + i) * size, (3 * head + i + 1) * size) for head in range(heads)]

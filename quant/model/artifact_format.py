@@ -14,9 +14,50 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from quant.errors import InputError
 from quant.model.selection import RowClass, Selected
+from quant.outside import is_count, shown
+from quant.tensor.scheme import Scheme
 
 METHOD = "qtensor"
+MOST_SCHEMES, MOST_PARTS, MOST_ROWS = 4096, 300, 2**31
+AGAIN = "quantize the model again"
+
+
+def check_quantization(schemes, modules) -> list[Scheme]:
+    """The schemes of an artifact's config, after its form is checked, before any module is made by it.
+
+    Raises InputError for anything that `quantization_config` does not write.
+    """
+    if not isinstance(schemes, list) or len(schemes) > MOST_SCHEMES or not all(isinstance(one, dict) for one in schemes):
+        raise InputError(f"quantization_config has the schemes {shown(schemes)}; expected a list of at most "
+                         f"{MOST_SCHEMES}; {AGAIN}")
+    if not isinstance(modules, dict):
+        raise InputError(f"quantization_config has the modules {shown(modules)}; expected parts by module; {AGAIN}")
+    found = [Scheme.from_dict(values) for values in schemes]
+    for name, parts in modules.items():
+        if not isinstance(parts, dict) or not 1 <= len(parts) <= MOST_PARTS:
+            raise InputError(f"quantization_config: {shown(name)} has the parts {shown(parts)}; expected 1 to "
+                             f"{MOST_PARTS}; {AGAIN}")
+        for part in parts.values():
+            _check_part(name, part, len(found))
+    return found
+
+
+def _check_part(name: str, part, schemes: int) -> None:
+    keys = part.keys() if isinstance(part, dict) else set()
+    scheme = part["scheme"] if "scheme" in keys else -1
+    if keys not in ({"scheme", "ranges"}, {"scheme", "rows"}) or not (
+            scheme is None or (is_count(scheme) and scheme < schemes)):
+        raise InputError(f"quantization_config: {shown(name)} has the part {shown(part)}; expected one of {schemes} schemes, or "
+                         f"null, and its ranges of rows; {AGAIN}")
+    ranges = part.get("ranges", [[0, part.get("rows")]])
+    ordered = isinstance(ranges, list) and ranges and all(
+        isinstance(one, list) and len(one) == 2 and all(is_count(n) and n < MOST_ROWS for n in one) and one[0] < one[1]
+        for one in ranges)
+    if not ordered:
+        raise InputError(f"quantization_config: {shown(name)} has the rows {shown(ranges)}; expected ranges [start, stop) of at "
+                         f"most {MOST_ROWS:,}; {AGAIN}")
 
 
 def quantization_config(weights: list[Selected]) -> dict:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from functools import cached_property
 from pathlib import Path
 
 import torch
 
-from quant.errors import InputError, first_line
-from quant.files import read_json
+from quant.errors import InputError
+from quant.model.config import read_config
 from quant.model.folder import weight_paths
 from quant.model.inventory import Inventory, second_copy_of_tied, take_inventory
 from quant.model.safetensors_file import TensorInfo, read_header, read_tensor, same_bytes
@@ -53,17 +52,3 @@ class Checkpoint:
     def buffer(self) -> torch.Tensor:
         """A buffer for `read` that fits the largest tensor: reusing it avoids an allocation per tensor."""
         return torch.empty(max((info.bytes for info in self.tensors.values()), default=0), dtype=torch.uint8)
-
-
-def read_config(folder: Path) -> dict:
-    """The folder's config.json. Raises InputError if it is missing, is not JSON or names no model_type."""
-    path = Path(folder) / "config.json"
-    if not path.is_file():
-        raise InputError(f"{folder} has no config.json; expected a Hugging Face model folder")
-    try:
-        config = read_json(path)
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path} is not JSON ({first_line(error)}); fetch the model again") from None
-    if not isinstance(config, dict) or "model_type" not in config:
-        raise InputError(f"{path} names no model_type; expected the config of a causal language model")
-    return config

@@ -7,8 +7,8 @@ from collections.abc import Collection
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from quant.errors import InputError, first_line
-from quant.files import read_json
+from quant.errors import InputError
+from quant.outside import MIB, plain_file, read_json, shown
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -16,6 +16,7 @@ TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 COMPANIONS = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json",
               "generation_config.json", "chat_template*", "spiece.model")
 COMPANION_KINDS = (".json", ".txt", ".model", ".jinja")  # never code, never pickle
+LARGEST_COMPANION = 128 * MIB  # Gemma's tokenizer has 34 MB
 
 
 def is_companion(name: str) -> bool:
@@ -24,10 +25,14 @@ def is_companion(name: str) -> bool:
 
 
 def copy_companions(source: Path, out: Path) -> None:
-    """Copy the companions of a model's folder into `out`."""
-    for path in sorted(Path(source).iterdir()):
-        if is_companion(path.name):
-            shutil.copyfile(path, out / path.name)
+    """Copy the companions of a model's folder into `out`. Raises InputError for one that is no plain file, or is too large."""
+    for name in companions(source):
+        shutil.copyfile(plain_file(Path(source) / name, LARGEST_COMPANION), out / name)
+
+
+def companions(folder: Path) -> list[str]:
+    """The names of a folder's companions."""
+    return sorted(path.name for path in Path(folder).iterdir() if is_companion(path.name))
 
 
 def require_tokenizer(folder: Path) -> None:
@@ -66,13 +71,11 @@ def weight_files(held: Collection[str], shards: list[str] | None, where: str) ->
 
 def shard_names(index: Path) -> list[str]:
     """The weight files that an index names. Raises InputError unless each is a safetensors file in the index's folder."""
-    try:
-        names = sorted(set(read_json(index)["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise InputError(f"{index} is not an index of weights ({first_line(error)}); fetch the model again") from None
-    if not names:
-        raise InputError(f"{index} names no file of weights; fetch the model again")
-    for name in names:
-        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
-            raise InputError(f"{index} names {name!r}; expected safetensors files in its own folder; refused")
-    return names
+    values = read_json(index)
+    places = values.get("weight_map") if isinstance(values, dict) else None
+    if not isinstance(places, dict) or not places:
+        raise InputError(f"{index} is not an index of weights: weight_map is {shown(places)}; fetch the model again")
+    for name in places.values():
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors") or "\0" in name:
+            raise InputError(f"{index} names {shown(name)}; expected safetensors files in its own folder; refused")
+    return sorted(set(places.values()))

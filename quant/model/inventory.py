@@ -14,9 +14,8 @@ from functools import cached_property
 
 from quant.errors import InputError
 from quant.model.architectures import Architecture, Range, architecture_of, fused_rows
+from quant.model.config import BLOCK_COUNTS, check_shapes, first_of
 from quant.model.safetensors_file import TensorInfo
-
-BLOCK_COUNTS = ("num_hidden_layers", "n_layer", "num_layers")  # keys of a config, by architecture
 
 
 @dataclass(frozen=True)
@@ -129,7 +128,9 @@ def take_inventory(config: Mapping, tensors: Mapping[str, TensorInfo]) -> Invent
             transposed=architecture.is_transposed(module) and name.endswith(".weight"), tied_head=tied and module == embedding,
         )  # fmt: skip
     _require_complete(architecture, config, tied, weights)
-    return Inventory(config, tuple(weights.values()))
+    inventory = Inventory(config, tuple(weights.values()))
+    check_shapes(inventory)
+    return inventory
 
 
 def second_copy_of_tied(config: Mapping, tensors: Mapping[str, TensorInfo]) -> tuple[str, str] | None:
@@ -155,7 +156,7 @@ def _require_complete(architecture: Architecture, config: Mapping, tied: bool, f
     """Raise InputError for the first weight that every model of the architecture has and the checkpoint lacks."""
     embedding, head = architecture.main_embedding, architecture.head
     numbers = {weight.block for weight in found.values()} - {None}
-    blocks = next((config[key] for key in BLOCK_COUNTS if key in config), max(numbers, default=-1) + 1)
+    blocks = first_of(config, BLOCK_COUNTS) or max(numbers, default=-1) + 1
     inside = [module for module, role in architecture.inside.items() if role != "norm"]
     for module in [embedding, *(f"{architecture.blocks}.{block}.{module}" for block in range(blocks) for module in inside)]:
         if f"{module}.weight" not in found:

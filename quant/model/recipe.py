@@ -8,12 +8,14 @@ shares the embedding's codes: selecting one selects both.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 
 from quant.config import known_keys
 from quant.errors import InputError
 from quant.model.architectures import GROUPS, ROLES
+from quant.outside import shown
 from quant.tensor.scheme import Scheme
 
 
@@ -40,8 +42,14 @@ class Recipe:
         for key in ("include", "exclude", "blocks"):
             if isinstance(selection.get(key), list | tuple):
                 selection[key] = tuple(selection[key])
-            elif selection.get(key) is not None:
-                raise InputError(f"recipe key {key} is {selection[key]!r}; expected a list")
+            elif key in selection and not (key == "blocks" and selection[key] is None):
+                raise InputError(f"recipe key {key} is {shown(selection[key])}; expected a list")
+        for key in ("include", "exclude"):
+            if not all(isinstance(term, str) for term in selection.get(key) or ()):
+                raise InputError(f"recipe key {key} holds {shown(selection[key])}; expected roles and patterns, each a text")
+        schemes = selection.get("schemes", {})
+        if not isinstance(schemes, Mapping) or not all(isinstance(values, Mapping) for values in schemes.values()):
+            raise InputError(f"recipe key schemes is {shown(schemes)}; expected parameters by role, such as mlp: {{bits: 4}}")
         scheme = start.override({key: values[key] for key in scheme_keys & set(values)})
         return cls(scheme, **known_keys(cls, selection, "recipe"))
 
@@ -69,10 +77,10 @@ class Recipe:
             return None
         numbers: set[int] = set()
         for item in self.blocks:
-            first, _, last = str(item).partition("-")
-            if not first.isdigit() or not (last or first).isdigit():
-                raise InputError(f"blocks holds {item!r}; expected a number or a range such as 3-5")
-            numbers |= set(range(int(first), int(last or first) + 1))
+            match = re.fullmatch(r"([0-9]{1,5})(?:-([0-9]{1,5}))?", str(item)) if type(item) in (int, str) else None
+            if not match:
+                raise InputError(f"blocks holds {shown(item)}; expected a number or a range such as 3-5")
+            numbers |= set(range(int(match[1]), int(match[2] or match[1]) + 1))
         return numbers
 
 

@@ -16,16 +16,18 @@ from pathlib import Path
 
 import torch
 
-from quant.errors import InputError, first_line
+from quant.errors import InputError
 from quant.files import write_json
 from quant.model.folder import INDEX, SINGLE
+from quant.outside import is_count, parse_json, plain_file, shown
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
-LARGEST_HEADER = 100 * 2**20
+LARGEST_HEADER = 16 * 2**20  # of 100,000 tensors; safetensors itself takes 100 MB
+MOST_DIMENSIONS = 8
 SHARD_BYTES = 4 * 10**9
 PIECE = 2**20  # bytes compared at a time
 
@@ -51,40 +53,42 @@ class TensorInfo:
 def read_header(path: Path) -> dict[str, TensorInfo]:
     """The tensors of a file by name. Raises InputError unless they fill the file exactly and their dtypes are in DTYPES."""
     path = Path(path)
-    size = path.stat().st_size
+    size = plain_file(path).stat().st_size
     with open(path, "rb") as file:
         start = file.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else -1
         if not 2 <= length <= min(LARGEST_HEADER, size - 8):
             raise InputError(f"{path} is not a complete safetensors file: {size} bytes, a header of {max(length, 0)}; "
                              "fetch it again")
-        try:
-            header = json.loads(file.read(length))
-            header.pop("__metadata__", None)
-            infos = {name: _tensor_info(path, 8 + length, entry) for name, entry in header.items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{path} has a corrupt header ({first_line(error)}); fetch it again") from None
+        header = parse_json(file.read(length), f"{path}: its header")
+    if not isinstance(header, dict):
+        raise InputError(f"{path} has a corrupt header, {shown(header)}; fetch it again")
+    infos = {name: _tensor_info(path, 8 + length, name, entry) for name, entry in header.items() if name != "__metadata__"}
     end = 8 + length
     for name, info in sorted(infos.items(), key=lambda item: item[1].offset):
         if info.offset != end:
-            raise InputError(f"{path}: {name} starts at byte {info.offset}, expected {end}; fetch it again")
+            raise InputError(f"{path}: {shown(name)} starts at byte {info.offset}, expected {end}; fetch it again")
         end += info.bytes
     if end != size:
         raise InputError(f"{path} has {size} bytes, its header says {end}: truncated or overlong; fetch it again")
     return infos
 
 
-def _tensor_info(path: Path, data: int, entry: Mapping) -> TensorInfo:
-    begin, stop = entry["data_offsets"]
-    shape = entry["shape"]
-    if entry["dtype"] not in DTYPES:
-        raise InputError(f"{path} holds tensors of dtype {entry['dtype']}; expected one of {', '.join(DTYPES)}: give a copy of "
+def _tensor_info(path: Path, data: int, name: str, entry) -> TensorInfo:
+    """A tensor's entry, checked. Counts are bounded before they are multiplied: a product of wrong ones takes minutes."""
+    found = entry if isinstance(entry, dict) else {}
+    dtype, shape, offsets = (found.get(key) for key in ("dtype", "shape", "data_offsets"))
+    if isinstance(dtype, str) and dtype not in DTYPES:
+        raise InputError(f"{path} holds tensors of dtype {shown(dtype)}; expected one of {', '.join(DTYPES)}: give a copy of "
                          "the model in 16 or 32 bits")
-    if not all(isinstance(n, int) and n >= 0 for n in (*shape, begin, stop)):
-        raise ValueError(f"shape {shape}, offsets {begin} to {stop}")
-    info = TensorInfo(DTYPES[entry["dtype"]], tuple(shape), path, data + begin)
-    if info.bytes != stop - begin:
-        raise ValueError(f"shape {shape} needs {info.bytes} bytes, offsets give {stop - begin}")
+    if (not isinstance(dtype, str) or not isinstance(shape, list) or len(shape) > MOST_DIMENSIONS
+            or not isinstance(offsets, list) or len(offsets) != 2 or not all(is_count(n) for n in (*shape, *offsets))
+            or math.prod(shape) >= 2**63 or math.prod(n for n in shape if n) >= 2**63):
+        raise InputError(f"{path} has a corrupt header ({shown(name)} is {shown(entry)}); fetch it again")
+    info = TensorInfo(DTYPES[dtype], tuple(shape), path, data + offsets[0])
+    if info.bytes != offsets[1] - offsets[0]:
+        raise InputError(f"{path} has a corrupt header ({shown(name)}: shape {shape} needs {info.bytes} bytes, offsets give "
+                         f"{offsets[1] - offsets[0]}); fetch it again")
     return info
 
 

@@ -14,7 +14,8 @@ from quant.hub.license import License
 from quant.hub.repository import Snapshot, resolve
 from quant.hub.retry import retrying
 from quant.hub.source import ModelSource
-from quant.model.checkpoint import Checkpoint, read_config
+from quant.model.checkpoint import Checkpoint
+from quant.model.config import read_config
 from quant.model.folder import require_tokenizer, weight_paths
 from quant.model.inventory import Inventory, take_inventory
 from quant.model.safetensors_file import DTYPES, TensorInfo

@@ -15,16 +15,18 @@ from pathlib import Path
 import jinja2
 
 from quant.errors import InputError
-from quant.files import read_json, sha256_of
+from quant.files import sha256_of
 from quant.hub.download import git_hash
 from quant.hub.errors import redacted, translating_errors
 from quant.hub.license import License
 from quant.hub.repository import RemoteFile, files_of, is_repo_id
 from quant.hub.retry import TIMEOUT, retrying
 from quant.methods import UNQUANTIZED, Method
+from quant.outside import read_json
 from quant.progress import size
 from quant.report.metrics import CARD, shown_in
 from quant.report.results import read_metrics
+from quant.report.wording import literal, unmarked
 from quant.variants import Variant
 
 HERE = Path(__file__).parent
@@ -96,6 +98,7 @@ def render_card(variant: Variant, folder: Path, repo: str, base: Mapping, names:
         license = replace(license, link=f"https://huggingface.co/{base['source']}/blob/{base['revision']}/{license.link}")
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(HERE), undefined=jinja2.StrictUndefined, trim_blocks=True,
                                      lstrip_blocks=True, keep_trailing_newline=True, autoescape=False)
+    environment.filters |= {"literal": literal, "unmarked": unmarked}
     loading = environment.from_string(variant.method.text("card.md.jinja") or "").render(repo=repo, names=names, code=code)
     return environment.get_template("card.md.jinja").render(
         front=_front_matter(base, license, variant.method),

@@ -9,8 +9,9 @@ from pathlib import Path
 from quant.cluster.pieces import over_machines, parts_of_work
 from quant.device import machine_kind, resolve_device
 from quant.errors import InputError
-from quant.files import atomic_folder, read_json, significant
+from quant.files import atomic_folder, significant
 from quant.model.checkpoint import Checkpoint
+from quant.outside import read_json
 from quant.progress import MIB
 from quant.quality import bootstrap
 from quant.quality.bootstrap import Blocks, difference

@@ -12,12 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from quant.errors import InputError
-from quant.files import read_json, significant
+from quant.files import significant
 from quant.hub.family import UNQUANTIZED
 from quant.model.artifact import write_artifact
 from quant.model.checkpoint import Checkpoint
 from quant.model.recipe import Recipe
 from quant.model.selection import select
+from quant.outside import read_json
 from quant.progress import MIB
 from quant.quality.evaluate import evaluate, evaluate_base
 from quant.quality.protocol import ScoringProtocol

@@ -13,8 +13,9 @@ import numpy
 import torch
 
 from quant.errors import InputError
-from quant.files import read_json, write_json
+from quant.files import write_json
 from quant.model.checkpoint import Checkpoint
+from quant.outside import read_json
 from quant.quality.protocol import ScoringProtocol
 from quant.quality.score import Batch
 from quant.quality.windows import Tokens

@@ -12,7 +12,8 @@ import numpy
 import torch
 
 from quant.errors import InputError
-from quant.files import read_json
+from quant.model.config import open_tokenizer_file
+from quant.outside import read_json
 from quant.quality.protocol import ScoringProtocol
 from quant.text.corpus import Corpus, as_text
 
@@ -175,14 +176,13 @@ def _word_ends(lines, template: str) -> list[int]:
 
 def open_tokenizer(folder: Path):
     """The folder's tokenizer as a tokenizers.Tokenizer, which gives the span of each token. Raises InputError for others."""
-    from tokenizers import Tokenizer
-
     path = folder / "tokenizer.json"
     if path.is_file():
-        return Tokenizer.from_file(str(path))
+        return open_tokenizer_file(path)
     from transformers import AutoTokenizer
 
-    tokenizer = getattr(AutoTokenizer.from_pretrained(folder, local_files_only=True), "backend_tokenizer", None)
+    slow = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    tokenizer = getattr(slow, "backend_tokenizer", None)
     if tokenizer is None:
         raise InputError(f"{folder} has no tokenizer.json and none can be made from its files; save one with "
                          "AutoTokenizer.from_pretrained(...).save_pretrained(...)")

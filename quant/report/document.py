@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import math
 import re
 from collections.abc import Mapping
@@ -76,7 +77,8 @@ def render_markdown(run: Run, corpus: Mapping, model: Mapping) -> str:
         floor=floor and math.exp(floor / corpus["words"]),
         model=model,
         params=run.params,
-        parameters=_as_yaml(run.params),
+        parameters=(parameters := _as_yaml(run.params)),
+        fence="`" * (1 + max((len(one) for one in re.findall("`+", parameters)), default=2)),
     )
 
 
@@ -103,7 +105,10 @@ def _write_html(text: str, reports: Path) -> None:
     text = re.sub(r"\(figures/([\w-]+\.svg)\)", embedded, text)  # the file opens anywhere
     arguments = ["--standalone", f"--template={HERE / 'report.template.html'}", "--toc", "--toc-depth=2", "--metadata=lang:en",
                  "--metadata=pagetitle:Quantization report"]
-    write_text(reports / "report.html", _convert(text, "html5", arguments))
+    page = _convert(text, "html5", arguments)
+    script = page.rpartition("<script>")[2].partition("</script>")[0]  # of the template: what the policy lets run, and no other
+    hashed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    write_text(reports / "report.html", page.replace("SCRIPT-HASH", hashed, 1))
 
 
 def _write_pdf(text: str, reports: Path) -> None:
@@ -113,7 +118,7 @@ def _write_pdf(text: str, reports: Path) -> None:
     try:
         write_text(source, (HERE / "report.template.typ").read_text(encoding="utf-8") + _convert(text, "typst", []))
         with atomic_file(reports / "report.pdf") as partial:
-            partial.write_bytes(typst.compile(str(source), root=str(reports.resolve())))
+            partial.write_bytes(typst.compile(str(source), root=str(reports.resolve()), timestamp=0))
     finally:
         source.unlink(missing_ok=True)
 

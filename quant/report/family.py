@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from pathlib import Path
 
+from quant.errors import printable
 from quant.hub.family import UNQUANTIZED
 from quant.progress import MIB
 from quant.quality.bootstrap import Blocks, Difference, difference_in_bits_per_byte
@@ -93,7 +95,7 @@ def matches(run: Run) -> list[Match]:
 def table(run: Run) -> str:
     """The models, unquantized and under the rows of the section `family`, the smallest in bytes first."""
     shown = [UNQUANTIZED, *run.params["family"]["variants"]]
-    names = {model.name: Path(model.source).name for model in models(run)}
+    names = {model.name: label(model.source) for model in models(run)}
     points = sorted((p for model in models(run) for p in model.points if p.variant in shown), key=lambda p: p.weights_mib)
     return grid(["model", "variant", "weights MiB", "bits / weight", "bits / byte", "95 % interval"],
                 [[names[p.model], p.variant, number(p.weights_mib, "{:.2f}"), number(p.bits_per_weight, "{:.2f}"),
@@ -101,9 +103,14 @@ def table(run: Run) -> str:
                 left=2)
 
 
+def label(source: str) -> str:
+    """The last part of a folder or a Hub name, without characters that are markup in a figure, a table or code."""
+    return re.sub(r"[^\w .:@+=,-]", "_", printable(Path(source).name, 60))
+
+
 def title(model: Model) -> str:
     """The model's folder or Hub name and its size, for a legend."""
-    return f"{Path(model.source).name}, {model.parameters / 1e6:.3g} M weights"
+    return f"{label(model.source)}, {model.parameters / 1e6:.3g} M weights"
 
 
 def _point(model: str, variant: str, weights_mib: float, bits: float, quality) -> Point:

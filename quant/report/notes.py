@@ -11,7 +11,7 @@ from quant.report.style import GRIDS
 from quant.report.subsets import equal_grids, grid_of, quantized
 from quant.report.tables import of_another_runtime
 from quant.report.templates import environment
-from quant.report.wording import code, joined, scale, some
+from quant.report.wording import code, joined, literal, scale, some
 from quant.tensor.codebooks import LINEAR, label_of
 from quant.text.corpus import FEW_LINES
 from quant.text.source import KNOWN
@@ -20,7 +20,7 @@ from quant.text.source import KNOWN
 def text_name(corpus: Mapping) -> str:
     """The name of the evaluation text, for a sentence."""
     source = corpus["source"]
-    return KNOWN[source].title if source in KNOWN else f"`{source}`"
+    return KNOWN[source].title if source in KNOWN else literal(source)
 
 
 def warnings(run: Run, corpus: Mapping) -> list[str]:

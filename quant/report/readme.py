@@ -13,7 +13,8 @@ import yaml
 
 from quant.command import Parser, run
 from quant.errors import InputError
-from quant.files import read_json, write_text
+from quant.files import write_text
+from quant.outside import read_json
 from quant.report.metrics import METRICS, README, shown_in
 from quant.report.results import Result, read_metrics
 from quant.report.tables import grid, metric_column, table

@@ -9,10 +9,10 @@ from functools import cached_property
 from pathlib import Path
 
 from quant.errors import InputError
-from quant.files import read_json
 from quant.hub.family import Family
 from quant.methods import Method
 from quant.model.recipe import Recipe
+from quant.outside import read_json
 from quant.quality.bootstrap import Blocks
 from quant.report.metrics import METRICS
 from quant.variants import Variant, variants

@@ -123,10 +123,15 @@ def write_sweep(parameter: str, variant: str, reports: Path = Path("reports")) -
     with atomic_file(reports / "sweep.csv") as path, open(path, "w", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow([parameter, *keys])
-        table.writerows([row["value"], *(row[key] for key in keys)] for row in rows)
+        table.writerows([_cell(row["value"]), *(row[key] for key in keys)] for row in rows)
     with in_style():
         save(draw_sweep(rows, parameter, variant), reports, "sweep")
     return rows
+
+
+def _cell(value):
+    """A value of a table: text that a spreadsheet would compute as a formula gets an apostrophe."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 def _without(params: Mapping, key: str) -> str:

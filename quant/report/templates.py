@@ -8,7 +8,7 @@ from pathlib import Path
 import jinja2
 
 from quant.report.metrics import METRICS
-from quant.report.wording import code, ending, joined, plain, signed, span
+from quant.report.wording import code, ending, joined, literal, plain, signed, span
 
 HERE = Path(__file__).parent
 
@@ -23,7 +23,7 @@ def environment() -> jinja2.Environment:
         loader=jinja2.FileSystemLoader(HERE), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         keep_trailing_newline=True, autoescape=False,
     )
-    made.filters |= {"plain": plain, "ending": ending, "signed": signed, "joined": joined, "code": code,
+    made.filters |= {"plain": plain, "ending": ending, "signed": signed, "joined": joined, "code": code, "literal": literal,
                      "metric": lambda value, key: METRICS[key].format(value),
                      "metric_span": lambda values, key: span(values, METRICS[key].form)}
     return made

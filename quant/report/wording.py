@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from quant.errors import printable
+
 MOST_NAMES = 4  # of a list within a sentence
 
 
@@ -55,6 +57,17 @@ def scale(size: int | str) -> str:
 def plain(text: str) -> str:
     """Text that Markdown shows unchanged, on one line, so that the output of a model is never markup."""
     return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", " ".join(text.split()))
+
+
+def literal(text) -> str:
+    """A name or an address from outside as code, or, where code could not hold it, as plain text; shortened, on one line."""
+    shown = printable(str(text), 200)
+    return f"`{shown}`" if re.fullmatch(r"[\w ./:@+,=~-]+", shown) else plain(shown)
+
+
+def unmarked(text: str) -> str:
+    """A text from outside as it is where it holds no markup, else so that Markdown shows it unchanged."""
+    return text if re.fullmatch(r"[\w .,:;/()'-]*", text) else plain(text)
 
 
 def ending(text: str, most: int = 300) -> str:

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from quant.errors import InputError
-from quant.files import read_json
+from quant.outside import read_json, shown
 
 if TYPE_CHECKING:
     import torch
 
 RUNTIMES = tuple(sorted(path.stem for path in (Path(__file__).parent / "runtimes").glob("[a-z]*.py")))
+DTYPES = ("float32", "bfloat16", "float16")
 DEFAULT_RUNTIME = "transformers"  # of a folder without a manifest, or whose manifest names none
 
 
@@ -97,15 +98,22 @@ def opening_of(folder: Path) -> Opening:
     if not folder.is_dir():
         raise InputError(f"{folder} does not exist; make it with dvc repro")
     manifest = read_json(folder / "manifest.json") if (folder / "manifest.json").is_file() else {}
+    if not isinstance(manifest, dict):
+        raise InputError(f"{folder}/manifest.json holds {shown(manifest)}; expected keys and values; make the folder again with "
+                         "dvc repro")
     runtime = manifest.get("runtime", DEFAULT_RUNTIME)
     if runtime not in RUNTIMES:
-        raise InputError(f"{folder}/manifest.json names the runtime {runtime!r}; expected one of "
+        raise InputError(f"{folder}/manifest.json names the runtime {shown(runtime)}; expected one of "
                          f"{', '.join(RUNTIMES)}; make the folder again with dvc repro")
     weights = manifest.get("weights")
-    if weights is not None and Path(weights).name != weights:
-        raise InputError(f"{folder}/manifest.json points to {weights!r}; expected the name of a folder beside it; make it "
+    if weights is not None and not (isinstance(weights, str) and Path(weights).name == weights != "" and "\0" not in weights):
+        raise InputError(f"{folder}/manifest.json points to {shown(weights)}; expected the name of a folder beside it; make it "
                          "again with dvc repro")
-    return Opening(runtime, folder.parent / weights if weights else folder, manifest.get("opened_as", "float32"))
+    dtype = manifest.get("opened_as", "float32")
+    if dtype not in DTYPES:
+        raise InputError(f"{folder}/manifest.json opens it as {shown(dtype)}; expected one of {', '.join(DTYPES)}; make the "
+                         "folder again with dvc repro")
+    return Opening(runtime, folder.parent / weights if weights else folder, dtype)
 
 
 def open_runner(folder: Path, dtype: str | None = None, device: str = "cpu", threads: int | None = None,

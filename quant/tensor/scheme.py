@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, replace
 
 from quant.config import check_choice, is_whole, known_keys
 from quant.errors import InputError
+from quant.outside import shown
 from quant.tensor.codebooks import CODEBOOKS, LINEAR, NAMES
 
+LARGEST = 1e30  # of a table of values: float32 has room for its products
 SCALE_DTYPES = ("float32", "float16", "bfloat16", "int8", "nested")
 LEVELS = ("narrow", "full")
 ZEROS = ("real", "whole")
@@ -163,8 +164,8 @@ class Scheme:
 
 
 def _check_table(table: tuple, bits: int) -> None:
-    if not all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in table):
-        raise InputError(f"codebook is {list(table)}; expected finite numbers")
+    if not all(isinstance(v, int | float) and not isinstance(v, bool) and -LARGEST <= v <= LARGEST for v in table):
+        raise InputError(f"codebook is {shown(list(table))}; expected finite numbers")
     if len(set(table)) != len(table) or not any(table):
         raise InputError(f"codebook is {list(table)}; expected different numbers, and not 0 alone")
     if not 2 ** (bits - 1) < len(table) <= 2**bits:

@@ -6,7 +6,8 @@ from hashlib import sha256
 from pathlib import Path
 
 from quant.errors import InputError
-from quant.files import read_json, write_text
+from quant.files import write_text
+from quant.outside import read_json
 from quant.text.corpus import Corpus
 from quant.text.read import read_corpus
 from quant.text.source import TextSource

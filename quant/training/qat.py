@@ -94,7 +94,7 @@ class Distillation:
 
 def student_of(base: Path, scheme: Scheme) -> PreTrainedModel:
     """The model in `base` in float32 and without dropout, its decoder blocks' matrices quantized in the forward pass."""
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, trust_remote_code=False)
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0  # the teacher's predictions can't be learnt by heart from a text this long in a few epochs

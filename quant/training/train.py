@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from quant.files import atomic_file, read_json, write_json
+from quant.files import atomic_file, write_json
+from quant.outside import read_json
 from quant.progress import duration
 from quant.text.corpus import as_text
 

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
+from quant.errors import InputError
 from quant.methods import Look, Method, Sizes, Tell
-from quant.methods.bitsandbytes.spec import BLOCK_SIZE, Spec
+from quant.methods.bitsandbytes.spec import BLOCK_SIZE, Spec, obstacle
 from quant.model.recipe import Recipe
 from quant.tensor.scheme import Scheme
 
@@ -21,6 +22,9 @@ def _build(base: Path, prepared: Path, values: Mapping, out: Path, tell: Tell) -
 
 def _sizes(inventory, folder: Path, values: Mapping) -> Sizes:
     spec, held = Spec(**values), 0
+    reason = obstacle(spec, inventory)
+    if reason:
+        raise InputError(reason)
     for weight in inventory.weights:
         if not weight.is_block_matrix:
             held += 4 * weight.count

@@ -12,13 +12,20 @@ import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.utils.logging import disable_progress_bar
 
+from quant.errors import InputError
 from quant.files import atomic_folder, write_manifest
-from quant.methods.bitsandbytes.spec import Spec
+from quant.methods.bitsandbytes.spec import Spec, obstacle
+from quant.model.architectures import architecture_of
+from quant.model.checkpoint import Checkpoint
+from quant.model.config import read_config
 from quant.model.folder import copy_companions
 
 
 def build(base: Path, spec: Spec, out: Path) -> None:
-    """Quantize the model in `base` and save it as safetensors in `out`."""
+    """Quantize the model in `base` and save it as safetensors in `out`. Raises InputError where this processor can't run it."""
+    reason = obstacle(spec, Checkpoint(base).inventory)
+    if reason:
+        raise InputError(reason)
     disable_progress_bar()
     if spec.type == "int8":
         config = BitsAndBytesConfig(load_in_8bit=True)
@@ -31,7 +38,7 @@ def build(base: Path, spec: Spec, out: Path) -> None:
         )
     model = AutoModelForCausalLM.from_pretrained(
         base, quantization_config=config, dtype=torch.float32, use_safetensors=True, local_files_only=True,
-        trust_remote_code=False,
+        trust_remote_code=False, attn_implementation=architecture_of(read_config(base)).attention,
     )  # fmt: skip
     with atomic_folder(out) as folder:
         model.save_pretrained(folder)

@@ -17,12 +17,13 @@ from quant.calibration.probe import PartCost, as_table, from_table, part_costs
 from quant.calibration.skeleton import Skeleton
 from quant.calibration.vocabulary import VocabularyMoments
 from quant.errors import InputError
-from quant.files import atomic_folder, read_json, write_json, write_manifest
+from quant.files import atomic_folder, write_json, write_manifest
 from quant.methods import Preparation
 from quant.model.checkpoint import Checkpoint
 from quant.model.inventory import Inventory
 from quant.model.recipe import Recipe
 from quant.model.selection import Selected, select, with_classes
+from quant.outside import read_json
 from quant.tensor.scheme import Scheme
 
 

@@ -22,7 +22,7 @@ from quant.calibration.sequential import Settings, calibrate
 from quant.calibration.skeleton import Skeleton
 from quant.calibration.solver import Solver
 from quant.errors import InputError
-from quant.files import atomic_folder, read_json, sha256_of, write_manifest
+from quant.files import atomic_folder, sha256_of, write_manifest
 from quant.gguf.imatrix import read_imatrix
 from quant.gguf.quantizer import run_quantizer
 from quant.gguf.tensors import Place, overwrite, places, types_of
@@ -31,6 +31,7 @@ from quant.methods.llama_cpp.prepare import COSTS, selected_of
 from quant.methods.llama_cpp.quantize import BUDGET_TYPE, IMATRIX, Spec
 from quant.model.checkpoint import Checkpoint
 from quant.model.selection import Selected
+from quant.outside import read_json
 from quant.tensor.ggml_blocks import to_bytes
 from quant.tensor.scheme import GGML_TYPES, K_TYPES
 

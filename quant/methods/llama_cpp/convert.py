@@ -9,9 +9,10 @@ import tempfile
 from pathlib import Path
 
 from quant.errors import InputError
-from quant.files import atomic_folder, read_json, write_json, write_manifest
+from quant.files import atomic_folder, write_json, write_manifest
 from quant.methods.llama_cpp.support import weights_obstacle
 from quant.model.checkpoint import Checkpoint
+from quant.outside import read_json
 
 OUTTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 

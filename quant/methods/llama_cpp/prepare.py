@@ -11,7 +11,7 @@ from quant.calibration.plan import CalibrationPlan
 from quant.calibration.prepared import ABOUT, write_moments, write_windows
 from quant.calibration.probe import as_table, part_costs
 from quant.calibration.skeleton import Skeleton
-from quant.files import atomic_folder, read_json, write_json, write_manifest
+from quant.files import atomic_folder, write_json, write_manifest
 from quant.gguf.imatrix import write_imatrix
 from quant.gguf.tensors import Place, places
 from quant.methods import Preparation
@@ -20,6 +20,7 @@ from quant.methods.llama_cpp.quantize import IMATRIX
 from quant.model.checkpoint import Checkpoint
 from quant.model.inventory import Inventory, Weight
 from quant.model.selection import Part, Selected
+from quant.outside import read_json
 from quant.tensor.ggml import scheme_of
 from quant.tensor.scheme import K_TYPES, SUPERBLOCK
 

@@ -7,8 +7,9 @@ import hashlib
 import re
 from pathlib import Path
 
-from quant.errors import InputError, first_line
+from quant.errors import InputError
 from quant.gguf.library import home
+from quant.model.config import open_tokenizer_file
 from quant.model.inventory import Inventory
 
 PROBE = "Hello  world's 3 cats,\tand\n\n2026 don't -- naïve ✅ 我想 x=1;  end "
@@ -21,12 +22,7 @@ def obstacle(inventory: Inventory, folder: Path) -> str | None:
         return reason
     if (folder / "tokenizer.model").is_file() or not (folder / "tokenizer.json").is_file():
         return None  # SentencePiece, which it reads; or files that only a conversion can check
-    from tokenizers import Tokenizer
-
-    try:
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    except Exception as error:  # the library has no narrower class
-        raise InputError(f"{folder / 'tokenizer.json'} can't be read: {first_line(error)}; fetch the model again") from error
+    tokenizer = open_tokenizer_file(folder / "tokenizer.json")
     tokens, places = max(tokenizer.get_vocab().values(), default=-1) + 1, inventory.config.get("vocab_size")
     if places is not None and tokens > places:
         return f"the tokenizer has {tokens:,} tokens, the model's vocabulary {places:,}; llama.cpp's converter refuses that"

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from quant.calibration.prepared import described, read_windows
-from quant.files import read_json, write_json
+from quant.files import write_json
 from quant.methods import Tell
 from quant.methods.peers.environment import run_worker
 from quant.methods.peers.imported import as_asked, qtensor_of
@@ -19,6 +19,7 @@ from quant.model.artifact import write_selected
 from quant.model.checkpoint import Checkpoint
 from quant.model.inventory import Inventory
 from quant.model.selection import Part, Selected, select
+from quant.outside import read_json
 from quant.tensor.qtensor import QTensor
 
 FLOATS = "floats:"  # before the names of weights that changed and are not quantized

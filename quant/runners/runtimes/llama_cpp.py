@@ -14,7 +14,7 @@ import numpy
 import torch
 
 from quant.errors import InputError
-from quant.gguf.header import check_gguf
+from quant.gguf.header import check_gguf, check_hash
 from quant.gguf.library import bindings
 from quant.runners import Options, StoredTensor
 
@@ -42,6 +42,7 @@ class Runner:
         if not path.is_file():
             raise InputError(f"{folder} has no model.gguf; make it with dvc repro")
         check_gguf(path)
+        check_hash(path)
         self._api = api = bindings()
         self._path = path
         self._model = api.llama_model_load_from_file(str(path).encode(), api.llama_model_default_params())
@@ -116,8 +117,9 @@ class Runner:
         return array.copy()
 
 
-def import_libraries(_: Path) -> None:
+def import_libraries(folder: Path) -> None:
     bindings()
+    check_hash(Path(folder) / "model.gguf")  # here, so that loading is timed without it
 
 
 def _parts(tensor, is_tied: bool) -> Iterator[StoredTensor]:

@@ -29,7 +29,8 @@ class Runner:
         self._architecture = architecture_of(checkpoint.config)
         self.device = torch.device(options.device)
         self.model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, options.dtype), use_safetensors=True, local_files_only=True, trust_remote_code=False
+            folder, dtype=getattr(torch, options.dtype), use_safetensors=True, local_files_only=True, trust_remote_code=False,
+            attn_implementation=self._architecture.attention,
         ).eval().to(self.device)
         if options.dtype == "bfloat16" and not has_bfloat16(self.device):
             compute_in_float32(self.model)
