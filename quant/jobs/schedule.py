@@ -47,7 +47,8 @@ class Schedule:
         """Take the stage to begin now, or None: nothing is ready, or it has to wait for those that are running."""
         if any(map(is_timing, self.begun)):
             return None
-        work = sorted((stage for stage in self.ready if not is_timing(stage)), key=lambda stage: -self._rank[stage])
+        work = sorted((stage for stage in self._before if stage in self.ready and not is_timing(stage)),
+                      key=lambda stage: -self._rank[stage])  # of equal ones, the first of the graph
         chosen = next((stage for stage in work if not self.begun or fits(stage)), None)
         if not work and not self.begun and not self.failed:
             chosen = next((stage for stage in self._before if stage in self.ready), None)  # a timing, in the order of the graph
