@@ -1,6 +1,7 @@
 """Exports an artifact to a format of other projects; no weight is quantized again.
 
     python -m quant.export models/int4 exported/int4 --format compressed-tensors
+    python -m quant.export models/int4-g64 exported/int4-gptq --format gptq
     python -m quant.export models/cal-q4_k exported/model.gguf --format gguf
 """
 
@@ -13,7 +14,9 @@ from quant.command import Parser
 from quant.errors import InputError
 from quant.files import atomic_folder
 
-FORMATS = {"compressed-tensors": "compressed_tensors", "gguf": "gguf"}  # a module here, with a function write(artifact, out)
+FORMATS = {  # a module here, with a function write(artifact, out)
+    "compressed-tensors": "compressed_tensors", "gptq": "gptq", "awq": "awq", "gguf": "gguf",
+}  # fmt: skip
 SUFFIXES = {"gguf": ".gguf"}  # of formats that are one file
 
 

@@ -1,0 +1,153 @@
+"""Artifacts in the checkpoint formats of GPTQ and AWQ hold the same weights, unpacked here code by code and by GPTQModel."""
+
+import json
+import subprocess
+
+import pytest
+import torch
+from test_export import weights_of
+
+from quant.errors import InputError
+from quant.export import export
+from quant.methods.peers.environment import interpreter, missing
+from quant.model.artifact import write_artifact
+from quant.model.checkpoint import Checkpoint
+from quant.model.recipe import Recipe
+from quant.tensor.scheme import Scheme
+
+WHOLE = {"symmetric": False, "zeros": "whole"}
+GRIDS = {"narrow": {}, "full": {"levels": "full"}, "whole": WHOLE}
+LOGITS = """
+import json, sys, torch
+from gptqmodel import BACKEND, GPTQModel
+model = GPTQModel.load(sys.argv[1], backend=BACKEND(sys.argv[2]), device="cpu", dtype=torch.float16).model
+kind = {"torch": "TorchQuantLinear", "torch_awq": "AwqTorchQuantLinear"}[sys.argv[2]]
+print(json.dumps({name: type(module).__name__ for name, module in model.named_modules() if type(module).__name__ == kind}))
+with torch.inference_mode():
+    print(json.dumps(model(torch.tensor(json.loads(sys.argv[3]))).logits.float().tolist()))
+"""
+
+
+@pytest.fixture
+def exported(make_model, tmp_path):
+    """exported(form, recipe, architecture) -> the artifact's folder and the exported one; scales are float16."""
+
+    def make(form, recipe, architecture="smollm", dtype=torch.float16):
+        artifact, out = tmp_path / "artifact", tmp_path / "out"
+        recipe = Recipe.from_dict({"scale_dtype": "float16", **recipe}, Scheme())
+        write_artifact(make_model(architecture, dtype), recipe, artifact)
+        export(artifact, out, form)
+        return artifact, out
+
+    return make
+
+
+def bits_of(words, count, bits):
+    """Codes of a list of int32 words, read bit by bit: code i takes bits i*b to (i+1)*b of them all."""
+    stream = "".join(f"{word & 0xFFFFFFFF:032b}"[::-1] for word in words)
+    return [int(stream[bits * i : bits * (i + 1)][::-1], 2) for i in range(count)]
+
+
+def unpacked(stored, form, bits, first):
+    """(code - zero) * scale in float32, [out, in]: the textbook reading of a layer's tensors."""
+    scales = stored["scales"].float()
+    groups, rows = scales.shape
+    if form == "gptq":
+        columns = len(stored["g_idx"])
+        codes = torch.tensor([bits_of(column, columns, bits) for column in stored["qweight"].T.tolist()]).T
+        zeros = torch.tensor([bits_of(row, rows, bits) for row in stored["qzeros"].tolist()]) + int(first)
+        index = stored["g_idx"].long()
+    else:
+        columns = len(stored["qweight"])
+        place = [8 * (row // 8) + {0: 0, 2: 1, 4: 2, 6: 3, 1: 4, 3: 5, 5: 6, 7: 7}[row % 8] for row in range(rows)]
+        codes, zeros = (torch.tensor([bits_of(row, rows, 4) for row in stored[name].tolist()])[:, place]
+                        for name in ("qweight", "qzeros"))
+        index = torch.arange(columns) // (columns // groups)
+    return ((codes - zeros[index]) * scales[index]).T
+
+
+CASES = [("gptq", bits, size, grid) for bits in (2, 3, 4, 8) for size in (32, "row") for grid in GRIDS]
+CASES += [("awq", 4, size, grid) for size in (32, "row", "tensor") for grid in GRIDS]
+
+
+@pytest.mark.parametrize(("form", "bits", "size", "grid"), CASES)
+def test_the_weights_are_those_of_the_artifact_bit_for_bit(exported, form, bits, size, grid):
+    artifact, out = exported(form, {"bits": bits, "group_size": size, **GRIDS[grid]})
+    found = Checkpoint(out)
+    config = found.config["quantization_config"]
+    first = config.get("checkpoint_format") == "gptq"
+    assert form == "awq" or first == (grid != "whole" and bits != 3)
+    assert (config["quant_method"], config["bits"], config["group_size"]) == (form, bits, size if size == 32 else -1)
+    weights = weights_of(artifact, torch.float32)
+    assert {f"{name}.qweight" for name in weights} == {name for name in found.tensors if name.endswith(".qweight")}
+    for name, weight in weights.items():
+        stored = {key: found.read(f"{name}.{key}") for key in ("qweight", "qzeros", "scales", "g_idx")
+                  if key != "g_idx" or form == "gptq"}
+        assert torch.equal(unpacked(stored, form, bits, first), weight), name
+
+
+@pytest.mark.parametrize("form", ["gptq", "awq"])
+def test_fused_matrices_and_tensors_in_float(exported, form):
+    artifact, out = exported(form, {"bits": 4, "group_size": 32, **WHOLE}, "phi3")
+    before, after = Checkpoint(artifact), Checkpoint(out)
+    kept = [name for name in after.tensors if name.rpartition(".")[2] not in ("qweight", "qzeros", "scales", "g_idx")]
+    assert kept and all(torch.equal(before.read(name), after.read(name)) for name in kept)
+    found = {key: after.read(f"model.layers.0.self_attn.qkv_proj.{key}") for key in ("qweight", "qzeros", "scales")}
+    if form == "gptq":
+        found["g_idx"] = after.read("model.layers.0.self_attn.qkv_proj.g_idx")
+    assert torch.equal(unpacked(found, form, 4, False), weights_of(artifact, torch.float32)["model.layers.0.self_attn.qkv_proj"])
+
+
+def test_awq_names_what_stays_in_float(exported):
+    _, out = exported("awq", {"bits": 4, "exclude": ["o"]}, "llama")
+    config = json.loads((out / "config.json").read_text())["quantization_config"]
+    assert config["modules_to_not_convert"] == [*(f"model.layers.{i}.self_attn.o_proj" for i in range(2)), "lm_head"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("form", "recipe"), [
+    *(("gptq", {"bits": bits, "group_size": 32, **GRIDS[grid]}) for bits in (2, 3, 4, 8) for grid in ("full", "whole")),
+    ("awq", {"bits": 4, "group_size": 32, "levels": "full"}), ("awq", {"bits": 4, "group_size": 32, **WHOLE}),
+], ids=str)  # fmt: skip
+def test_gptqmodel_opens_it_with_the_same_logits(exported, ids, form, recipe):
+    """Its CPU kernels compute in float16: logits differ by roundings of 11 significant bits."""
+    reason = missing("gptqmodel")
+    if reason:
+        pytest.skip(reason)
+    from transformers import AutoModelForCausalLM
+
+    artifact, out = exported(form, recipe)
+    backend = "torch" if form == "gptq" else "torch_awq"
+    done = subprocess.run([interpreter(), "-c", LOGITS, out, backend, json.dumps(ids[:2].tolist())],
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    kinds, logits = done.stdout.splitlines()[-2:]
+    weights = weights_of(artifact, torch.float32)
+    assert set(json.loads(kinds)) == set(weights), "its quantized layers are ours"
+    with torch.inference_mode():
+        model = AutoModelForCausalLM.from_pretrained(artifact, dtype=torch.float32)
+        expected = model(ids[:2]).logits
+    assert (torch.tensor(json.loads(logits)) - expected).abs().max() < 0.01 * expected.abs().max()
+
+
+@pytest.mark.parametrize(("form", "architecture", "recipe", "message"), [
+    ("gptq", "smollm", {"bits": 5}, r"int5 row fp16; gptq is served at 2, 3, 4 and 8 bits only"),
+    ("awq", "smollm", {"bits": 8}, r"int8 row fp16; awq is served at 4 bits only: quantize it again at bits: 4"),
+    ("gptq", "smollm", {"bits": 4, "codebook": "nf4"}, r"nf4 row fp16, a table of values; gptq has only equal steps"),
+    ("gptq", "smollm", {"bits": 4, "symmetric": False}, r"its code 0 is a real number.*zeros: whole, or symmetric: true"),
+    ("awq", "smollm", {"bits": 4, "scale_dtype": "float32"}, r"with scales of float32; awq has .*scale_dtype: float16"),
+    ("gptq", "smollm", {"bits": 4, "scale_dtype": "int8"}, r"with scales of int8; gptq has .*scale_dtype: float16"),
+    ("gptq", "smollm", {"bits": 4, "group_size": 8}, r"int4 g8 fp16; gptq is loaded with groups of 16, 32, 64, 128"),
+    ("gptq", "llama-odd", {"bits": 4, "group_size": 32}, r"end with a shorter group; gptq has whole groups only"),
+    ("gptq", "llama-odd", {"bits": 2}, r"has \d+ (in|out)puts; gptq packs 16 of them together: leave it in float with exclude"),
+    ("gptq", "llama", {"bits": 4, "exclude": ["o"]}, r"self_attn\.o_proj stays in float; gptq quantizes all linear layers"),
+    ("awq", "llama", {"bits": 4, "schemes": {"mlp": {"group_size": 32}}}, r"row fp16 and .* int4 g32 fp16; awq has one"),
+    ("gptq", "llama", {"bits": 4, "include": ["attention", "mlp", "head"]}, r"lm_head is the model's head; gptq quantizes"),
+    ("awq", "llama", {"bits": 4, "include": ["embedding"]}, r"embed_tokens is a quantized Embedding.*include: \[attention"),
+    ("gptq", "gpt2", {"bits": 4}, r"gpt2 keeps attn\.c_attn, .* in Conv1D modules, which gptq does not quantize"),
+    ("awq", "gpt2", {"bits": 4}, r"gpt2 keeps attn\.c_attn, .* in Conv1D modules, which awq does not quantize"),
+])  # fmt: skip
+def test_what_the_format_cannot_say_is_refused_by_name(exported, tmp_path, form, architecture, recipe, message):
+    with pytest.raises(InputError, match=message) as refused:
+        exported(form, recipe, architecture)
+    assert "\n" not in str(refused.value) and not (tmp_path / "out").exists()
