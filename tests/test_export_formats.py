@@ -6,6 +6,7 @@ import subprocess
 import pytest
 import torch
 from test_export import weights_of
+from transformers import AutoModelForCausalLM
 
 from quant.errors import InputError
 from quant.export import export
@@ -20,11 +21,13 @@ GRIDS = {"narrow": {}, "full": {"levels": "full"}, "whole": WHOLE}
 LOGITS = """
 import json, sys, torch
 from gptqmodel import BACKEND, GPTQModel
-model = GPTQModel.load(sys.argv[1], backend=BACKEND(sys.argv[2]), device="cpu", dtype=torch.float16).model
-kind = {"torch": "TorchQuantLinear", "torch_awq": "AwqTorchQuantLinear"}[sys.argv[2]]
-print(json.dumps({name: type(module).__name__ for name, module in model.named_modules() if type(module).__name__ == kind}))
-with torch.inference_mode():
-    print(json.dumps(model(torch.tensor(json.loads(sys.argv[3]))).logits.float().tolist()))
+tokens = torch.tensor(json.loads(sys.argv[1]))
+for folder in sys.argv[2:]:
+    backend, kind = ("torch_awq", "AwqTorchQuantLinear") if "awq" in folder else ("torch", "TorchQuantLinear")
+    model = GPTQModel.load(folder, backend=BACKEND(backend), device="cpu", dtype=torch.float16).model
+    names = [name for name, module in model.named_modules() if type(module).__name__ == kind]
+    with torch.inference_mode():
+        print("found", json.dumps([names, model(tokens).logits.float().tolist()]))
 """
 
 
@@ -68,6 +71,8 @@ def unpacked(stored, form, bits, first):
 
 CASES = [("gptq", bits, size, grid) for bits in (2, 3, 4, 8) for size in (32, "row") for grid in GRIDS]
 CASES += [("awq", 4, size, grid) for size in (32, "row", "tensor") for grid in GRIDS]
+PEER_CASES = [("gptq", bits, grid) for bits in (2, 3, 4, 8) for grid in ("full", "whole")]
+PEER_CASES += [("awq", 4, "full"), ("awq", 4, "whole")]
 
 
 @pytest.mark.parametrize(("form", "bits", "size", "grid"), CASES)
@@ -105,29 +110,28 @@ def test_awq_names_what_stays_in_float(exported):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("form", "recipe"), [
-    *(("gptq", {"bits": bits, "group_size": 32, **GRIDS[grid]}) for bits in (2, 3, 4, 8) for grid in ("full", "whole")),
-    ("awq", {"bits": 4, "group_size": 32, "levels": "full"}), ("awq", {"bits": 4, "group_size": 32, **WHOLE}),
-], ids=str)  # fmt: skip
-def test_gptqmodel_opens_it_with_the_same_logits(exported, ids, form, recipe):
-    """Its CPU kernels compute in float16: logits differ by roundings of 11 significant bits."""
+def test_gptqmodel_opens_them_with_the_same_logits(make_model, ids, tmp_path):
+    """Its CPU kernels compute in float16, so logits differ by roundings of 11 significant bits."""
     reason = missing("gptqmodel")
     if reason:
         pytest.skip(reason)
-    from transformers import AutoModelForCausalLM
-
-    artifact, out = exported(form, recipe)
-    backend = "torch" if form == "gptq" else "torch_awq"
-    done = subprocess.run([interpreter(), "-c", LOGITS, out, backend, json.dumps(ids[:2].tolist())],
-                          capture_output=True, text=True)
+    folders = []
+    for form, bits, grid in PEER_CASES:
+        artifact, out = tmp_path / f"{bits}-{grid}", tmp_path / f"{form}-{bits}-{grid}"
+        recipe = {"bits": bits, "group_size": 32, "scale_dtype": "float16", **GRIDS[grid]}
+        if not artifact.is_dir():
+            write_artifact(make_model("smollm", torch.float16), Recipe.from_dict(recipe, Scheme()), artifact)
+        export(artifact, out, form)
+        folders.append((artifact, out))
+    tokens = json.dumps(ids[:2].tolist())
+    done = subprocess.run([interpreter(), "-c", LOGITS, tokens, *(out for _, out in folders)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    kinds, logits = done.stdout.splitlines()[-2:]
-    weights = weights_of(artifact, torch.float32)
-    assert set(json.loads(kinds)) == set(weights), "its quantized layers are ours"
-    with torch.inference_mode():
-        model = AutoModelForCausalLM.from_pretrained(artifact, dtype=torch.float32)
-        expected = model(ids[:2]).logits
-    assert (torch.tensor(json.loads(logits)) - expected).abs().max() < 0.01 * expected.abs().max()
+    answers = [json.loads(line.removeprefix("found ")) for line in done.stdout.splitlines() if line.startswith("found ")]
+    for (artifact, out), (names, logits) in zip(folders, answers, strict=True):
+        assert set(names) == set(weights_of(artifact, torch.float32)), "its quantized layers are ours"
+        with torch.inference_mode():
+            expected = AutoModelForCausalLM.from_pretrained(artifact, dtype=torch.float32)(ids[:2]).logits
+        assert (torch.tensor(logits) - expected).abs().max() < 0.01 * expected.abs().max(), out.name
 
 
 @pytest.mark.parametrize(("form", "architecture", "recipe", "message"), [

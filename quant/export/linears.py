@@ -14,7 +14,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from quant.errors import InputError
-from quant.files import write_json, write_manifest
+from quant.files import sha256_of, write_json, write_manifest
 from quant.model.architectures import Range, architecture_of
 from quant.model.artifact_format import METHOD, check_quantization
 from quant.model.checkpoint import Checkpoint
@@ -154,7 +154,9 @@ def write_linears(artifact: Path, folder: Path, form: Format) -> None:
     write_checkpoint(folder, layout, produce())
     write_json(folder / "config.json", {**checkpoint.config, "quantization_config": config})
     copy_companions(artifact, folder)
-    write_manifest(folder, {"method": form.method, "runtime": "transformers", "format": form.name})
+    source = artifact / "manifest.json"
+    write_manifest(folder, {"method": form.method, "runtime": "transformers", "format": form.name,
+                            "artifact_sha256": sha256_of(source) if source.is_file() else None})
 
 
 def in_float(model: PreTrainedModel, linears: list[Linear]) -> list[str]:

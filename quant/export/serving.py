@@ -46,8 +46,8 @@ def common_scheme(form: str, model: PreTrainedModel, linears: list[Linear]) -> t
             raise InputError(f"{linear.module} is the model's head; {form} quantizes the layers of the blocks only: {REMEDY}")
         if linear.packing != first.packing:
             found = linear.parts[0].scheme.label
-            raise InputError(f"{linear.module} is {found} and {first.module} {label}; {form} has one scheme for a model: quantize it "
-                             "again with one, or export it as compressed-tensors")
+            raise InputError(f"{linear.module} is {found} and {first.module} {label}; {form} has one scheme for a model: "
+                             "quantize it again with one, or export it as compressed-tensors")
     return first.packing.bits, first.packing.group_size or -1
 
 
