@@ -5,16 +5,22 @@ import subprocess
 
 import pytest
 import torch
+import yaml
+from conftest import build_variant
 from test_export import weights_of
+from test_push import MEASURED
 from transformers import AutoModelForCausalLM
 
 from quant.errors import InputError
-from quant.export import export
+from quant.export import export, main
+from quant.files import write_json
 from quant.methods.peers.environment import interpreter, missing
 from quant.model.artifact import write_artifact
 from quant.model.checkpoint import Checkpoint
 from quant.model.recipe import Recipe
+from quant.publish.push import publication
 from quant.tensor.scheme import Scheme
+from quant.variants import variant
 
 WHOLE = {"symmetric": False, "zeros": "whole"}
 GRIDS = {"narrow": {}, "full": {"levels": "full"}, "whole": WHOLE}
@@ -103,6 +109,18 @@ def test_fused_matrices_and_tensors_in_float(exported, form):
     assert torch.equal(unpacked(found, form, 4, False), weights_of(artifact, torch.float32)["model.layers.0.self_attn.qkv_proj"])
 
 
+@pytest.mark.parametrize(("form", "recipe", "note"), [
+    ("compressed-tensors", {"bits": 4, **WHOLE}, "transformers opens it with quantization_config=CompressedTensorsConfig("),
+    ("compressed-tensors", {"bits": 4}, None), ("gptq", {"bits": 4}, "serve it in float16"), ("awq", {"bits": 4}, "in float16"),
+])  # fmt: skip
+def test_the_command_says_how_to_open_what_needs_more_than_its_name(exported, tmp_path, capsys, form, recipe, note):
+    exported(form, recipe)
+    capsys.readouterr()
+    main([str(tmp_path / "artifact"), str(tmp_path / "out"), "--format", form])
+    told = capsys.readouterr().out
+    assert note in told and told.count("\n") == 1 if note else told == ""
+
+
 def test_awq_names_what_stays_in_float(exported):
     _, out = exported("awq", {"bits": 4, "exclude": ["o"]}, "llama")
     config = json.loads((out / "config.json").read_text())["quantization_config"]
@@ -155,3 +173,57 @@ def test_what_the_format_cannot_say_is_refused_by_name(exported, tmp_path, form,
     with pytest.raises(InputError, match=message) as refused:
         exported(form, recipe, architecture)
     assert "\n" not in str(refused.value) and not (tmp_path / "out").exists()
+
+
+ROW = {"bits": 4, "group_size": 32, "scale_dtype": "float16"}
+RUN = {
+    "gptq": ("vllm serve me/tiny --dtype float16", "packages optimum and gptqmodel", 'dtype="float16"'),
+    "awq": ("vllm serve me/tiny --dtype float16", "package gptqmodel", 'dtype="float16"'),
+    "compressed-tensors": ("vllm serve me/tiny\n", "package compressed-tensors", "CompressedTensorsConfig(dequantize=True)"),
+    "gguf": ("llama-cli --hf-repo me/tiny --hf-file out.gguf", "llama-cpp-python", "Llama.from_pretrained"),
+}
+
+
+@pytest.fixture
+def publish(make_model, tmp_path):
+    """publish(exported) -> what would be sent of a variant, measured with made-up numbers, and its export; `variant` beside."""
+    base, folder, text, reports = (tmp_path / name for name in ("base", "variant", "text", "reports"))
+    build_variant(make_model("smollm", torch.float16), "quant", ROW, folder)
+    write_json(base / "manifest.json", {"source": "tiny/model", "revision": "a" * 40, "architecture": "Llama", "dtype": "float16",
+                                        "license": {"id": "mit", "name": None, "link": None}})
+    write_json(text / "corpus.json", {"sentences": 20, "source": "grammar"})
+    protocol = {"name": "joined", "version": 1, "context": 64, "stride": 64, "tokens": 1234}
+    write_json(reports / "quality" / "int4.json", {"protocol": protocol})
+    names, values = ",".join(MEASURED), ",".join(map(str, MEASURED.values()))
+    (reports / "variants.csv").write_text(f"variant,{names}\nbase,{values}\nint4,{values}\n")
+    row = variant("int4", {"variants": {"int4": {"method": "quant", **ROW}}})
+    return lambda exported: publication(row, folder, base, text, "me/tiny", reports, exported=exported)
+
+
+@pytest.mark.parametrize("form", RUN)
+def test_an_export_is_published_with_how_to_run_it(publish, tmp_path, form):
+    out = tmp_path / ("out.gguf" if form == "gguf" else "out")
+    if form == "gguf":
+        out.write_bytes(b"GGUF")
+    else:
+        export(tmp_path / "variant", out, form)
+    sent = publish(out)
+    files = {out} if form == "gguf" else set(out.iterdir()) - {out / "manifest.json"}
+    assert dict(sent.files) == {path.name: path for path in files}
+    front = yaml.safe_load(sent.card.split("---")[1])
+    assert front["tags"] == ["quantized", form] and front["library_name"] == ("gguf" if form == "gguf" else "transformers")
+    for words in (*RUN[form], f"| format | {form}: the same codes", f"measured before the export to {form}.", "\n\n## Licence"):
+        assert words in sent.card, words
+    assert "quant.transformers_format" not in sent.card, "no code of this project is needed"
+    own = publish(None).card
+    assert "export" not in own and "quant.transformers_format" in own
+
+
+def test_an_export_of_another_variant_is_not_published(publish, tmp_path):
+    export(tmp_path / "variant", tmp_path / "out", "gptq")
+    manifest = tmp_path / "variant" / "manifest.json"
+    write_json(manifest, json.loads(manifest.read_text()) | {"changed": True})
+    with pytest.raises(InputError, match=r"out is not an export of .*variant as it is now; export it again"):
+        publish(tmp_path / "out")
+    with pytest.raises(InputError, match=r"absent is not an export; make one with python -m quant\.export"):
+        publish(tmp_path / "absent")

@@ -18,7 +18,7 @@ import torch
 from transformers import PreTrainedModel
 
 from quant.export.linears import Linear, Stored, in_float, write_linears
-from quant.export.serving import check_multiple, check_scheme, common_scheme, words, zeros_of
+from quant.export.serving import NOTE, check_multiple, check_scheme, common_scheme, words, zeros_of
 from quant.model.safetensors_file import TensorInfo
 from quant.tensor.packing import unpack
 from quant.tensor.scheme import Scheme
@@ -62,9 +62,10 @@ class Awq:
         }
 
 
-def write(artifact: Path, folder: Path) -> None:
-    """Write the artifact to the empty folder `folder`; see write_linears."""
+def write(artifact: Path, folder: Path) -> str:
+    """Write the artifact to the empty folder `folder`; see write_linears. Returns a note on the dtype to open it in."""
     write_linears(artifact, folder, Awq())
+    return NOTE
 
 
 def _words(codes: torch.Tensor) -> torch.Tensor:

@@ -86,9 +86,12 @@ class PackQuantized:
         }
 
 
-def write(artifact: Path, folder: Path) -> None:
-    """Write the artifact to the empty folder `folder`; see write_linears."""
-    write_linears(artifact, folder, PackQuantized())
+def write(artifact: Path, folder: Path) -> str | None:
+    """Write the artifact to the empty folder `folder`; see write_linears. Returns a note on zero points, if there are any."""
+    if all(linear.packing.symmetric for linear in write_linears(artifact, folder, PackQuantized())):
+        return None
+    return ("note: it has zero points: transformers opens it with quantization_config=CompressedTensorsConfig(dequantize=True), "
+            "and only if all quantized layers have one scheme")
 
 
 def _words(count: int, bits: int) -> int:

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 
 from quant.errors import InputError
 from quant.export.linears import Linear, Stored, in_float, write_linears
-from quant.export.serving import check_multiple, check_scheme, common_scheme, words, zeros_of
+from quant.export.serving import NOTE, check_multiple, check_scheme, common_scheme, words, zeros_of
 from quant.model.safetensors_file import TensorInfo
 from quant.tensor.scheme import Scheme
 
@@ -77,9 +77,10 @@ class Gptq:
         }
 
 
-def write(artifact: Path, folder: Path) -> None:
-    """Write the artifact to the empty folder `folder`; see write_linears."""
+def write(artifact: Path, folder: Path) -> str:
+    """Write the artifact to the empty folder `folder`; see write_linears. Returns a note on the dtype to open it in."""
     write_linears(artifact, folder, Gptq())
+    return NOTE
 
 
 def _is_first(linear: Linear) -> bool:

@@ -125,8 +125,8 @@ class Format(Protocol):
         """The quantization_config of config.json. Raises InputError if it can't describe the layers together."""
 
 
-def write_linears(artifact: Path, folder: Path, form: Format) -> None:
-    """Write the artifact in the folder `artifact` to the empty folder `folder`.
+def write_linears(artifact: Path, folder: Path, form: Format) -> list[Linear]:
+    """Write the artifact in the folder `artifact` to the empty folder `folder`. Returns the quantized layers.
 
     Raises InputError, before anything is written, for the first module or tensor that the format can't represent exactly.
     """
@@ -157,6 +157,7 @@ def write_linears(artifact: Path, folder: Path, form: Format) -> None:
     source = artifact / "manifest.json"
     write_manifest(folder, {"method": form.method, "runtime": "transformers", "format": form.name,
                             "artifact_sha256": sha256_of(source) if source.is_file() else None})
+    return linears
 
 
 def in_float(model: PreTrainedModel, linears: list[Linear]) -> list[str]:

@@ -16,6 +16,7 @@ from quant.tensor.packing import pack
 from quant.tensor.scheme import Scheme
 
 GROUP_SIZES = (16, 32, 64, 128)  # that both loaders of GPTQModel take, besides whole rows
+NOTE = "note: serve it in float16 (vllm serve --dtype float16): another dtype rounds its scales"
 
 
 def check_scheme(form: str, name: str, scheme: Scheme, columns: int, bits: tuple[int, ...]) -> None:
