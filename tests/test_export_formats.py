@@ -177,8 +177,8 @@ def test_what_the_format_cannot_say_is_refused_by_name(exported, tmp_path, form,
 
 ROW = {"bits": 4, "group_size": 32, "scale_dtype": "float16"}
 RUN = {
-    "gptq": ("vllm serve me/tiny --dtype float16", "packages optimum and gptqmodel", 'dtype="float16"'),
-    "awq": ("vllm serve me/tiny --dtype float16", "package gptqmodel", 'dtype="float16"'),
+    "gptq": ("vllm serve me/tiny --dtype float16", "where optimum and gptqmodel are", 'GPTQModel.load("me/tiny"'),
+    "awq": ("vllm serve me/tiny --dtype float16", "where gptqmodel is installed", 'GPTQModel.load("me/tiny"'),
     "compressed-tensors": ("vllm serve me/tiny\n", "package compressed-tensors", "CompressedTensorsConfig(dequantize=True)"),
     "gguf": ("llama-cli --hf-repo me/tiny --hf-file out.gguf", "llama-cpp-python", "Llama.from_pretrained"),
 }
