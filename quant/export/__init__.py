@@ -1,6 +1,7 @@
 """Exports an artifact to a format of other projects; no weight is quantized again.
 
     python -m quant.export models/int4 exported/int4 --format compressed-tensors
+    python -m quant.export models/int4-g64 exported/int4-gptq --format gptq
     python -m quant.export models/cal-q4_k exported/model.gguf --format gguf
 """
 
@@ -13,13 +14,15 @@ from quant.command import Parser
 from quant.errors import InputError
 from quant.files import atomic_folder
 
-FORMATS = {"compressed-tensors": "compressed_tensors", "gguf": "gguf"}  # a module here, with a function write(artifact, out)
+FORMATS = {  # a module here, with a function write(artifact, out) -> a note on how to open it, or None
+    "compressed-tensors": "compressed_tensors", "gptq": "gptq", "awq": "awq", "gguf": "gguf",
+}  # fmt: skip
 SUFFIXES = {"gguf": ".gguf"}  # of formats that are one file
 
 
-def export(artifact: Path, out: Path, form: str) -> None:
+def export(artifact: Path, out: Path, form: str) -> str | None:
     """Write the artifact in the folder `artifact`, in a format of FORMATS, to the folder or file `out`, which appears whole or
-    not at all.
+    not at all. Returns a line about what opens it, where that needs more than its name.
 
     Raises InputError if the format can't represent the artifact exactly, or if `out` is not an earlier export.
     """
@@ -31,14 +34,13 @@ def export(artifact: Path, out: Path, form: str) -> None:
     if form in SUFFIXES:
         if out.suffix != SUFFIXES[form] or out.is_dir():
             raise InputError(f"{out} is to be a file of the format {form}; expected a name that ends in {SUFFIXES[form]}")
-        module.write(artifact, out)
-        return
+        return module.write(artifact, out)
     if out.exists() and not (out / "manifest.json").is_file():
         raise InputError(f"{out} exists and is not an earlier export (it has no manifest.json); name a new folder")
     if out.resolve() == artifact.resolve():
         raise InputError(f"{out} is the artifact itself; name another folder")
     with atomic_folder(out) as folder:
-        module.write(artifact, folder)
+        return module.write(artifact, folder)
 
 
 def main(words: list[str]) -> None:
@@ -47,4 +49,6 @@ def main(words: list[str]) -> None:
     parser.add_argument("out", type=Path, help="the folder to write, new or of an earlier export, or a file name.gguf")
     parser.add_argument("--format", choices=FORMATS, required=True)
     given = parser.parse_args(words)
-    export(given.artifact, given.out, given.format)
+    note = export(given.artifact, given.out, given.format)
+    if note:
+        print(note, flush=True)

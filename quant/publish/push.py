@@ -15,13 +15,14 @@ from pathlib import Path
 import jinja2
 
 from quant.errors import InputError
+from quant.export import FORMATS, SUFFIXES
 from quant.files import sha256_of
 from quant.hub.download import git_hash
 from quant.hub.errors import redacted, translating_errors
 from quant.hub.license import License
 from quant.hub.repository import RemoteFile, files_of, is_repo_id
 from quant.hub.retry import TIMEOUT, retrying
-from quant.methods import UNQUANTIZED, Method
+from quant.methods import UNQUANTIZED, Method, load
 from quant.outside import read_json
 from quant.progress import size
 from quant.report.metrics import CARD, shown_in
@@ -53,11 +54,12 @@ class Publication:
 
 
 def publication(variant: Variant, folder: Path, base: Path, text: Path, repo: str, reports: Path,
-                code: str | None = None) -> Publication:
-    """The files of the variant in `folder`, and its card.
+                code: str | None = None, exported: Path | None = None) -> Publication:
+    """The files of the variant in `folder`, or of its export, and its card.
 
     base, text: folders of the base and of the text that it was measured on; reports: folder of the measurements; code: address
-    of this pipeline's code, for the card. Raises InputError for a variant that is not quantized, built or measured.
+    of this pipeline's code, for the card; exported: what quant.export made of the variant, sent in place of its own files.
+    Raises InputError for a variant that is not quantized, built or measured, and for an export of another one.
     """
     if not is_repo_id(repo):
         raise InputError(f"--repo is {repo!r}; expected owner/name, such as me/gpt2-{variant.name}")
@@ -68,10 +70,14 @@ def publication(variant: Variant, folder: Path, base: Path, text: Path, repo: st
     about = read_json(base / "manifest.json")
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*"))
              if path.is_file() and path.name not in LEFT_OUT}
-    if variant.method.published_name:
+    form = exported and _format_of(exported, folder)
+    if exported:
+        files = {path.relative_to(exported).as_posix(): path for path in sorted(exported.rglob("*"))
+                 if path.is_file() and path.name not in LEFT_OUT} or {exported.name: exported}
+    elif variant.method.published_name:
         (path,) = files.values()
         files = {variant.method.published_name(variant.values, Path(about["source"]).name): path}
-    card = render_card(variant, folder, repo, about, list(files), text, reports, code)
+    card = render_card(variant, folder, repo, about, list(files), text, reports, code, form)
     return Publication(variant.name, repo, files, card, License(**about["license"]).warning)
 
 
@@ -81,8 +87,11 @@ def is_shareable(variant: Variant) -> bool:
 
 
 def render_card(variant: Variant, folder: Path, repo: str, base: Mapping, names: list[str], text: Path, reports: Path,
-                code: str | None) -> str:
-    """The text of README.md: front matter for the Hub, description, table of metrics, how to load it, licence."""
+                code: str | None, form: str | None = None) -> str:
+    """The text of README.md: front matter for the Hub, description, table of metrics, how to load it, licence.
+
+    form: the format of an export, see quant.export.FORMATS; None: the variant's own files.
+    """
     manifest = read_json(folder / "manifest.json")
     quality = _measured(reports / "quality" / f"{variant.name}.json")
     measured = read_metrics(reports / "variants.csv")
@@ -99,15 +108,17 @@ def render_card(variant: Variant, folder: Path, repo: str, base: Mapping, names:
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(HERE), undefined=jinja2.StrictUndefined, trim_blocks=True,
                                      lstrip_blocks=True, keep_trailing_newline=True, autoescape=False)
     environment.filters |= {"literal": literal, "unmarked": unmarked}
-    loading = environment.from_string(variant.method.text("card.md.jinja") or "").render(repo=repo, names=names, code=code)
+    loading = (environment.get_template("formats.md.jinja") if form and form != "gguf" else environment.from_string(
+        (load("llama_cpp") if form else variant.method).text("card.md.jinja") or ""))
     return environment.get_template("card.md.jinja").render(
-        front=_front_matter(base, license, variant.method),
+        front=_front_matter(base, license, variant.method, form),
         name=repo.split("/")[1],
         repo=repo,
         base=base,
         method=variant.method.label,
         scheme=_scheme(manifest),
-        loading=loading,
+        form=form,
+        loading=loading.render(repo=repo, names=names, code=code, form=form),
         metrics=metrics,
         rows=rows,
         protocol=quality["protocol"],
@@ -184,11 +195,24 @@ def _question(what: Publication, held: set[str]) -> str:
             f"would be replaced. Type {what.repo} to confirm: ")
 
 
-def _front_matter(base: Mapping, license: License, method: Method) -> str:
+def _format_of(exported: Path, folder: Path) -> str:
+    """The format of an export. Raises InputError if it is none, or not one of the variant in `folder`, where it says of which."""
+    if exported.is_file() and exported.suffix == SUFFIXES["gguf"]:
+        return "gguf"
+    if not (exported / "manifest.json").is_file():
+        raise InputError(f"{exported} is not an export; make one with python -m quant.export {folder} {exported} --format FORMAT")
+    manifest = read_json(exported / "manifest.json")
+    if manifest.get("artifact_sha256") != sha256_of(folder / "manifest.json") or manifest.get("method") not in FORMATS:
+        raise InputError(f"{exported} is not an export of {folder} as it is now; export it again")
+    return manifest["method"]
+
+
+def _front_matter(base: Mapping, license: License, method: Method, form: str | None) -> str:
     from huggingface_hub import ModelCardData
 
-    tag = method.hub_library if method.hub_library != "transformers" else method.name
-    values: dict = {"pipeline_tag": "text-generation", "library_name": method.hub_library, "tags": ["quantized", tag]}
+    library = method.hub_library if form is None else "gguf" if form == "gguf" else "transformers"
+    tag = form or (library if library != "transformers" else method.name)
+    values: dict = {"pipeline_tag": "text-generation", "library_name": library, "tags": ["quantized", tag]}
     if base["revision"]:  # a local folder has no page to link to
         values |= {"base_model": base["source"], "base_model_relation": "quantized"}
     if license.id and "," not in license.id:  # the Hub takes one licence
