@@ -79,7 +79,8 @@ def test_the_report_is_there_and_whole(project):
     html = (reports / "report.html").read_text()
     drawn = {path.stem for path in (reports / "figures").glob("*.svg")}
     assert {"size-divergence", "divergence", "latency", "bytes", "error-map"} < drawn
-    assert html.count("data:image/svg+xml") == len(drawn) and "figures/" not in html and "http" not in html.split("<body>")[0]
+    assert html.count("data:image/svg+xml") == len(drawn) and "figures/" not in html and "http:" not in html.split("<body>")[0]
+    assert "https:" not in html.split("<body>")[0]
     assert (reports / "report.pdf").read_bytes().startswith(b"%PDF")
     text = (reports / "report.md").read_text()
     assert all(name in text for name in project.metrics())
