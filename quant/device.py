@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from pathlib import Path
 
@@ -23,6 +24,13 @@ def resolve_device(device: str) -> str:
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("device is cuda, but torch finds no CUDA GPU here; set device to auto or cpu")
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
+def cores() -> int:
+    """Cores that this process may use; fewer where OMP_NUM_THREADS says so."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    return min(count, int(given)) if given.isdecimal() and int(given) else count
 
 
 def machine_kind(device: str) -> str:

@@ -1,6 +1,6 @@
 """Reads what others wrote: JSON and YAML within limits, plain files alone, and values for messages.
 
-A file may hold anything. Numbers beyond 64 bits, NaN, half a character pair, deep nesting, a key given twice or a value that
+A file may hold anything. Numbers of many digits, NaN, half a character pair, deep nesting, a key given twice or a value that
 unfolds to millions are refused here, so that no code behind this boundary meets them.
 """
 
@@ -21,7 +21,7 @@ DEEPEST = 50
 MOST_VALUES = 500_000  # of a JSON document: about 64 MiB of objects
 MOST_IN_YAML = 20_000
 LARGEST_JSON, LARGEST_YAML = 64 * MIB, MIB // 8
-LARGEST_NUMBER = 2**64
+MOST_DIGITS = 40  # of a whole number: tokenizers commonly give the longest text as int(1e30)
 
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = 80
@@ -135,8 +135,8 @@ def _constant(name: str):
 
 
 def _whole(digits: str) -> int:
-    if len(digits) > 20:
-        raise ValueError(f"a number of {len(digits)} digits; expected at most 20")
+    if len(digits) > MOST_DIGITS:
+        raise ValueError(f"a number of {len(digits)} digits; expected at most {MOST_DIGITS}")
     return int(digits)
 
 
@@ -160,7 +160,7 @@ def _check(value, most: int) -> None:
             if not math.isfinite(one):
                 raise ValueError(f"{one} is not a finite number")
         elif isinstance(one, int):
-            if abs(one) > LARGEST_NUMBER:
-                raise ValueError("a number of more than 64 bits")
+            if abs(one) >= 10**MOST_DIGITS:
+                raise ValueError(f"a number of more than {MOST_DIGITS} digits")
         elif one is not None and not isinstance(one, date):
             raise ValueError(f"a value of type {type(one).__name__}")

@@ -65,7 +65,8 @@ def test_a_calibrated_model_is_nearer_to_the_float_model_than_rounding_to_neares
     rows = {"nearest": NEAREST, "original": replace(FEEDBACK, targets="original"), "corrected": FEEDBACK}
     found = {name: divergence(folder, calibrated(folder, tmp_path / name, settings)) for name, settings in rows.items()}
     assert found["nearest"] > 1e-3
-    assert found["original"] < 0.7 * found["nearest"] and found["corrected"] < 1.02 * found["original"]
+    # a random model on a few windows has little that corrected targets could mend; they must not harm
+    assert found["original"] < 0.7 * found["nearest"] and found["corrected"] < 1.05 * found["original"]
 
 
 def test_nearest_without_corrections_is_the_artifact_of_rounding_to_nearest(lively, tmp_path):

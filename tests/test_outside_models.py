@@ -5,12 +5,14 @@ import os
 import shutil
 
 import pytest
-from conftest import ARCHITECTURES, EMBEDDED, config_of
+from conftest import ARCHITECTURES, EMBEDDED, ROOT, config_of
 
 from quant.errors import InputError
 from quant.hub.fetch import fetch_model
 from quant.hub.source import ModelSource
 from quant.model.architectures import ARCHITECTURES as TABLE
+
+PTB = ROOT.parent / "shared" / "models" / "ptb-gpt2"
 
 
 @pytest.fixture
@@ -65,7 +67,24 @@ def test_a_config_that_asks_for_code_or_lies(planted, values, message):
     refused(source, message)
 
 
+def test_what_models_of_the_hub_commonly_say_is_taken(planted):
+    source, change = planted
+    change(attn_implementation="flash_attention_2", eos_token_id=[1, 2], sliding_window=None, pretraining_tp=1, rope_theta=5e5,
+           transformers_version="4.40.0", torch_dtype="bfloat16", quantization_config=None, rope_scaling=None)
+    change("tokenizer_config.json", model_max_length=int(1e30), bos_token={"content": "a", "lstrip": False}, auto_map=None)
+    fetch_model(ModelSource(str(source)), source.parent / "out")
+    kept = json.loads((source.parent / "out" / "config.json").read_text())
+    assert "attn_implementation" not in kept and kept["eos_token_id"] == [1, 2]
+    assert json.loads((source.parent / "out" / "tokenizer_config.json").read_text())["model_max_length"] == int(1e30)
+
+
+@pytest.mark.skipif(not PTB.is_dir(), reason="a model that is not part of the project")
+def test_a_model_of_another_tool_is_taken(tmp_path):
+    fetch_model(ModelSource(str(PTB)), tmp_path / "out")
+
+
 @pytest.mark.parametrize(("name", "values", "message"), [
+    ("tokenizer_config.json", {"model_max_length": 10**60}, "a number of 61 digits"),
     ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": [None, "planted--module.Tokenizer"]}}, "auto_map names"),
     ("tokenizer_config.json", {"bos_token": 5}, "bos_token is 5"),
     ("tokenizer.json", {"model": {"type": "nonsense"}}, "tokenizer.json can't be read"),

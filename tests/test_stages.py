@@ -57,7 +57,7 @@ def complaint(done):
     ({"variants": {"whole": {"method": "quant", "bitz": 4}}}, ["variants.whole: unknown recipe key 'bitz'", "known: bits"]),
     ({"variants": {"whole": {"bits": 4}}}, ["variants.whole is {'bits': 4}", "a row with a method"]),
     ({"variants": {"x": {"method": "nosuch"}}},
-     ["variants.x: method is 'nosuch'", "bitsandbytes, calibrated, float, llama_cpp, quant"]),
+     ["variants.x: method is 'nosuch'", "bitsandbytes, calibrated, float, llama_cpp, peers, quant"]),
     ({"variants": {"base": {"method": "quant"}}}, ["a variant can't be called 'base'"]),
     ({"variants": {"my row": {"method": "quant"}}}, ["a variant can't be called 'my row'"]),
     ({"variants": {"x": {"method": "bitsandbytes", "type": "int4"}}}, ["variants.x: bitsandbytes type is 'int4'", "fp4, nf4"]),

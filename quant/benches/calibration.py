@@ -14,13 +14,10 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from quant.benches.ground import Ground, add_arguments
 from quant.command import Parser, run
 from quant.errors import InputError
-from quant.hub.source import ModelSource
-from quant.methods import Preparation
 from quant.pipeline import parameters
-from quant.quality.protocol import ScoringProtocol
-from quant.text.source import TextSource
 from quant.variants import variant
 
 LINEARS = {"include": ["attention", "mlp"], "group_size": 64, "scale_dtype": "float16"}
@@ -47,10 +44,7 @@ def main(arguments: list[str]) -> None:
     params = parameters()
     parser = Parser(prog="python -m quant.benches.calibration", description=__doc__.partition(":")[0] + ".")
     parser.add_argument("words", nargs="*", help="only rows whose name contains one of these")
-    parser.add_argument("--model", default=params["model"]["source"], help="a folder, or a Hub id")
-    parser.add_argument("--text", default=params["data"]["source"], help="the evaluated text, named as data.source")
-    parser.add_argument("--calibrate", default=params["calibration"]["text"], help="the calibration text, named in the same way")
-    parser.add_argument("--line", default=params["evaluate"]["line"], help="template of a line of the text")
+    add_arguments(parser, params)
     given = parser.parse_args(arguments)
     chosen = {name: row for name, row in ROWS.items() if not given.words or any(word in name for word in given.words)}
     if not chosen:
@@ -60,19 +54,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _measure(folder: Path, chosen: Mapping[str, Mapping], given, params: Mapping) -> None:
-    from quant.hub.fetch import fetch_model
-    from quant.quality.evaluate import evaluate, evaluate_base
-    from quant.text.corpus import write_corpus
-    from quant.text.load import load_corpus
-    from quant.text.read import read_corpus
-
-    base, text, private, reference = (folder / name for name in ("base", "text", "private", "reference"))
-    line = given.line.encode().decode("unicode_escape")
-    source, protocol = TextSource(given.text), ScoringProtocol.from_dict({**params["evaluate"], "line": line})
-    fetch_model(ModelSource(given.model), base)
-    write_corpus(read_corpus(source), text, private)
-    corpus = load_corpus(text, private)
-    original = evaluate_base(base, corpus, protocol, "cpu", reference)["metrics"]
+    ground = Ground(folder, given, params)
     planned = {name: variant("row", {"calibrated": params["calibrated"], "variants": {"row": {"method": "calibrated", **row}}})
                for name, row in chosen.items()}
     method = next(iter(planned.values())).method
@@ -80,19 +62,17 @@ def _measure(folder: Path, chosen: Mapping[str, Mapping], given, params: Mapping
     for row in planned.values():
         want = method.wants(row.values)
         wants += [] if want in wants else [want]
-    calibration = {**params["calibration"], "text": given.calibrate}
-    sections = calibration, {"source": given.text}, vars(protocol)
-    method.prepare(Preparation(base, text, private, *sections, wants), folder / "prepared")
-    print(f"perplexity of the base {original['ppl']:.4f}")
+    prepared = ground.prepare(method, wants)
+    print(f"perplexity of the base {ground.original['ppl']:.4f}")
     print(f"{'row':26} {'bits/weight':>11} {'ppl change %':>12} {'KLD mnat':>9} {'95 % interval':>19} {'top-1 %':>8} "
           f"{'predicted':>9} {'s':>6}")
     for name, row in planned.items():
         start, out = time.perf_counter(), folder / "variant"
-        method.build(base, folder / "prepared", row.values, out, lambda _: None)
+        method.build(ground.base, prepared, row.values, out, lambda _: None)
         seconds = time.perf_counter() - start
-        found = evaluate(out, base, corpus, protocol, "cpu", reference)
+        found = ground.evaluate(out)
         metrics, interval, predicted = found["metrics"], found["intervals"]["kld_mnats"], _predicted(out)
-        bits = _bits(base, out, row.values)
+        bits = _bits(ground.base, out, row.values)
         print(f"{name:26} {bits:11.3f} {metrics['ppl_change_pct']:12.4f} {metrics['kld_mnats']:9.4f} {interval[0]:9.4f} "
               f"{interval[1]:9.4f} {metrics['top1_agree_pct']:8.3f} {predicted:>9} {seconds:6.1f}", flush=True)
 

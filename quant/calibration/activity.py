@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from quant.calibration.skeleton import open_float
 from quant.model.inventory import Inventory
 
 BATCH_TOKENS = 2048
@@ -18,11 +19,7 @@ def mean_squares(base: Path, inventory: Inventory, tokens: torch.Tensor) -> dict
     A weight that the head shares with the embedding has the head's inputs; an embedding alone has none. tokens: windows, int64
     [windows, length].
     """
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, use_safetensors=True, local_files_only=True,
-                                                 trust_remote_code=False,
-                                                 attn_implementation=inventory.architecture.attention).eval()
+    model = open_float(base)
     names = {weight.module: weight.name for weight in inventory.weights if weight.is_block_matrix}
     head = inventory.architecture.head
     names[head] = inventory.head.name

@@ -10,13 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from quant.calibration.plan import CalibrationPlan
+from quant.calibration.skeleton import open_float
 from quant.calibration.vocabulary import VocabularyMoments, vocabulary_moments
 from quant.calibration.windows import choose_windows
 from quant.errors import InputError
 from quant.files import atomic_file, write_json
-from quant.model.architectures import architecture_of
 from quant.model.checkpoint import Checkpoint
-from quant.model.config import read_config
 from quant.outside import read_json
 from quant.quality.protocol import ScoringProtocol
 from quant.text.load import load_corpus
@@ -69,14 +68,7 @@ def read_moments(prepared: Path) -> VocabularyMoments | None:
 
 def write_moments(base: Path, tokens: torch.Tensor, seed: int, folder: Path) -> VocabularyMoments:
     """Take the moments of the vocabulary of the model in `base` and write them to `folder`."""
-    from transformers import AutoModelForCausalLM
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, use_safetensors=True, local_files_only=True,
-                                                 trust_remote_code=False,
-                                                 attn_implementation=architecture_of(read_config(base)).attention)
-    moments = vocabulary_moments(model.eval().requires_grad_(False), tokens, seed)
+    moments = vocabulary_moments(open_float(base), tokens, seed)
     save_file({name: value.contiguous() for name, value in vars(moments).items()}, folder / VOCABULARY)
     return moments
 

@@ -158,8 +158,8 @@ class _Probe:
 def _second(given: torch.Tensor) -> torch.Tensor:
     moments = Moments.empty(given.shape[-1])
     for rows in given.flatten(0, -2).split(2**13):
-        moments.second += (rows.T @ rows).double()
-    return moments.second / given[..., 0].numel()
+        moments.add(rows)
+    return moments.hessian(is_centred=False)
 
 
 def _quantized(selected: Selected) -> list[Part | RowClass]:

@@ -10,18 +10,31 @@ import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import torch
 from accelerate import init_empty_weights
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
+from quant.model.architectures import architecture_of
 from quant.model.checkpoint import Checkpoint
+from quant.model.config import read_config
 from quant.model.inventory import Weight
 
 
 class Stop(Exception):
     """Ends a forward pass once its hook has what it needs."""
+
+
+def open_float(folder: Path) -> nn.Module:
+    """The whole model in `folder` in float32, for what needs all of it at once; without gradients."""
+    disable_progress_bar()
+    attention = architecture_of(read_config(folder)).attention
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, local_files_only=True,
+                                                 trust_remote_code=False, attn_implementation=attention)
+    return model.eval().requires_grad_(False)
 
 
 class Skeleton:

@@ -58,13 +58,14 @@ class Curvature:
 class Solver:
     """rounding: "feedback", or "nearest" for the nearest code of each weight. importance: whether the fit of scales weights
     errors by H's diagonal. order: "activation" rounds the columns of the largest inputs first, "natural" from left to right.
-    refits: of the scales, each followed by rounding again. sweeps: of coordinate descent over the codes, in the end."""
+    sweeps: of coordinate descent over the codes. refits: of the scales, so many of which are followed by rounding with feedback
+    again, and as many after these by sweeps over the codes there are."""
 
     rounding: str = "feedback"
     importance: bool = True
     order: str = "activation"
     refits: int = 2
-    sweeps: int = 2
+    sweeps: int = 4
 
     def solve(self, target: torch.Tensor, curvature: Curvature, scheme: Scheme) -> QTensor:
         """Quantize a matrix [rows, columns] so that it comes near to the target under H.
@@ -81,8 +82,8 @@ class Solver:
                 groups = problem.refit(found.codes, groups)
                 found = found.improved(problem.feedback(groups, *curvature.factor(self.order)))
             best = best.improved(problem.descend(found.codes, found.groups, self.sweeps))
-            if scheme.scale_dtype == "nested" and self.refits:
-                best = problem.polished(best, self.refits, self.sweeps)
+            for _ in range(self.refits):
+                best = best.improved(problem.descend(best.codes, problem.refit(best.codes, best.groups), self.sweeps))
         return assemble(best.codes.T.contiguous(), best.groups, tuple(target.shape), scheme)
 
 
@@ -165,12 +166,6 @@ class _Problem:
         fitted = scales + change.float()
         fitted = torch.where(fitted * scales > 0, fitted, scales)
         return store_groups(fitted, zeros if whole is None else whole * fitted, self.scheme)
-
-    def polished(self, best: _Solution, rounds: int, sweeps: int) -> _Solution:
-        """Refit and descend in turn, from the best solution: with nested scales, neither raises a row's cost."""
-        for _ in range(rounds):
-            best = best.improved(self.descend(best.codes, self.refit(best.codes, best.groups), max(1, sweeps)))
-        return best
 
     @cached_property
     def single(self) -> torch.Tensor:

@@ -15,7 +15,7 @@ from quant.hub.repository import Snapshot, is_commit, resolve
 from quant.hub.source import ModelSource
 from quant.model.architectures import architecture_of
 from quant.model.checkpoint import Checkpoint
-from quant.model.config import CODE, check_places, check_tokenizer, read_config, without_code
+from quant.model.config import check_places, check_tokenizer, read_config, without_code
 from quant.model.folder import (
     INDEX,
     LARGEST_COMPANION,
@@ -116,8 +116,9 @@ def _copy(source: Path, out: Path, name: str, commit: str | None) -> None:
     with atomic_folder(out) as folder:
         for path in [source / "config.json", *(source / index for index in with_index), *shards]:
             shutil.copyfile(path, folder / path.name)
-        if CODE in checkpoint.config:
-            write_json(folder / "config.json", without_code(checkpoint.config))
+        kept = without_code(checkpoint.config)
+        if kept != checkpoint.config:
+            write_json(folder / "config.json", kept)
         copy_companions(source, folder)
         write_manifest(folder, {"source": name, "revision": commit, "dtype": dtype, "architecture": architecture,
                                 "license": license.to_dict()})

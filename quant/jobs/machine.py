@@ -1,8 +1,7 @@
-"""What stages on this machine share: its cores, and its memory by the forecasts of quant.preflight."""
+"""What stages on this machine share: its memory, by the forecasts of quant.preflight."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from quant.check import available_memory
@@ -11,13 +10,6 @@ from quant.pipeline import BASE, parameters
 
 LIBRARIES = 1_500_000_000  # bytes that Python and its libraries take in a stage, at most
 LIMIT, USED = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-
-
-def cores() -> int:
-    """Cores that this process may use; fewer where OMP_NUM_THREADS says so."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
-    return min(count, int(given)) if given.isdecimal() and int(given) else count
 
 
 def free_memory() -> int:

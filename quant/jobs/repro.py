@@ -11,8 +11,9 @@ import time
 from functools import partial
 from types import FrameType
 
+from quant.device import cores
 from quant.errors import InputError
-from quant.jobs.machine import cores, free_memory
+from quant.jobs.machine import free_memory
 from quant.jobs.pipeline_graph import PipelineGraph
 from quant.jobs.processes import SIGNALS, Ended, Processes
 from quant.jobs.schedule import Schedule, fits, is_timing, read_durations, write_durations

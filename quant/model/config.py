@@ -30,7 +30,7 @@ MOST = {  # the largest sensible value of each count; a larger one would reserve
 }
 OWN_HEAD_SIZE = ("qwen3", "gemma", "gemma2", "gemma3_text")  # where the width divided by the heads is not the default
 ATTENTION = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal", "experts_implementation")
-ATTENTIONS = (None, "eager", "sdpa")
+ATTENTIONS = (None, "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")  # transformers' own
 CODE = "auto_map"
 
 
@@ -72,8 +72,8 @@ def check_config(config: Mapping, where: str) -> None:
         refuse_code(config, own, where)
     for key in ATTENTION:
         if config.get(key) not in ATTENTIONS:
-            raise InputError(f"{where}: {key} is {shown(config[key])}, which libraries may fetch and run as code; expected none, "
-                             "eager or sdpa; refused")
+            raise InputError(f"{where}: {key} is {shown(config[key])}, which libraries may fetch and run as code; expected none "
+                             "or one of transformers' own, such as sdpa; refused")
 
 
 def refuse_code(config: Mapping, classes: Collection[str], where: str) -> None:
@@ -97,8 +97,8 @@ def refuse_code(config: Mapping, classes: Collection[str], where: str) -> None:
 
 
 def without_code(config: Mapping) -> dict:
-    """The config without the keys that name code, for the copy that the pipeline works with."""
-    return {key: value for key, value in config.items() if key != CODE}
+    """The config without the keys that name code or an attention, for the copy that the pipeline works with."""
+    return {key: value for key, value in config.items() if key not in (CODE, *ATTENTION)}
 
 
 def check_tokenizer(folder: Path) -> None:

@@ -23,6 +23,7 @@ from quant.hub.license import License
 from quant.hub.repository import RemoteFile, files_of, is_repo_id
 from quant.hub.retry import TIMEOUT, retrying
 from quant.methods import UNQUANTIZED, Method, load
+from quant.methods import names as names_of_methods
 from quant.outside import read_json
 from quant.progress import size
 from quant.report.metrics import CARD, shown_in
@@ -108,8 +109,9 @@ def render_card(variant: Variant, folder: Path, repo: str, base: Mapping, names:
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(HERE), undefined=jinja2.StrictUndefined, trim_blocks=True,
                                      lstrip_blocks=True, keep_trailing_newline=True, autoescape=False)
     environment.filters |= {"literal": literal, "unmarked": unmarked}
-    loading = (environment.get_template("formats.md.jinja") if form and form != "gguf" else environment.from_string(
-        (load("llama_cpp") if form else variant.method).text("card.md.jinja") or ""))
+    told_by = next((one for one in map(load, names_of_methods()) if one.hub_library == form), None) if form else variant.method
+    loading = environment.from_string(told_by.text("card.md.jinja") or "") if told_by else environment.get_template(
+        "formats.md.jinja")
     return environment.get_template("card.md.jinja").render(
         front=_front_matter(base, license, variant.method, form),
         name=repo.split("/")[1],

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import torch
 
+from quant.tensor.nested_scales import WIDTHS
 from quant.tensor.packing import pack, unpack
 from quant.tensor.qtensor import QTensor
 from quant.tensor.scheme import SUPERBLOCK, Scheme
@@ -59,7 +60,7 @@ def from_bytes(data: torch.Tensor, scheme: Scheme) -> QTensor:
         codes = codes | _from_planes(parts["high"], *_HIGH[bits]) << _LOW[bits][0]
     codes = codes.reshape(rows, -1)
     held, zeros = _split_scales(parts["scales"], bits)
-    width = {2: 4, 6: 8}.get(bits, 6)
+    width = WIDTHS[bits].bits
     stored = {"codes": pack(codes, bits), "scale_codes": pack(held.reshape(rows, -1), width),
               "super_scales": _halves(parts["number"], rows)}
     if zeros is not None:

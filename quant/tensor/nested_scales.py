@@ -35,7 +35,7 @@ class Width(NamedTuple):
 
 _WIDTHS = (Width(16, 4, False), Width(16, 6, True), Width(8, 6, False), Width(16, 8, True))
 _BY_BYTES = {width.bytes: width for width in _WIDTHS}  # all different, so the stored bytes tell the width
-_BY_BITS = dict(zip((2, 3, 4, 6), _WIDTHS, strict=True)) | {5: _WIDTHS[2]}  # by a weight's bits
+WIDTHS = dict(zip((2, 3, 4, 6), _WIDTHS, strict=True)) | {5: _WIDTHS[2]}  # by a weight's bits
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def layout(rows: int, columns: int, scheme: Scheme) -> dict[str, tuple[torch.dty
         raise InputError(f"a row of {columns} weights is not whole blocks of {SUPERBLOCK}, as scale_dtype nested needs; expected "
                          f"a multiple of {SUPERBLOCK}, or another scale_dtype")
     count = columns // SUPERBLOCK
-    codes, numbers = (torch.uint8, (rows, count * _BY_BITS[scheme.bits].bytes)), (torch.float16, (rows, count))
+    codes, numbers = (torch.uint8, (rows, count * WIDTHS[scheme.bits].bytes)), (torch.float16, (rows, count))
     plain = {"scale_codes": codes, "super_scales": numbers}
     return plain if scheme.symmetric else plain | {"super_zeros": numbers, "zeros": codes}
 
@@ -80,7 +80,7 @@ def nest(scales: torch.Tensor, zeros: torch.Tensor | None, scheme: Scheme) -> tu
     Each superblock's float16 number is the one, of some, with the least squared error of the rounded numbers. A scale that is
     not 0 keeps its sign and a code other than 0. What is stored already is stored so again.
     """
-    width = _BY_BITS[scheme.bits]
+    width = WIDTHS[scheme.bits]
     if scales.shape[1] % width.groups:
         raise InputError(f"{scales.shape[1]} groups are not whole superblocks of {width.groups}; expected rows of a multiple of "
                          f"{SUPERBLOCK} weights for scale_dtype nested")

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
-from hashlib import sha256
 from pathlib import Path
-
-import torch
 
 from quant.calibration.distill import Distilled, distill
 from quant.calibration.outside import quantize_outside
 from quant.calibration.prepared import described, read_moments, read_windows
-from quant.calibration.saved import Saved
+from quant.calibration.saved import Saved, fingerprint
 from quant.calibration.sequential import Settings, calibrate
 from quant.calibration.skeleton import Skeleton
 from quant.calibration.solver import Solver
-from quant.files import sha256_of
 from quant.methods import Tell
 from quant.methods.calibrated.allocate import Allocation, allocation_of
 from quant.methods.calibrated.spec import Spec, wants
@@ -36,7 +31,7 @@ def build(base: Path, prepared: Path, spec: Spec, out: Path, tell: Tell) -> None
              "allocation: taken as given")
     weights = allocation.weights if allocation else select(inventory, spec.recipe)
     work = out.with_name(f".{out.name}.calibrating")
-    saved = Saved(work, _fingerprint(base, prepared, spec))
+    saved = Saved(work, fingerprint(base, prepared, spec.to_dict()))
     if saved.blocks:
         tell(f"going on after block {saved.blocks - 1}, which an earlier run finished")
     solver = Solver(spec.rounding, spec.importance, refits=spec.refits, sweeps=spec.sweeps)
@@ -63,9 +58,3 @@ def _about(spec: Spec, allocation: Allocation | None, prepared: Path, saved: Sav
         return about | {"scheme": spec.recipe.scheme.label}
     widths = [part.scheme.bits for selected in allocation.weights for part in selected.parts if part.scheme]
     return about | {"scheme": f"{min(widths)} to {max(widths)} bits", "allocation": allocation.to_dict()}
-
-
-def _fingerprint(base: Path, prepared: Path, spec: Spec) -> str:
-    """Of everything that the result depends on, but for the code."""
-    inputs = [[path.name, sha256_of(path)] for folder in (base, prepared) for path in sorted(folder.glob("*")) if path.is_file()]
-    return sha256(json.dumps([spec.to_dict(), inputs, torch.get_num_threads()], sort_keys=True).encode()).hexdigest()

@@ -12,7 +12,7 @@ import torch
 
 from quant.calibration.outside import is_of_vocabulary, rows_in_classes
 from quant.calibration.plan import CalibrationPlan
-from quant.calibration.prepared import write_moments, write_windows
+from quant.calibration.prepared import described, write_moments, write_windows
 from quant.calibration.probe import PartCost, as_table, from_table, part_costs
 from quant.calibration.skeleton import Skeleton
 from quant.calibration.vocabulary import VocabularyMoments
@@ -33,7 +33,7 @@ def prepare(given: Preparation, out: Path) -> None:
     with atomic_folder(out) as folder:
         tokens = write_windows(checkpoint, given.evaluated, given.private, plan, given.data, given.evaluate, folder)
         _prepare_costs(checkpoint, given.wants, tokens, plan.seed, folder)
-        write_manifest(folder, {"method": "calibrated", "text": read_json(folder / "about.json")["source"]})
+        write_manifest(folder, {"method": "calibrated", "text": described(folder)["source"]})
 
 
 def _prepare_costs(checkpoint: Checkpoint, wants: Sequence[Mapping], tokens: torch.Tensor, seed: int, folder: Path) -> None:

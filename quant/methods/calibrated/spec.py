@@ -37,7 +37,7 @@ class Spec:
     importance: bool = True
     targets: str = "corrected"
     refits: int = 2
-    sweeps: int = 2
+    sweeps: int = 4
     equalize: bool = False
     distill: int = 0
     budget: float | None = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Mapping
-from hashlib import sha256
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -17,12 +17,12 @@ from quant.calibration.budget import Choice, allocate
 from quant.calibration.distill import distill
 from quant.calibration.outside import quantize_outside
 from quant.calibration.prepared import described, read_moments, read_windows
-from quant.calibration.saved import Saved
+from quant.calibration.saved import Saved, fingerprint
 from quant.calibration.sequential import Settings, calibrate
 from quant.calibration.skeleton import Skeleton
 from quant.calibration.solver import Solver
 from quant.errors import InputError
-from quant.files import atomic_folder, sha256_of, write_manifest
+from quant.files import atomic_folder, write_manifest
 from quant.gguf.imatrix import read_imatrix
 from quant.gguf.quantizer import run_quantizer
 from quant.gguf.tensors import Place, overwrite, places, types_of
@@ -36,7 +36,6 @@ from quant.tensor.ggml_blocks import to_bytes
 from quant.tensor.scheme import GGML_TYPES, K_TYPES
 
 FLOATS = ("F32", "F16", "BF16")
-FITS = {"Q2_K": "mse"}  # how the first ranges are chosen, where mse is not best
 
 
 def build(base: Path, prepared: Path, spec: Spec, out: Path, tell: Tell) -> None:
@@ -48,7 +47,7 @@ def build(base: Path, prepared: Path, spec: Spec, out: Path, tell: Tell) -> None
         run_quantizer(prepared / "model.gguf", path, spec.type or BUDGET_TYPE, read_imatrix(prepared / IMATRIX), kinds)
         weights = _selected(types_of(path), found)
         work = out.with_name(f".{out.name}.calibrating")
-        saved = Saved(work, _fingerprint(base, prepared, spec))
+        saved = Saved(work, fingerprint(base, prepared, asdict(spec)))
         solver, tokens = Solver(), read_windows(prepared)
         quantize_outside(checkpoint, list(weights.values()), read_moments(prepared), solver, saved)
         skeleton = Skeleton(checkpoint)
@@ -74,7 +73,7 @@ def _selected(types: Mapping[str, str], found: Mapping[str, Place]) -> dict[str,
         if kind not in GGML_TYPES | K_TYPES:
             raise InputError(f"{name} is {kind} in this file type, whose codes this project does not choose; expected "
                              f"{', '.join(GGML_TYPES | K_TYPES)}: choose another type, or leave calibrated out")
-        weights[name] = selected_of(found[name], kind, FITS.get(kind, "mse"))
+        weights[name] = selected_of(found[name], kind)
     return weights
 
 
@@ -103,8 +102,3 @@ def _budget_kinds(spec: Spec, prepared: Path, found: Mapping[str, Place]) -> tup
                for name, row in table.items()}
     chosen = allocate(choices, spec.budget * total - fixed)
     return {tensor_of[name]: choice.name for name, choice in chosen.items()}, sum(choice.cost for choice in chosen.values())
-
-
-def _fingerprint(base: Path, prepared: Path, spec: Spec) -> str:
-    files = [path for folder in (base, prepared) for path in sorted(folder.glob("*")) if path.is_file()]
-    return sha256(repr([spec, [(path.name, sha256_of(path)) for path in files], torch.get_num_threads()]).encode()).hexdigest()

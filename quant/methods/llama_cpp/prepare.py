@@ -8,7 +8,7 @@ from pathlib import Path
 from quant.calibration.activity import mean_squares
 from quant.calibration.outside import is_of_vocabulary
 from quant.calibration.plan import CalibrationPlan
-from quant.calibration.prepared import ABOUT, write_moments, write_windows
+from quant.calibration.prepared import described, write_moments, write_windows
 from quant.calibration.probe import as_table, part_costs
 from quant.calibration.skeleton import Skeleton
 from quant.files import atomic_folder, write_json, write_manifest
@@ -48,7 +48,7 @@ def _look_at_text(given: Preparation, wanted: set[str], folder: Path) -> None:
     found = places(folder / "model.gguf", checkpoint)
     names = {place.weight.name: name for name, place in found.items()}
     squares = mean_squares(given.base, checkpoint.inventory, tokens)
-    source = read_json(folder / ABOUT)["source"]
+    source = described(folder)["source"]
     write_imatrix(folder / IMATRIX, {names[name]: values for name, values in squares.items()}, source, *tokens.shape)
     if "calibrated" in wanted:
         moments = write_moments(given.base, tokens, plan.seed, folder)
@@ -71,7 +71,7 @@ def kinds_for(weight: Weight, inventory: Inventory) -> tuple[str, ...]:
     return PLAIN_CANDIDATES if weight.shape[1] % SUPERBLOCK else CANDIDATES
 
 
-def selected_of(place: Place, kind: str, fit: str = "mse") -> Selected:
+def selected_of(place: Place, kind: str) -> Selected:
     """A tensor's weight, to be quantized to a type of ggml."""
     weight = place.weight
-    return Selected(weight, (Part(weight.roles, ((0, weight.shape[0]),), scheme_of(kind, fit)),))
+    return Selected(weight, (Part(weight.roles, ((0, weight.shape[0]),), scheme_of(kind, "mse")),))

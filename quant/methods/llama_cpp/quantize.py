@@ -14,7 +14,7 @@ from pathlib import Path
 from quant.config import is_whole, known_keys
 from quant.errors import InputError
 from quant.files import atomic_folder, write_manifest
-from quant.gguf.header import check_gguf, check_hash
+from quant.gguf.header import check_hash
 from quant.gguf.quantizer import run_quantizer
 
 IMATRIX = "imatrix.gguf"  # in the folder that `prepare` writes
@@ -69,7 +69,6 @@ def quantize(source: Path, spec: Spec, out: Path) -> None:
     """
     from quant.gguf.imatrix import read_imatrix
 
-    check_gguf(source)
     check_hash(source)
     importance = read_imatrix(source.parent / IMATRIX) if spec.imatrix else None
     with atomic_folder(out) as folder:

@@ -13,10 +13,9 @@ from quant.errors import InputError
 from quant.gguf.quantizer import type_number
 from quant.methods import Sizes
 from quant.model.inventory import Inventory, Weight
+from quant.tensor.scheme import K_TYPES, SUPERBLOCK
 
-SUPERBLOCK = 256  # weights of a row that a K-quant packs together
 PLAIN = ("F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
-K_QUANTS = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
 FALLBACKS = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}  # where rows don't fit the block
 MIXES = {  # of a file type: the types of v (also where it is fused with q and k), o and down, equally likely
     "Q2_K": {"v": ("Q3_K",), "o": ("Q3_K",), "down": ("Q3_K",)},
@@ -33,12 +32,12 @@ NOT_WRITTEN = ("NVFP4",)  # read by llama.cpp, but not made by its quantizer
 def main_type(file_type: str) -> str | None:
     """The type of most matrices in a file of a type: Q4_K_M -> Q4_K; None for a type that is not predicted here."""
     name = file_type.removesuffix("_S").removesuffix("_M").removesuffix("_L") if "_K_" in file_type else file_type
-    return name if name in PLAIN + K_QUANTS else None
+    return name if name in (*PLAIN, *K_TYPES) else None
 
 
 def fitting(kind: str, row: int) -> str:
     """The type of a matrix with rows of `row` weights: `kind`, or llama.cpp's fallback where the block does not fit."""
-    if kind in K_QUANTS and row % SUPERBLOCK:
+    if kind in K_TYPES and row % SUPERBLOCK:
         kind = FALLBACKS[kind]
     return "F16" if kind.startswith("Q") and row % 32 else kind
 

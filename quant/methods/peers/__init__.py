@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
+from quant.errors import InputError
 from quant.methods import Look, Method, Preparation, Sizes, Tell
 from quant.methods.peers.spec import Spec
 
@@ -30,10 +31,14 @@ def _build(base: Path, prepared: Path, values: Mapping, out: Path, tell: Tell) -
 
 
 def _sizes(inventory, folder: Path, values: Mapping) -> Sizes:
+    from quant.methods.peers.environment import missing
     from quant.model.artifact import artifact_layout
     from quant.model.needs import held_bytes
     from quant.model.selection import select
 
+    reason = missing(values["package"])
+    if reason:
+        raise InputError(reason)
     weights = select(inventory, Spec(**values).recipe)
     layout = artifact_layout(inventory, weights)
     matrices = sum(weight.count for weight in inventory.weights if weight.is_block_matrix)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import sys
 import weakref
 from collections import Counter
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy
 import torch
 
+from quant.device import cores
 from quant.errors import InputError
 from quant.gguf.header import check_gguf, check_hash
 from quant.gguf.library import bindings
@@ -52,7 +52,8 @@ class Runner:
         self.context = min(api.llama_model_n_ctx_train(self._model), options.max_tokens or sys.maxsize)
         settings = api.llama_context_default_params()
         settings.n_ctx = settings.n_batch = settings.n_ubatch = self.context
-        settings.n_threads = settings.n_threads_batch = options.threads or _threads()
+        # without OpenMP, so told here; its waiting threads keep their cores
+        settings.n_threads = settings.n_threads_batch = options.threads or cores()
         self._context = api.llama_init_from_model(self._model, settings)
         if not self._context:
             raise InputError(f"llama.cpp can't make a context of {self.context} tokens for {path}; make "
@@ -144,12 +145,6 @@ def _roles(name: str, is_tied: bool) -> tuple[str, ...]:
     if kind.endswith("norm"):
         return ("norm",)
     return ("embedding", "head") if is_tied and kind == "token_embd" else ROLES.get(kind, ("other",))
-
-
-def _threads() -> int:
-    """All cores, or as many as OMP_NUM_THREADS allows: llama.cpp has no OpenMP, and its waiting threads keep their cores."""
-    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
-    return int(given) if given.isdecimal() and int(given) else os.cpu_count() or 1
 
 
 def _free(api, batch, context, model) -> None:
