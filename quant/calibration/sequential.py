@@ -16,6 +16,7 @@ import torch
 
 from quant.calibration.equalize import column_factors, fold
 from quant.calibration.hooks import input_of, matrix_of, norm_before, outputs_of, silent, watching
+from quant.calibration.memory import keep_freed_memory
 from quant.calibration.moments import Moments
 from quant.calibration.saved import Saved
 from quant.calibration.skeleton import Skeleton, run_block
@@ -55,6 +56,7 @@ def calibrate(skeleton: Skeleton, weights: list[Selected], tokens: torch.Tensor,
 
     tokens: int64 [windows, length]. Weights outside the blocks, which `saved` holds already, act on the quantized stream.
     """
+    keep_freed_memory()
     chosen = {selected.weight.module: selected for selected in weights if selected.is_quantized}
     streams = saved.streams
     if streams is None:
