@@ -7,7 +7,8 @@ import pytest
 import torch
 from conftest import EMBEDDED, preparation
 
-from quant.benches.peers import ROWS, compared, keep
+from quant.benches.peers import ROWS
+from quant.benches.peers_study import compared, keep
 from quant.errors import InputError
 from quant.methods import load
 from quant.methods.peers.environment import VARIABLE, missing
@@ -122,7 +123,9 @@ def measured(name, kld):
     n, bits = 40, int(name.split()[-1])
     blocks = {"bytes_per_block": 9, "text_sha256": "x", "tokens": [5] * n, "bytes": [9] * n, "nll": [1.0] * n,
               "kld": [5 * kld] * n, "top1": [1] * n}
-    return {"name": name, "bits": bits, "package": None if name.startswith("ours") else "hqq", "blocks": blocks, "seconds": 2.0,
+    return {"name": name, "bits": bits, "package": None if name.startswith("ours") else "hqq", "blocks": blocks,
+            "cpu_seconds": 2.0,
+            "decode": {"ms": {"median": 1.0, "mad": 0.1}, "speedup": {"median": 3.0, "mad": 0.1}}, "is_quiet": True,
             "bits_per_weight": bits + 0.25, "own_bits_per_weight": None, "kld_mnats": 1000 * kld,
             "kld_interval": [900 * kld, 1100 * kld]}
 
@@ -137,8 +140,8 @@ def test_rows_measured_one_after_another_are_kept_drawn_and_in_the_readme_s_tabl
     path.parent.mkdir(parents=True)
     assert "make peers-report" in quantizers_table(tmp_path)
     for tokens, row in ((200, measured("ours 4", 0.002)), (100, measured("hqq 3", 0.004)), (100, measured("ours 3", 0.001))):
-        keep(path, "tiny", {"ppl": 9.0, "text": "t", "tokens": tokens, "rows": [row]})
+        keep(path, "tiny", {"ppl": 9.0, "text": "t", "tokens": tokens, "rows": [row]}, list(ROWS))
     assert [row["name"] for row in json.loads(path.read_text())["models"]["tiny"]["rows"]] == ["ours 3", "hqq 3"]
     lines = quantizers_table(tmp_path).splitlines()
-    assert len(lines) == 4 and "| ours 3 |" in lines[2] and "| +3.000 (+3.000 to +3.000) |" in lines[3]
+    assert len(lines) == 4 and "| ours 3 |" in lines[2] and "| +3.00 (+3.00 to +3.00) |" in lines[3]
     assert path.with_suffix(".svg").read_text().startswith("<?xml")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
@@ -72,16 +73,27 @@ def quantizers_table(root: Path) -> str:
     path = root / "reports" / "studies" / "quantizers.json"
     if not path.is_file():
         return "Not measured yet: `make peers-report`.\n"
-    rows = []
-    for model, found in sorted(read_json(path)["models"].items()):
-        for row in sorted(found["rows"], key=lambda row: (-row["bits"], row["kld_mnats"])):
-            paired, (low, high) = row["difference"], row["kld_interval"]
-            less = f"{paired['value']:+.3f} ({paired['low']:+.3f} to {paired['high']:+.3f})" if paired else ""
-            own = f"{row['own_bits_per_weight']:.3f}" if row["own_bits_per_weight"] else ""
-            rows.append([f"`{model}`", row["name"], f"{row['bits_per_weight']:.3f}", own,
-                         f"{row['kld_mnats']:.3f} ({low:.3f} to {high:.3f})", less, f"{row['seconds']:.0f}"])
-    headings = ["model", "quantizer, bits", "bits / weight", "as it stores them", "KLD mnat", "less ours of that width", "s"]
-    return grid(headings, rows, left=2) + "\n"
+    models = {model: {row["name"]: row for row in found["rows"]} for model, found in sorted(read_json(path)["models"].items())}
+    best = {}
+    for rows in models.values():
+        for name, row in rows.items():
+            best.setdefault(name, row)
+    lines = []
+    for name, row in sorted(best.items(), key=lambda item: (-item[1]["bits"], item[1]["kld_mnats"])):
+        line = [name, f"{row['bits_per_weight']:.3f}", f"{row['own_bits_per_weight']:.3f}" if row["own_bits_per_weight"] else ""]
+        held = [rows.get(name) for rows in models.values()]
+        for found in held:
+            line += ["", ""] if found is None else [f"{found['kld_mnats']:.3f}", _less(found["difference"])]
+        line.append(" / ".join("" if found is None else f"{found['cpu_seconds']:.0f}" for found in held))
+        line.append(" / ".join("" if found is None else f"{found['decode']['speedup']['median']:.1f}" for found in held))
+        lines.append(line)
+    headings = ["quantizer, bits", "bits / weight", "as it stores them"]
+    headings += [heading for model in models for heading in (f"`{model}` KLD mnat", "less ours")]
+    return grid([*headings, "CPU s", "decode ×"], lines) + "\n"
+
+
+def _less(difference: Mapping | None) -> str:
+    return f"{difference['value']:+.2f} ({difference['low']:+.2f} to {difference['high']:+.2f})" if difference else ""
 
 
 def metrics_table() -> str:
