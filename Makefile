@@ -40,7 +40,7 @@ bench: setup
 peers: .venv-peers/ready
 
 peers-report: setup peers
-	$(ACTIVE) python -m quant.benches.peers --write reports/studies/quantizers.json
+	$(ACTIVE) python -m quant.benches.peers --write reports/quantizers.json
 
 .venv-peers/ready: quant/methods/peers/requirements.txt
 	@test -x .venv-peers/bin/pip || python3 -m venv .venv-peers

@@ -8,7 +8,8 @@ import torch
 from conftest import EMBEDDED, preparation
 
 from quant.benches.peers import ROWS
-from quant.benches.peers_study import compared, keep
+from quant.benches.peers_study import compared, draw
+from quant.benches.study import keep
 from quant.errors import InputError
 from quant.methods import load
 from quant.methods.peers.environment import VARIABLE, missing
@@ -125,23 +126,28 @@ def measured(name, kld):
               "kld": [5 * kld] * n, "top1": [1] * n}
     return {"name": name, "bits": bits, "package": None if name.startswith("ours") else "hqq", "blocks": blocks,
             "cpu_seconds": 2.0,
-            "decode": {"ms": {"median": 1.0, "mad": 0.1}, "speedup": {"median": 3.0, "mad": 0.1}}, "is_quiet": True,
+            "decode": {"speedup": {"median": 3.0, "mad": 0.1}, "is_noisy": bits == 3},
             "bits_per_weight": bits + 0.25, "own_bits_per_weight": None, "kld_mnats": 1000 * kld,
             "kld_interval": [900 * kld, 1100 * kld]}
 
 
 def test_differences_are_of_rows_of_equal_width():
     found = compared([measured("ours 3", 0.001), measured("hqq 3", 0.004), measured("hqq 4", 0.004)])
-    assert [row["difference"] and row["difference"]["value"] for row in found] == [None, pytest.approx(3), None]
+    differences = {row["name"]: row["difference"] and row["difference"]["value"] for row in found}
+    assert differences == {"hqq 4": None, "ours 3": None, "hqq 3": pytest.approx(3)}
+    assert list(differences) == ["hqq 4", "ours 3", "hqq 3"] and not any("blocks" in row for row in found)
 
 
-def test_rows_measured_one_after_another_are_kept_drawn_and_in_the_readme_s_table(tmp_path):
-    path = tmp_path / "reports" / "studies" / "quantizers.json"
-    path.parent.mkdir(parents=True)
+def test_models_measured_one_after_another_stand_in_one_figure_and_table(tmp_path):
+    path = tmp_path / "reports" / "quantizers.json"
+    path.parent.mkdir()
     assert "make peers-report" in quantizers_table(tmp_path)
-    for tokens, row in ((200, measured("ours 4", 0.002)), (100, measured("hqq 3", 0.004)), (100, measured("ours 3", 0.001))):
-        keep(path, "tiny", {"ppl": 9.0, "text": "t", "tokens": tokens, "rows": [row]}, list(ROWS))
-    assert [row["name"] for row in json.loads(path.read_text())["models"]["tiny"]["rows"]] == ["ours 3", "hqq 3"]
+    keep(path, "tiny", {"rows": [measured("stale 4", 0.1)]})
+    keep(path, "tiny", {"rows": compared([measured("ours 3", 0.001), measured("hqq 3", 0.004)])})
+    study = keep(path, "other", {"rows": compared([measured("ours 4", 0.002), measured("ours 3", 0.001)])})
+    assert study == json.loads(path.read_text())
     lines = quantizers_table(tmp_path).splitlines()
-    assert len(lines) == 4 and "| ours 3 |" in lines[2] and "| +3.00 (+3.00 to +3.00) |" in lines[3]
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| ours 4", "| ours 3", "| hqq 3"]
+    assert "| 4.000 | +3.00 (+3.00 to +3.00) |" in lines[4] and "| 3.0 (!) / 3.0 (!) |" in lines[3]
+    draw(study, path.with_suffix(".svg"))
     assert path.with_suffix(".svg").read_text().startswith("<?xml")

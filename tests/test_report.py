@@ -9,6 +9,7 @@ import yaml
 from conftest import ROOT
 from made_up import CORPUS, MODEL, PARAMS, made_up, with_only, with_rows, write_results
 
+from quant.benches.study import keep
 from quant.errors import InputError
 from quant.outside import read_json
 from quant.report import readme, tables
@@ -361,10 +362,20 @@ def test_results_that_lack_a_metric_say_how_to_get_it(monkeypatch, tmp_path):
 
 def test_the_readme_shows_the_committed_metrics():
     text = (ROOT / "README.md").read_text()
-    for name, table in (("results", readme.results_table(ROOT)), ("ptb", readme.ptb_table(ROOT)),
-                        ("speed", readme.speed_tables(ROOT)), ("metrics", readme.metrics_table()),
-                        ("training", readme.training_table(ROOT))):
+    for name, table in readme.tables_of(ROOT).items():
         assert readme.section(name).search(text).group() == table, "run make readme"
+
+
+def test_a_study_of_gguf_files_is_a_table_with_a_line_for_each_type(tmp_path):
+    assert "--write reports/gguf.json" in readme.gguf_table(tmp_path)
+
+    def row(kind, codes, kld, own, size=1000):
+        return {"type": kind, "codes": codes, "bytes": size, "kld_mnats": kld, "in_llama_cpp": own}
+
+    rows = [row("Q4_0", "llama.cpp", 2.0, 2.5), row("Q4_0", "ours", 0.5, 0.75), row("4.5", "ours", 1.0, None, 900)]
+    keep(tmp_path / "reports" / "gguf.json", "tiny", {"rows": rows})
+    lines = readme.gguf_table(tmp_path).splitlines()
+    assert lines[2:] == ["| `tiny` | Q4_0 | 1,000 | 2.00 (2.50) |  | 0.50 (0.75) |", "| `tiny` | 4.5 | 900 |  |  | 1.00 |"]
 
 
 def test_a_readme_without_the_marks_is_refused(tmp_path, monkeypatch):

@@ -17,12 +17,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from quant.benches.ground import Ground, add_arguments
+from quant.benches.study import keep
 from quant.command import Parser, run, whole_number
 from quant.pipeline import parameters
 from quant.variants import Variant, variant
 
 TYPES = ("Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K", "Q4_0", "5.0")
-KINDS: Mapping[str, Mapping] = {"llama.cpp": {}, "llama.cpp, importance": {"imatrix": True}, "calibrated": {"calibrated": True}}
+KINDS: Mapping[str, Mapping] = {"llama.cpp": {}, "llama.cpp, importance": {"imatrix": True}, "ours": {"calibrated": True}}
 
 
 def main(arguments: list[str]) -> None:
@@ -32,6 +33,7 @@ def main(arguments: list[str]) -> None:
     add_arguments(parser, params)
     parser.add_argument("--lines", type=whole_number, help="of the evaluated text, from the first (all)")
     parser.add_argument("--run", action="store_true", help="also score each file with llama.cpp itself")
+    parser.add_argument("--write", type=Path, help="a JSON file for the results, beside other models'")
     parser.add_argument("--distill", type=int, default=0, help="also a row with so many steps of distillation")
     given = parser.parse_args(arguments)
     rows = list(_rows(given))
@@ -48,11 +50,11 @@ def _rows(given) -> Iterator[tuple[str, str, Variant]]:
         if not is_budget:
             type_number(word.upper())
         for kind, values in KINDS.items():
-            if is_budget and kind != "calibrated":
+            if is_budget and kind != "ours":
                 continue
             row = {"method": "llama_cpp", **values, **({"budget": float(word)} if is_budget else {"type": word})}
             yield word, kind, variant("row", {"variants": {"row": row}})
-            if kind == "calibrated" and given.distill:
+            if kind == "ours" and given.distill:
                 yield word, f"{kind}, distilled", variant("row", {"variants": {"row": {**row, "distill": given.distill}}})
 
 
@@ -62,6 +64,7 @@ def _measure(folder: Path, rows: list[tuple[str, str, Variant]], given, params: 
     ground = Ground(folder, given, params, given.lines)
     wants = [want for want in (row.method.wants(row.values) for _, _, row in rows) if want]
     prepared = ground.prepare(rows[0][2].method, wants)
+    results = []
     print(f"perplexity of the base {ground.original['ppl']:.4f}")
     print(f"{'type':8} {'codes':22} {'bytes':>10} {'bits/weight':>11} {'ppl change %':>12} {'KLD mnat':>9} {'95 % interval':>19} "
           f"{'in llama.cpp':>12} {'s':>6}")
@@ -75,10 +78,16 @@ def _measure(folder: Path, rows: list[tuple[str, str, Variant]], given, params: 
         seconds = time.perf_counter() - start
         size, count = read_back(out / "model.gguf", prepared / "model.gguf", ground.base, folder / "read")
         found = ground.evaluate(folder / "read")
-        own = f"{ground.evaluate(out)['metrics']['kld_mnats']:.4f}" if given.run else ""
+        own = ground.evaluate(out)["metrics"]["kld_mnats"] if given.run else None
         metrics, interval = found["metrics"], found["intervals"]["kld_mnats"]
+        shown = "" if own is None else f"{own:.4f}"
         print(f"{word:8} {kind:22} {size:10,} {8 * size / count:11.3f} {metrics['ppl_change_pct']:12.4f} "
-              f"{metrics['kld_mnats']:9.4f} {interval[0]:9.4f} {interval[1]:9.4f} {own:>12} {seconds:6.1f}", flush=True)
+              f"{metrics['kld_mnats']:9.4f} {interval[0]:9.4f} {interval[1]:9.4f} {shown:>12} {seconds:6.1f}", flush=True)
+        results.append({"type": word, "codes": kind, "bytes": size, "bits_per_weight": 8 * size / count, "kld_mnats":
+                        metrics["kld_mnats"], "kld_interval": interval, "in_llama_cpp": own, "seconds": seconds})
+        if given.write:
+            keep(given.write, Path(given.model).name, {"text": Path(given.text).name, "tokens": found["protocol"]["tokens"],
+                                                       "ppl": ground.original["ppl"], "rows": results})
 
 
 def read_back(path: Path, converted: Path, base: Path, folder: Path) -> tuple[int, int]:

@@ -6,9 +6,8 @@ r"""Other projects' quantizers beside this project's, on the same calibration te
 
 Words select the rows whose name contains one of them. Bits are those of the quantized matrices as stored here, and as the package
 itself stores them. Each row is compared with ours of the same width, token by token. Seconds are of the processor, in all
-threads, and include the start of the package. At the end all rows decode in turn with the base; every row is stored as this
-project's own, so this shows what a width and its kind of zeros cost. With --keep FOLDER, a run that was stopped goes on where it
-was, and a later one only decodes; delete the folder after a change of the code.
+threads, and include the start of the package. Decoding is timed as in the pipeline; every row is stored as this project's own, so
+its speed shows what a width and its kind of zeros cost.
 """
 
 from __future__ import annotations
@@ -19,12 +18,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from quant.benches.ground import Ground, add_arguments
-from quant.benches.peers_study import compared, keep, print_table
+from quant.benches.peers_study import compared, draw, print_table
+from quant.benches.study import keep
 from quant.command import Parser, run, whole_number
 from quant.errors import InputError
-from quant.files import significant, write_json
 from quant.outside import read_json
 from quant.pipeline import parameters
+from quant.speed.plan import TimingPlan
 from quant.variants import Variant, variant
 
 OURS = {"method": "calibrated", "group_size": 64, "scale_dtype": "float16", "levels": "full"}
@@ -45,7 +45,6 @@ ROWS: Mapping[str, Mapping] = {  # ours first: the others are compared with them
     "auto-round 3": {"package": "auto_round", "bits": 3},
     "auto-round 2": {"package": "auto_round", "bits": 2},
 }
-PROMPT, TOKENS, ROUNDS = 32, 48, 7  # of decoding
 
 
 def main(arguments: list[str]) -> None:
@@ -55,49 +54,41 @@ def main(arguments: list[str]) -> None:
     add_arguments(parser, params)
     parser.add_argument("--lines", type=whole_number, help="of the evaluated text, from the first (all)")
     parser.add_argument("--iterations", type=whole_number, help="of auto-round, a block (200)")
-    parser.add_argument("--write", type=Path, help="a JSON file that keeps the results, beside those of other models")
-    parser.add_argument("--keep", type=Path, help="a folder that keeps the variants (a temporary one)")
+    parser.add_argument("--write", type=Path, help="a JSON file for the results, beside other models', and a figure beside it")
     given = parser.parse_args(arguments)
     chosen = {name: row for name, row in ROWS.items() if not given.words or any(word in name for word in given.words)}
     if not chosen:
         raise InputError(f"no row's name contains {' or '.join(given.words)}; they are {', '.join(ROWS)}")
     with tempfile.TemporaryDirectory() as folder:
-        print_table(compared(_measure(Path(folder), chosen, given, params)["rows"]))
+        print_table(_measure(Path(folder), chosen, given, params))
 
 
-def _measure(folder: Path, chosen: Mapping[str, Mapping], given, params: Mapping) -> dict:
-    """Build, score and time every row that can run here; one that can't is left out with a line that says why."""
-    ground = Ground(folder, given, params, given.lines)
-    kept = given.keep / Path(given.model).name if given.keep else folder / "variants"
-    kept.mkdir(parents=True, exist_ok=True)
-    rows, prepared = {}, {}
+def _measure(folder: Path, chosen: Mapping[str, Mapping], given, params: Mapping) -> list[dict]:
+    """Build, score and time every row that can run here; one that can't is left out with a line that says why.
+
+    Results are written after each row, so that a run that was stopped keeps them.
+    """
+    ground, plan, out = Ground(folder, given, params, given.lines), TimingPlan.from_dict(params["benchmark"]), folder / "variant"
+    rows, found, prepared = [], [], {}
     for name, row in chosen.items():
         row = {"method": "peers", **row}
         if given.iterations and row.get("package") == "auto_round":
             row["iterations"] = given.iterations
         planned = variant("row", {"calibrated": params["calibrated"], "variants": {"row": row}})
-        out = kept / name.replace(" ", "-")
-        record, asked = out.with_suffix(".json"), {**planned.values, "calibrate": given.calibrate, "lines": given.lines}
-        held = read_json(record) if record.is_file() else {}
-        if held.get("asked") == asked:
-            rows[name] = held["row"]
-            print(f"{name}: as before", flush=True)
-            continue
         try:
             seconds = _built(ground, planned, prepared, out, name)
         except InputError as error:
             print(f"{name}: left out: {error}", flush=True)
             continue
-        rows[name] = {"name": name, "bits": row["bits"], "cpu_seconds": seconds, **_scored(ground, out, planned)}
-        write_json(record, {"asked": asked, "row": rows[name]})
-        print(f"{name}: {rows[name]['kld_mnats']:.4f} mnat, {seconds:.0f} s of the processor", flush=True)
+        rows.append({"name": name, "bits": row["bits"], "cpu_seconds": seconds, **_scored(ground, out, planned),
+                     "decode": _decoding(ground, out, plan)})
+        print(f"{name}: {rows[-1]['kld_mnats']:.4f} mnat, {seconds:.0f} s of the processor", flush=True)
+        found = compared(rows)
+        if given.write:
+            about = {"ppl": ground.original["ppl"], "text": Path(given.text).name, "tokens": rows[0]["tokens"]}
+            draw(keep(given.write, Path(given.model).name, {**about, "rows": found}), given.write.with_suffix(".svg"))
     if not rows:
         raise InputError("no row could run here; make peers installs the packages")
-    timed, is_quiet = _timed(ground, {name: kept / name.replace(" ", "-") for name in rows})
-    found = {"ppl": ground.original["ppl"], "text": Path(given.text).name, "tokens": next(iter(rows.values()))["tokens"],
-             "rows": [{**row, "decode": timed[name], "is_quiet": is_quiet} for name, row in rows.items()]}
-    if given.write:
-        keep(given.write, Path(given.model).name, found, list(ROWS))
     return found
 
 
@@ -117,25 +108,12 @@ def _processor_seconds() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in used)
 
 
-def _timed(ground: Ground, variants: Mapping[str, Path]) -> tuple[dict[str, dict], bool]:
-    """Decode with the base and all variants in turn. Returns by row ms a token and speed over the base, each a spread of the
-    samples without the samples; and whether the machine was quiet."""
-    from quant.quality.windows import tokenize
-    from quant.runners import open_runner
-    from quant.speed.latency import measure
-    from quant.speed.plan import TimingPlan
-    from quant.speed.samples import ratios_of_pairs, spread
-    from quant.speed.watch import watch_machine
+def _decoding(ground: Ground, out: Path, plan: TimingPlan) -> dict:
+    """Speed over the base, median and mad, and whether to distrust it."""
+    from quant.speed.benchmark import benchmark
 
-    watch = watch_machine(TimingPlan.threads, 0)
-    ids = tokenize(ground.corpus, ground.base, ground.protocol).ids[:PROMPT]
-    folders = {"base": ground.base, **variants}
-    runners = {name: open_runner(folder, None, "cpu", TimingPlan.threads, PROMPT + TOKENS) for name, folder in folders.items()}
-    ms = measure(runners, {"prefill": ids}, TOKENS, ROUNDS).ms["decode"]
-    found = {name: {"ms": spread(ms[name]), "speedup": spread(ratios_of_pairs(ms["base"], ms[name]))} for name in variants}
-    shown = {name: {key: {part: values[part] for part in ("median", "mad")} for key, values in of.items()}
-             for name, of in found.items()}
-    return significant(shown), watch.still_quiet()
+    decode = benchmark(out, ground.base, ground.corpus, plan, "cpu")["timing"]["decode"]
+    return {"is_noisy": decode["is_noisy"], "speedup": {key: decode["speedup"][key] for key in ("median", "mad")}}
 
 
 def _scored(ground: Ground, out: Path, planned) -> dict:

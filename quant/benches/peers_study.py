@@ -1,12 +1,9 @@
-"""The study that quant.benches.peers writes: its rows compared, kept in a file, drawn and printed."""
+"""The study that quant.benches.peers writes: its rows compared, drawn and printed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-
-from quant.files import significant, write_json
-from quant.outside import read_json
 
 TITLES = ("KL divergence from base\n(mnat per token, 95 %)", "bits a quantized weight,\nas its package stores it",
           "time to quantize\n(s of the processor)", "decoding speed here\n(base = 1)")
@@ -14,36 +11,18 @@ MARKERS = ("o", "D", "^", "s")  # of models
 
 
 def compared(rows: list[dict]) -> list[dict]:
-    """The rows with "difference", their mean KLD less ours of the same width, in mnat, with its interval; None for ours."""
+    """The rows by width, the widest first, and then by divergence, each with "difference" for its "blocks": mean KLD less ours of
+    the same width, in mnat, with its interval; None for ours."""
     from quant.quality.bootstrap import Blocks, difference
 
-    ours = {row["bits"]: Blocks.from_dict(row["blocks"]) for row in rows if row["package"] is None}
+    blocks = {row["name"]: Blocks.from_dict(row["blocks"]) for row in rows}
+    ours = {row["bits"]: blocks[row["name"]] for row in rows if row["package"] is None}
     found = []
-    for row in rows:
-        paired = None
-        if row["package"] and row["bits"] in ours:
-            paired = vars(difference(Blocks.from_dict(row["blocks"]), ours[row["bits"]], "kld"))
-        found.append(row | {"difference": paired})
+    for row in sorted(rows, key=lambda row: (-row["bits"], row["kld_mnats"])):
+        is_paired = row["package"] and row["bits"] in ours
+        paired = vars(difference(blocks[row["name"]], ours[row["bits"]], "kld")) if is_paired else None
+        found.append({key: value for key, value in row.items() if key != "blocks"} | {"difference": paired})
     return found
-
-
-def keep(path: Path, model: str, found: dict, order: Sequence[str]) -> None:
-    """Add the rows of a model to the file. Rows measured before on the same tokens stay, unless a new one has their name.
-
-    order: of the rows' names.
-    """
-    held = read_json(path) if path.is_file() else {"models": {}}
-    before = held["models"].get(model, {"text": None, "tokens": None, "rows": []})
-    is_same = (before["text"], before["tokens"]) == (found["text"], found["tokens"])
-    rows = {row["name"]: row for row in (before["rows"] if is_same else []) + significant(found["rows"])}
-    held["models"][model] = significant({**found, "rows": compared([rows[name] for name in order if name in rows])})
-    write_json(path, held)
-    draw(held, path.with_suffix(".svg"))
-
-
-def by_width(rows: Sequence[Mapping]) -> list[Mapping]:
-    """The rows by width, the widest first, and then by divergence."""
-    return sorted(rows, key=lambda row: (-row["bits"], row["kld_mnats"]))
 
 
 def draw(study: Mapping, path: Path) -> None:
@@ -52,11 +31,11 @@ def draw(study: Mapping, path: Path) -> None:
 
     from quant.methods import load
     from quant.report.charts import log_axis
+    from quant.report.readme import quantizers_of
     from quant.report.style import INK, in_style, look_of, new_axes
 
     models = sorted(study["models"].items())
-    names = list(dict.fromkeys(row["name"] for _, found in models for row in by_width(found["rows"])))
-    names.sort(key=lambda name: -int(name.rpartition(" ")[2]))
+    names = quantizers_of(study)
     others, ours = look_of(load("peers")).colour, look_of(load("calibrated")).colour
     with in_style():
         figure, axes = new_axes(10, 0.3 * len(names) + 1.4, ncols=4, sharey=True)
@@ -88,17 +67,17 @@ def draw(study: Mapping, path: Path) -> None:
 
 
 def print_table(rows: list[dict]) -> None:
-    """Print rows that `compared` returned, by width, the least divergence first."""
+    """Print rows that `compared` returned."""
     print(f"{'row':24} {'bits':>7} {'own':>7} {'whole':>7} {'ppl %':>8} {'KLD mnat':>9} {'95 % interval':>19} {'less ours':>9} "
           f"{'95 % interval':>19} {'top-1 %':>8} {'CPU s':>6} {'decode':>12}")
-    for row in by_width(rows):
+    for row in rows:
         own = f"{row['own_bits_per_weight']:.3f}" if row["own_bits_per_weight"] else ""
         paired = row["difference"]
         less = f"{paired['value']:9.4f} {paired['low']:9.4f} {paired['high']:9.4f}" if paired else f"{'':29}"
         speed = row["decode"]["speedup"]
-        decode = f"{speed['median']:.2f} ± {speed['mad']:.2f}{'' if row['is_quiet'] else ' (!)'}"
+        decode = f"{speed['median']:.2f} ± {speed['mad']:.2f}{' (!)' if row['decode']['is_noisy'] else ''}"
         print(f"{row['name']:24} {row['bits_per_weight']:7.3f} {own:>7} {row['whole_bits_per_weight']:7.3f} "
               f"{row['ppl_change_pct']:8.3f} {row['kld_mnats']:9.4f} {row['kld_interval'][0]:9.4f} {row['kld_interval'][1]:9.4f} "
               f"{less} {row['top1_agree_pct']:8.3f} {row['cpu_seconds']:6.1f} {decode:>12}")
-    if not all(row["is_quiet"] for row in rows):
-        print("(!) other work ran on this machine: don't trust these times")
+    if any(row["decode"]["is_noisy"] for row in rows):
+        print("(!) scattered, or beside other work: don't trust this speed")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Mapping
+from itertools import groupby
 from pathlib import Path
 
 import yaml
@@ -22,6 +23,7 @@ from quant.report.tables import grid, metric_column, table
 from quant.variants import variants
 
 ROWS = ("base", "bf16", "whole", "nf4", "rtn4", "mix4", "bnb-nf4", "gguf-q4_k_m")  # variants in the README's tables
+GGUF = {"llama.cpp": "llama.cpp", "llama.cpp, importance": "with importance matrix", "ours": "ours"}
 SPEED = {  # variants of reports/bench.json, and their titles in the README
     "fp32": "transformers, float32", "bf16": "transformers, bfloat16", "fp32_our_decoding": "float32, our decoding",
     "int8_dequantized_each_call": "int8, dequantized at every call", "int8": "**int8**, whole model",
@@ -70,30 +72,57 @@ def training_table(root: Path) -> str:
 
 def quantizers_table(root: Path) -> str:
     """Other projects' quantizers beside this project's, from the study of quant.benches.peers; a line where there is none."""
-    path = root / "reports" / "studies" / "quantizers.json"
+    path = root / "reports" / "quantizers.json"
     if not path.is_file():
         return "Not measured yet: `make peers-report`.\n"
-    models = {model: {row["name"]: row for row in found["rows"]} for model, found in sorted(read_json(path)["models"].items())}
-    best = {}
-    for rows in models.values():
-        for name, row in rows.items():
-            best.setdefault(name, row)
-    lines = []
-    for name, row in sorted(best.items(), key=lambda item: (-item[1]["bits"], item[1]["kld_mnats"])):
-        line = [name, f"{row['bits_per_weight']:.3f}", f"{row['own_bits_per_weight']:.3f}" if row["own_bits_per_weight"] else ""]
+    study, lines = read_json(path), []
+    models = {model: {row["name"]: row for row in found["rows"]} for model, found in sorted(study["models"].items())}
+    for name in quantizers_of(study):
         held = [rows.get(name) for rows in models.values()]
+        row = next(found for found in held if found)
+        line = [name, f"{row['bits_per_weight']:.3f}", f"{row['own_bits_per_weight']:.3f}" if row["own_bits_per_weight"] else ""]
         for found in held:
-            line += ["", ""] if found is None else [f"{found['kld_mnats']:.3f}", _less(found["difference"])]
-        line.append(" / ".join("" if found is None else f"{found['cpu_seconds']:.0f}" for found in held))
-        line.append(" / ".join("" if found is None else f"{found['decode']['speedup']['median']:.1f}" for found in held))
+            line += [f"{found['kld_mnats']:.3f}", _less(found["difference"])] if found else ["", ""]
+        line.append(" / ".join(f"{found['cpu_seconds']:.0f}" if found else "" for found in held))
+        line.append(" / ".join(_speed(found["decode"]) if found else "" for found in held))
         lines.append(line)
-    headings = ["quantizer, bits", "bits / weight", "as it stores them"]
-    headings += [heading for model in models for heading in (f"`{model}` KLD mnat", "less ours")]
-    return grid([*headings, "CPU s", "decode ×"], lines) + "\n"
+    headings = [heading for model in models for heading in (f"`{model}` KLD mnat", "more than ours")]
+    return grid(["quantizer, bits", "bits / weight", "as it stores them", *headings, "CPU s", "decode ×"], lines) + "\n"
+
+
+def quantizers_of(study: Mapping) -> list[str]:
+    """The names of all rows, which end with their bits, the widest first."""
+    names = dict.fromkeys(row["name"] for _, found in sorted(study["models"].items()) for row in found["rows"])
+    return sorted(names, key=lambda name: -int(name.rpartition(" ")[2]))
+
+
+def _speed(decode: Mapping) -> str:
+    return f"{decode['speedup']['median']:.1f}{' (!)' if decode['is_noisy'] else ''}"
 
 
 def _less(difference: Mapping | None) -> str:
     return f"{difference['value']:+.2f} ({difference['low']:+.2f} to {difference['high']:+.2f})" if difference else ""
+
+
+def gguf_table(root: Path) -> str:
+    """GGUF files of equal type, from the study of quant.benches.gguf; a line where there is none."""
+    path = root / "reports" / "gguf.json"
+    if not path.is_file():
+        return "Not measured yet: `python -m quant.benches.gguf --run --write reports/gguf.json`.\n"
+    lines = []
+    for model, found in sorted(read_json(path)["models"].items()):
+        for kind, rows in groupby(found["rows"], key=lambda row: row["type"]):
+            by_codes = {row["codes"]: row for row in rows}
+            size = " / ".join(dict.fromkeys(f"{row['bytes']:,}" for row in by_codes.values()))
+            lines.append([f"`{model}`", kind, size, *(_divergence(by_codes.get(codes)) for codes in GGUF)])
+    return grid(["model", "type or bits", "bytes", *GGUF.values()], lines, left=2) + "\n"
+
+
+def _divergence(row: Mapping | None) -> str:
+    if row is None:
+        return ""
+    own = "" if row["in_llama_cpp"] is None else f" ({row['in_llama_cpp']:.2f})"
+    return f"{row['kld_mnats']:.2f}{own}"
 
 
 def metrics_table() -> str:
@@ -128,14 +157,18 @@ def _pair(phase: dict) -> list[str]:
     return [f"{ms['median']:.{digits}f} ± {ms['mad']:.{digits}f}", f"{speed['median']:.2f}"]
 
 
+def tables_of(root: Path) -> dict[str, str]:
+    """Every table of the README, by the name of its marks."""
+    return {"results": results_table(root), "ptb": ptb_table(root), "speed": speed_tables(root), "metrics": metrics_table(),
+            "training": training_table(root), "quantizers": quantizers_table(root), "gguf": gguf_table(root)}
+
+
 def update(root: Path) -> None:
     """Write the tables into README.md in the folder `root`, and copy the figure it shows. Raises InputError without its marks."""
     readme = root / "README.md"
     text = readme.read_text(encoding="utf-8")
-    tables = {"results": results_table(root), "ptb": ptb_table(root), "speed": speed_tables(root), "metrics": metrics_table(),
-              "training": training_table(root), "quantizers": quantizers_table(root)}
-    for name, table_of in tables.items():
-        text, count = section(name).subn(lambda _, new=table_of: new, text)
+    for name, made in tables_of(root).items():
+        text, count = section(name).subn(lambda _, new=made: new, text)
         if count != 1:
             raise InputError(f"README.md has {count} sections <!-- {name} --> ... <!-- /{name} -->; expected one, for a table")
     write_text(readme, text)
