@@ -17,7 +17,7 @@ from numba.extending import intrinsic
 LANES = 16
 LOOKUP_BITS = 5  # widest codes that are looked up
 
-_I1, _I8, _I32, _I64, _FLOAT = ir.IntType(1), ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
+_I8, _I32, _I64, _FLOAT = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
 _BYTES, _WORDS, _FLOATS = ir.VectorType(_I8, 64), ir.VectorType(_I32, LANES), ir.VectorType(_FLOAT, LANES)
 
 
@@ -53,14 +53,11 @@ def _load_block(builder, address, size: int) -> ir.Value:
     if size & (size - 1) == 0:
         block = _load(builder, address, ir.VectorType(_I8, size))
         return _bytes_of(builder, block, block, (i % size for i in range(64)))
-    mask = ir.VectorType(_I1, LANES)
-    pointer = _WORDS.as_pointer()
-    load = get_or_insert_function(
-        builder.module, ir.FunctionType(_WORDS, [pointer, _I32, mask, _WORDS]), "llvm.masked.load.v16i32.p0"
+    half = 1 << (size.bit_length() - 1)  # two reads that overlap; a masked read takes several times as long from memory
+    first, second = (
+        _load(builder, builder.gep(address, [ir.Constant(_I64, start)]), ir.VectorType(_I8, half)) for start in (0, size - half)
     )
-    is_read = _constants(mask, (4 * lane < size for lane in range(LANES)))
-    words = builder.call(load, [builder.bitcast(address, pointer), ir.Constant(_I32, 1), is_read, _all(_WORDS, 0)])
-    return builder.bitcast(words, _BYTES)
+    return _bytes_of(builder, first, second, (i if i < half else min(i, size - 1) + 2 * half - size for i in range(64)))
 
 
 def _values(builder, block, bits: int, size: int, tables: list[ir.Value]):
