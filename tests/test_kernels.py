@@ -114,7 +114,8 @@ def test_the_plain_loop_equals_the_shuffled_one(group):
     x, codes, scales = normal(192), tensor.codes.numpy(), tensor.scales.scales.numpy()
     values = grid_of(tensor.scheme).values.numpy()
     ordered = rows_of_8.ordered(x.numpy(), 4)
-    plain = [rows_of_8.dot_plain(codes[row], ordered, values, scales[row], 192 // group, group // vectors.BLOCK) for row in range(9)]
+    blocks = group // vectors.BLOCK
+    plain = [rows_of_8.dot_plain(codes[row], ordered, values, scales[row], 192 // group, blocks) for row in range(9)]
     check(lambda *_: torch.tensor([plain], dtype=torch.float32), tensor, x[None])
 
 

@@ -17,14 +17,16 @@ from quant.kernels.threads import FIRST, claim, compiled_loop, finish, pointer
 from quant.kernels.vectors import BLOCK, HAS_SHUFFLE, block_decode, equal_steps, looked_up
 
 if LANES == 16:
-    from quant.kernels.rows_of_16 import LOOKUP_BITS, prepared, products
+    from quant.kernels import rows_of_16 as rows_of_lanes
 else:
-    from quant.kernels.rows_of_8 import LOOKUP_BITS, prepared, products
+    from quant.kernels import rows_of_8 as rows_of_lanes
+
+prepared, products, LOOKUP_BITS = rows_of_lanes.prepared, rows_of_lanes.products, rows_of_lanes.LOOKUP_BITS
 
 # Places in a job of quant.kernels.threads: addresses (0: none), and sizes.
 (X, Y, BIAS, OTHER, THEN, GATHERED, COUNT, CODES, SCALES, ZEROS, VALUES, LOOKUP_PLANES, ROWS, COLUMNS, GROUPS, GROUP_SIZE,
  ROW_BYTES, BITS, DECODER, HEIGHT, FIELDS) = range(FIRST, FIRST + 21)
-# THEN: the epilogue of an output; ADD and MULTIPLY take the same element of another vector (OTHER).
+# THEN: the epilogue of an output; ADD and MULTIPLY take the same element of another vector (OTHER), which may not be Y.
 NOTHING, ADD, MULTIPLY, GELU, SILU = range(5)
 # DECODER: codes are equal steps counted from the middle code, or indices into a table of 16 values or of another size.
 EQUAL_STEPS, TABLE_OF_16, ANY_TABLE = range(3)

@@ -18,10 +18,16 @@ for _large in (0, 1):
         for _place in range(BLOCK << _large):
             _ORDERS[_large, _bits - 2, _place] = code_of(_bits, BLOCK << _large, *divmod(_place, LANES))
 
-# Three functions for each width: groups of 64 codes, of a multiple of 64, and of a multiple of 32.
-_single2, _single3, _single4, _single5, _single6, _single7, _single8 = (rows_dot(bits, 64, True) for bits in range(2, 9))
-_even2, _even3, _even4, _even5, _even6, _even7, _even8 = (rows_dot(bits, 64, False) for bits in range(2, 9))
-_any2, _any3, _any4, _any5, _any6, _any7, _any8 = (rows_dot(bits, 32, False) for bits in range(2, 9))
+# Functions for groups of 32 codes, of 64, of 128, of another multiple of 64, and of another multiple of 32.
+_dot2_g32, _dot3_g32, _dot4_g32, _dot5_g32, _dot6_g32, _dot7_g32, _dot8_g32 = (rows_dot(bits, 32, 1) for bits in range(2, 9))
+_dot2_g64, _dot3_g64, _dot4_g64, _dot5_g64, _dot6_g64, _dot7_g64, _dot8_g64 = (rows_dot(bits, 64, 1) for bits in range(2, 9))
+_dot2_g128, _dot3_g128, _dot4_g128, _dot5_g128, _dot6_g128, _dot7_g128, _dot8_g128 = (
+    rows_dot(bits, 64, 2) for bits in range(2, 9)
+)
+_dot2_even, _dot3_even, _dot4_even, _dot5_even, _dot6_even, _dot7_even, _dot8_even = (
+    rows_dot(bits, 64, 0) for bits in range(2, 9)
+)
+_dot2_any, _dot3_any, _dot4_any, _dot5_any, _dot6_any, _dot7_any, _dot8_any = (rows_dot(bits, 32, 0) for bits in range(2, 9))
 
 
 @njit(nogil=True, fastmath=_FAST)
@@ -49,47 +55,80 @@ def products(bits, is_table, codes, x, values, lookup_planes, offsets, scales, y
     repeated; scales: float32 [rows, groups]; y: float32 [rows]; is_table, lookup_planes and offsets: not used here.
     """
     row_bytes, groups = codes.shape[1], scales.shape[1]
-    if blocks == 2:
-        if bits == 2:
-            _single2(codes, x, values, scales, y, row_bytes, groups, 1, first, last)
-        elif bits == 3:
-            _single3(codes, x, values, scales, y, row_bytes, groups, 1, first, last)
-        elif bits == 4:
-            _single4(codes, x, values, scales, y, row_bytes, groups, 1, first, last)
-        elif bits == 5:
-            _single5(codes, x, values, scales, y, row_bytes, groups, 1, first, last)
-        elif bits == 6:
-            _single6(codes, x, values, scales, y, row_bytes, groups, 1, first, last)
-        elif bits == 7:
-            _single7(codes, x, values, scales, y, row_bytes, groups, 1, first, last)
+    if bits == 2:
+        if blocks == 1:
+            _dot2_g32(codes, x, values, scales, y, row_bytes, groups, 1, first, last)
+        elif blocks == 2:
+            _dot2_g64(codes, x, values, scales, y, row_bytes, groups, 1, first, last)
+        elif blocks == 4:
+            _dot2_g128(codes, x, values, scales, y, row_bytes, groups, 2, first, last)
+        elif blocks % 2 == 0:
+            _dot2_even(codes, x, values, scales, y, row_bytes, groups, blocks // 2, first, last)
         else:
-            _single8(codes, x, values, scales, y, row_bytes, groups, 1, first, last)
-    elif blocks % 2 == 0:
-        if bits == 2:
-            _even2(codes, x, values, scales, y, row_bytes, groups, blocks // 2, first, last)
-        elif bits == 3:
-            _even3(codes, x, values, scales, y, row_bytes, groups, blocks // 2, first, last)
-        elif bits == 4:
-            _even4(codes, x, values, scales, y, row_bytes, groups, blocks // 2, first, last)
-        elif bits == 5:
-            _even5(codes, x, values, scales, y, row_bytes, groups, blocks // 2, first, last)
-        elif bits == 6:
-            _even6(codes, x, values, scales, y, row_bytes, groups, blocks // 2, first, last)
-        elif bits == 7:
-            _even7(codes, x, values, scales, y, row_bytes, groups, blocks // 2, first, last)
-        else:
-            _even8(codes, x, values, scales, y, row_bytes, groups, blocks // 2, first, last)
-    elif bits == 2:
-        _any2(codes, x, values, scales, y, row_bytes, groups, blocks, first, last)
+            _dot2_any(codes, x, values, scales, y, row_bytes, groups, blocks, first, last)
     elif bits == 3:
-        _any3(codes, x, values, scales, y, row_bytes, groups, blocks, first, last)
+        if blocks == 1:
+            _dot3_g32(codes, x, values, scales, y, row_bytes, groups, 1, first, last)
+        elif blocks == 2:
+            _dot3_g64(codes, x, values, scales, y, row_bytes, groups, 1, first, last)
+        elif blocks == 4:
+            _dot3_g128(codes, x, values, scales, y, row_bytes, groups, 2, first, last)
+        elif blocks % 2 == 0:
+            _dot3_even(codes, x, values, scales, y, row_bytes, groups, blocks // 2, first, last)
+        else:
+            _dot3_any(codes, x, values, scales, y, row_bytes, groups, blocks, first, last)
     elif bits == 4:
-        _any4(codes, x, values, scales, y, row_bytes, groups, blocks, first, last)
+        if blocks == 1:
+            _dot4_g32(codes, x, values, scales, y, row_bytes, groups, 1, first, last)
+        elif blocks == 2:
+            _dot4_g64(codes, x, values, scales, y, row_bytes, groups, 1, first, last)
+        elif blocks == 4:
+            _dot4_g128(codes, x, values, scales, y, row_bytes, groups, 2, first, last)
+        elif blocks % 2 == 0:
+            _dot4_even(codes, x, values, scales, y, row_bytes, groups, blocks // 2, first, last)
+        else:
+            _dot4_any(codes, x, values, scales, y, row_bytes, groups, blocks, first, last)
     elif bits == 5:
-        _any5(codes, x, values, scales, y, row_bytes, groups, blocks, first, last)
+        if blocks == 1:
+            _dot5_g32(codes, x, values, scales, y, row_bytes, groups, 1, first, last)
+        elif blocks == 2:
+            _dot5_g64(codes, x, values, scales, y, row_bytes, groups, 1, first, last)
+        elif blocks == 4:
+            _dot5_g128(codes, x, values, scales, y, row_bytes, groups, 2, first, last)
+        elif blocks % 2 == 0:
+            _dot5_even(codes, x, values, scales, y, row_bytes, groups, blocks // 2, first, last)
+        else:
+            _dot5_any(codes, x, values, scales, y, row_bytes, groups, blocks, first, last)
     elif bits == 6:
-        _any6(codes, x, values, scales, y, row_bytes, groups, blocks, first, last)
+        if blocks == 1:
+            _dot6_g32(codes, x, values, scales, y, row_bytes, groups, 1, first, last)
+        elif blocks == 2:
+            _dot6_g64(codes, x, values, scales, y, row_bytes, groups, 1, first, last)
+        elif blocks == 4:
+            _dot6_g128(codes, x, values, scales, y, row_bytes, groups, 2, first, last)
+        elif blocks % 2 == 0:
+            _dot6_even(codes, x, values, scales, y, row_bytes, groups, blocks // 2, first, last)
+        else:
+            _dot6_any(codes, x, values, scales, y, row_bytes, groups, blocks, first, last)
     elif bits == 7:
-        _any7(codes, x, values, scales, y, row_bytes, groups, blocks, first, last)
+        if blocks == 1:
+            _dot7_g32(codes, x, values, scales, y, row_bytes, groups, 1, first, last)
+        elif blocks == 2:
+            _dot7_g64(codes, x, values, scales, y, row_bytes, groups, 1, first, last)
+        elif blocks == 4:
+            _dot7_g128(codes, x, values, scales, y, row_bytes, groups, 2, first, last)
+        elif blocks % 2 == 0:
+            _dot7_even(codes, x, values, scales, y, row_bytes, groups, blocks // 2, first, last)
+        else:
+            _dot7_any(codes, x, values, scales, y, row_bytes, groups, blocks, first, last)
     else:
-        _any8(codes, x, values, scales, y, row_bytes, groups, blocks, first, last)
+        if blocks == 1:
+            _dot8_g32(codes, x, values, scales, y, row_bytes, groups, 1, first, last)
+        elif blocks == 2:
+            _dot8_g64(codes, x, values, scales, y, row_bytes, groups, 1, first, last)
+        elif blocks == 4:
+            _dot8_g128(codes, x, values, scales, y, row_bytes, groups, 2, first, last)
+        elif blocks % 2 == 0:
+            _dot8_even(codes, x, values, scales, y, row_bytes, groups, blocks // 2, first, last)
+        else:
+            _dot8_any(codes, x, values, scales, y, row_bytes, groups, blocks, first, last)

@@ -61,7 +61,7 @@ def _load_block(builder, address, size: int) -> ir.Value:
 
 
 def _values(builder, block, bits: int, size: int, tables: list[ir.Value]):
-    """Decode a block of 8-byte multiples into size / 16 vectors of floats; at 8 bits they are 2**24 times too large."""
+    """Decode a block of codes into size / 16 vectors of floats; at 8 bits they are 2**24 times too large."""
     bytes_ = bits * size // 8
     vectors = [[code_of(bits, size, k, lane) for lane in range(LANES)] for k in range(size // LANES)]
     if bits == 8:
@@ -92,10 +92,11 @@ def _values(builder, block, bits: int, size: int, tables: list[ir.Value]):
         yield builder.sitofp(builder.ashr(top, _all(_WORDS, 32 - bits)), _FLOATS)
 
 
-def rows_dot(bits: int, size: int, is_single: bool):
+def rows_dot(bits: int, size: int, unrolled: int):
     """Build the product of some rows of packed codes with one row of activations.
 
-    bits: of a code; size: codes of a block, 32 or 64; is_single: whether a group is one block. The function built takes:
+    bits: of a code; size: codes of a block, 32 or 64; unrolled: blocks per group where the number is fixed; 0: any number, in a
+    loop. The function built takes:
         codes          uint8 [rows, row_bytes]
         x              float32 [columns], each block in the order of `code_of`
         values         float32 [16], at 5 bits [32]: the table, repeated up to this size; not read for wider codes
@@ -142,8 +143,10 @@ def rows_dot(bits: int, size: int, is_single: bool):
                 builder.store(nothing, total_at)
                 scale_place = builder.mul(row, group_count)
                 with cgutils.for_range_slice(builder, zero, group_count, one, _I64) as (group, _):
-                    if is_single:
-                        sums = products([nothing, nothing])
+                    if unrolled:
+                        sums = [nothing, nothing]
+                        for _ in range(unrolled):
+                            sums = products(sums)
                     else:
                         for address in partial_at:
                             builder.store(nothing, address)
