@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from quant.kernels import cpu, loops, reference, threads, vectors
+from quant.kernels import cpu, reference, rows_of_8, threads, vectors
 from quant.nn.modules import QLinear, QWeight
 from quant.tensor.grids import grid_of
 from quant.tensor.qtensor import dequantize, quantize
@@ -113,8 +113,9 @@ def test_the_plain_loop_equals_the_shuffled_one(group):
     tensor = quantize(normal(9, 192), Scheme(4, group, codebook="nf4"))
     x, codes, scales = normal(192), tensor.codes.numpy(), tensor.scales.scales.numpy()
     values = grid_of(tensor.scheme).values.numpy()
-    ordered = loops.ordered(x.numpy(), 4)
-    plain = [loops.dot_plain(codes[row], ordered, values, scales[row], 192 // group, group // vectors.BLOCK) for row in range(9)]
+    ordered = rows_of_8.ordered(x.numpy(), 4)
+    blocks = group // vectors.BLOCK
+    plain = [rows_of_8.dot_plain(codes[row], ordered, values, scales[row], 192 // group, blocks) for row in range(9)]
     check(lambda *_: torch.tensor([plain], dtype=torch.float32), tensor, x[None])
 
 

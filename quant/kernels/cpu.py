@@ -44,10 +44,12 @@ class Matmul:
         codes = weight.codes.contiguous()
         scales = scales.expand(self.rows, -1).contiguous()  # one scale for all is repeated for every row
         zeros = None if zeros is None else zeros.expand(self.rows, -1).contiguous()
+        values = values.repeat(-(-16 // len(values)))  # a vector's table has 16
         lookup_planes = values[:16].view(torch.uint8).view(-1, 4).T.repeat(1, 2).contiguous()
         self._held = codes, scales, zeros, values, lookup_planes  # kept alive: a job has only their addresses
         groups, size = scales.shape[1], weight.scheme.columns_per_group(self.columns)
-        self._is_blocked = decoder != loops.ANY_TABLE and size % BLOCK == 0 and groups * size == self.columns
+        is_vector = decoder == loops.EQUAL_STEPS or bits in loops.LOOKUP_BITS
+        self._is_blocked = is_vector and size % BLOCK == 0 and groups * size == self.columns
         self._row_bytes = [0 if tensor is None else tensor.stride(0) * tensor.element_size() for tensor in self._held[:3]]
         addresses = [0 if tensor is None else tensor.data_ptr() for tensor in self._held]
         height = max(1, min(PART_BYTES // codes.shape[1], self.rows // LEAST_PARTS))

@@ -1,7 +1,8 @@
 """Inner loops of products with quantized weights on a CPU, compiled by numba at the first import and cached on disk.
 
 Decoding a token reads every code once, so the loops must keep up with memory. A loop divides the rows of a weight among the
-threads and calls, for each row, the vector functions that quant.kernels.vectors builds.
+threads. Vectors hold 8 or 16 floats, whichever quant.kernels.lanes chose: quant.kernels.rows_of_8 and rows_of_16 multiply one
+row of activations; decoding to floats takes vectors of 8 on every processor.
 """
 
 from __future__ import annotations
@@ -11,90 +12,31 @@ import math
 import numpy
 from numba import carray, float32, int64, njit, uint8
 
+from quant.kernels.lanes import LANES
 from quant.kernels.threads import FIRST, claim, compiled_loop, finish, pointer
-from quant.kernels.vectors import BLOCK, HAS_SHUFFLE, block_decode, equal_steps, looked_up, row_dot, spread_halves
+from quant.kernels.vectors import BLOCK, HAS_SHUFFLE, block_decode, equal_steps, looked_up
+
+if LANES == 16:
+    from quant.kernels import rows_of_16 as rows_of_lanes
+else:
+    from quant.kernels import rows_of_8 as rows_of_lanes
+
+prepared, products, LOOKUP_BITS = rows_of_lanes.prepared, rows_of_lanes.products, rows_of_lanes.LOOKUP_BITS
 
 # Places in a job of quant.kernels.threads: addresses (0: none), and sizes.
 (X, Y, BIAS, OTHER, THEN, GATHERED, COUNT, CODES, SCALES, ZEROS, VALUES, LOOKUP_PLANES, ROWS, COLUMNS, GROUPS, GROUP_SIZE,
  ROW_BYTES, BITS, DECODER, HEIGHT, FIELDS) = range(FIRST, FIRST + 21)
-# THEN: the epilogue of an output; ADD and MULTIPLY take the same element of another vector (OTHER).
+# THEN: the epilogue of an output; ADD and MULTIPLY take the same element of another vector (OTHER), which may not be Y.
 NOTHING, ADD, MULTIPLY, GELU, SILU = range(5)
 # DECODER: codes are equal steps counted from the middle code, or indices into a table of 16 values or of another size.
 EQUAL_STEPS, TABLE_OF_16, ANY_TABLE = range(3)
 
 _FAST = {"reassoc", "contract", "nsz"}
 
-# In a row's product, codes of 4 bits are counted from 0, and `offsets` subtract the middle: this saves an instruction.
-_dot2, _dot3, _dot4, _dot5, _dot6, _dot7, _dot8 = (
-    row_dot(equal_steps(bits, 0 if bits == 4 else 2 ** (bits - 1)), 4 * bits) for bits in range(2, 9)
-)
-_dot_spread, _dot_spread_1, _dot_spread_2 = (row_dot(spread_halves, 32, blocks, 2 * BLOCK) for blocks in (0, 1, 2))
-_dot_shuffled, _dot_shuffled_1, _dot_shuffled_2, _dot_shuffled_4 = (row_dot(looked_up, 16, blocks) for blocks in (0, 1, 2, 4))
 _decode2, _decode3, _decode4, _decode5, _decode6, _decode7, _decode8 = (
     block_decode(equal_steps(bits, 2 ** (bits - 1)), 4 * bits, 8 if bits == 4 else 1) for bits in range(2, 9)
 )
 _decode_shuffled = block_decode(looked_up, 16, 4)
-
-
-@njit(nogil=True, fastmath=_FAST)
-def dot_plain(codes, x, values, scales, groups, blocks):
-    """The row product of `looked_up` without the byte shuffle, for processors that lack it.
-
-    codes: uint8 [columns / 2]; x: float32 [columns], from `ordered(x, 4)`; values: float32 [16], the table;
-    scales: float32 [groups].
-    """
-    total, size = float32(0), 16 * blocks
-    for group in range(groups):
-        c, a = codes[group * size : (group + 1) * size], x[2 * group * size : 2 * (group + 1) * size]
-        dot = float32(0)
-        for four in range(len(c) // 4):
-            for i in range(4):
-                code = c[4 * four + i]
-                dot += a[8 * four + i] * values[code & uint8(15)] + a[8 * four + 4 + i] * values[code >> uint8(4)]
-        total += dot * scales[group]
-    return total
-
-
-if HAS_SHUFFLE:
-
-    @njit(nogil=True)
-    def dot_table(codes, x, values, lookup_planes, offsets, scales, groups, blocks):  # see row_dot
-        if blocks == 2:
-            return _dot_shuffled_2(codes, x, lookup_planes, offsets, scales, groups, blocks)
-        if blocks == 1:
-            return _dot_shuffled_1(codes, x, lookup_planes, offsets, scales, groups, blocks)
-        if blocks == 4:
-            return _dot_shuffled_4(codes, x, lookup_planes, offsets, scales, groups, blocks)
-        return _dot_shuffled(codes, x, lookup_planes, offsets, scales, groups, blocks)
-
-else:
-
-    @njit(nogil=True)
-    def dot_table(codes, x, values, lookup_planes, offsets, scales, groups, blocks):
-        return dot_plain(codes, x, values, scales, groups, blocks)
-
-
-@njit(nogil=True)
-def dot_steps(bits, codes, x, lookup_planes, offsets, scales, groups, blocks):  # see row_dot
-    if bits == 8:
-        return _dot8(codes, x, lookup_planes, offsets, scales, groups, blocks)
-    if bits == 4:
-        if blocks == 2:
-            return _dot_spread_1(codes, x, lookup_planes, offsets, scales, groups, blocks // 2)
-        if blocks == 4:
-            return _dot_spread_2(codes, x, lookup_planes, offsets, scales, groups, blocks // 2)
-        if blocks % 2 == 0:
-            return _dot_spread(codes, x, lookup_planes, offsets, scales, groups, blocks // 2)
-        return _dot4(codes, x, lookup_planes, offsets, scales, groups, blocks)
-    if bits == 2:
-        return _dot2(codes, x, lookup_planes, offsets, scales, groups, blocks)
-    if bits == 3:
-        return _dot3(codes, x, lookup_planes, offsets, scales, groups, blocks)
-    if bits == 5:
-        return _dot5(codes, x, lookup_planes, offsets, scales, groups, blocks)
-    if bits == 6:
-        return _dot6(codes, x, lookup_planes, offsets, scales, groups, blocks)
-    return _dot7(codes, x, lookup_planes, offsets, scales, groups, blocks)
 
 
 @njit(nogil=True)
@@ -116,52 +58,15 @@ def _decode_steps(bits, codes, out, lookup_planes, block, scale, zero):  # see b
 
 
 @njit(nogil=True, fastmath=_FAST)
-def ordered(x, half):  # float32 [columns] -> float32 [columns]
-    """Copy x with the elements of even index before those of odd index, within every 2 * half; half 1: in order."""
-    out = numpy.empty_like(x)
-    for start in range(0, len(x), 2 * half):
-        for i in range(half):
-            out[start + i] = x[start + 2 * i]
-            out[start + half + i] = x[start + 2 * i + 1]
-    return out
-
-
-@njit(nogil=True, fastmath=_FAST)
-def spread(x):  # float32 [columns] -> float32 [columns]
-    """Reorder x for spread_halves: in every 64, number 8 * i + k goes to 8 * k + i, scaled by 16 ** -k (k = 7: unscaled)."""
-    out = numpy.empty_like(x)
-    for start in range(0, len(x), 64):
-        factor = float32(1)
-        for k in range(8):
-            for lane in range(8):
-                out[start + 8 * k + lane] = x[start + 8 * lane + k] * factor
-            factor = factor / float32(16) if k < 6 else float32(1)
-    return out
-
-
-@njit(nogil=True, fastmath=_FAST)
 def _group_sums(x, groups):  # float32 [columns] -> float32 [groups]
     """Sum each group of x, to be multiplied by the group's zero."""
-    sums, size = numpy.empty(groups, numpy.float32), len(x) // groups
+    sums, size = numpy.empty(groups, numpy.float32), len(x) // max(groups, 1)
     for group in range(groups):
         total = float32(0)
         for j in range(group * size, (group + 1) * size):
             total += x[j]
         sums[group] = total
     return sums
-
-
-@njit(nogil=True, fastmath=_FAST)
-def _group_offsets(x, groups, middle):  # float32 [columns] -> float32 [groups * 8]
-    """Eight numbers per group, with the sum -middle * (sum of the group's activations)."""
-    offsets, size = numpy.zeros(groups * 8, numpy.float32), len(x) // groups
-    if middle:
-        for group in range(groups):
-            part, start = x[group * size : (group + 1) * size], offsets[group * 8 : group * 8 + 8]
-            for eight in range(size // 8):
-                for lane in range(8):
-                    start[lane] -= float32(middle) * part[8 * eight + lane]
-    return offsets
 
 
 @njit(nogil=True, fastmath=_FAST)
@@ -248,24 +153,19 @@ def multiply_row(job_pointer):
     y = carray(pointer(job[Y]), rows, numpy.float32)
     other = carray(pointer(job[OTHER]), rows if job[OTHER] else 0, numpy.float32)
     x = carray(pointer(job[X]), columns, numpy.float32)
-    sums = _group_sums(x, groups)
-    is_table, blocks = job[DECODER] == TABLE_OF_16, columns // groups // BLOCK
-    offsets = _group_offsets(x, groups, 8 if bits == 4 and not is_table else 0)
-    if bits == 4 and not is_table and blocks % 2 == 0:
-        x = spread(x)  # float32 [columns], whatever the order
-    elif bits == 4:
-        x = ordered(x, 4 if is_table else 8)
+    sums = _group_sums(x, groups if len(zeros) else 0)
+    is_table, blocks = job[DECODER] != EQUAL_STEPS, columns // groups // BLOCK
+    x, offsets = prepared(x, bits, is_table, blocks)
     while True:
         start = claim(job_pointer) * height
         if start >= rows:
             break
-        for row in range(start, min(rows, start + height)):
-            if is_table:
-                total = dot_table(codes[row], x, values, lookup_planes, offsets, scales[row], groups, blocks)
-            else:
-                total = dot_steps(bits, codes[row], x, lookup_planes, offsets, scales[row], groups, blocks)
-            for group in range(groups if len(zeros) else 0):
-                total += zeros[row, group] * sums[group]
+        end = min(rows, start + height)
+        products(bits, is_table, codes, x, values, lookup_planes, offsets, scales, y, blocks, start, end)
+        for row in range(start, end):
+            total = y[row]
+            if len(zeros):
+                total += _dot(zeros[row], sums)
             if len(bias):
                 total += bias[row]
             y[row] = _epilogue(total, job[THEN], other[row] if len(other) else float32(0))

@@ -24,6 +24,8 @@ from llvmlite import ir
 from numba import carray, cfunc, types
 from numba.extending import intrinsic
 
+from quant.kernels.lanes import LANES
+
 LOOP = types.void(types.CPointer(types.int64))  # signature of a compiled loop
 SIZE = 26  # numbers in a job
 NEXT = 0  # parts claimed so far
@@ -56,9 +58,9 @@ def compiled_loop(function: Callable):
     """Compile a loop, or load it from disk if no file of this folder has changed since; `run` takes its `address`.
 
     numba recompiles a cached function when its own file changes, but not when a file whose functions it inlines does. So the
-    name in the cache includes a hash of all files.
+    name in the cache includes a hash of all files, and the number of floats in a vector. (numba itself adds the processor.)
     """
-    function.__qualname__ += f"_{SOURCES}"
+    function.__qualname__ += f"_{SOURCES}_{LANES}"
     return cfunc(LOOP, cache=True)(function)
 
 

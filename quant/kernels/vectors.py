@@ -8,16 +8,16 @@ floats is stored as four such tables, one for each byte of a float; interleaving
 
 from __future__ import annotations
 
-import llvmlite.binding
 from llvmlite import ir
 from numba import types
 from numba.core.cgutils import get_or_insert_function
 from numba.extending import intrinsic
 
+from quant.kernels.lanes import features
+
 BLOCK = 32  # codes decoded per step; only groups of whole blocks take this path
 
-_FEATURES = llvmlite.binding.get_host_cpu_features()
-HAS_SHUFFLE = bool(_FEATURES.get("avx2"))
+HAS_SHUFFLE = "avx2" in features()
 
 _I8, _I32, _I64, _FLOAT = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
 _EIGHT, _FLOATS = ir.VectorType(_I32, 8), ir.VectorType(_FLOAT, 8)

@@ -18,7 +18,9 @@ CODE = ("quant", "stages")  # folders whose changes can change a measurement
 
 
 def environment() -> dict:
-    """Processor, memory, GPU, versions of all required packages, and the code's commit, for JSON."""
+    """Processor, vectors of the CPU's loops, memory, GPU, versions of all required packages, and the code's commit, for JSON."""
+    from quant.kernels import lanes  # here, because numba is slow to import and only a measurement needs it
+
     cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     fields = dict(
         (part.strip() for part in line.split(":", 1)) for line in cpuinfo.split("\n\n")[0].splitlines() if ":" in line
@@ -27,6 +29,7 @@ def environment() -> dict:
     return {
         "cpu": fields.get("model name", platform.processor()),
         "cpu_flags": [flag for flag in FLAGS if flag in flags],
+        "cpu_vectors": lanes.description(),
         "cores": os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,

@@ -1,0 +1,134 @@
+"""Products of rows of packed codes with one row of activations, in vectors of 16 floats (AVX-512)."""
+
+from __future__ import annotations
+
+import numpy
+from numba import njit
+
+from quant.kernels.vectors import BLOCK
+from quant.kernels.wide import LANES, code_of, rows_dot
+
+LOOKUP_BITS = (2, 3, 4, 5)  # widths whose codes may be indices into a table; other tables are decoded code by code
+
+_FAST = {"reassoc", "contract", "nsz"}
+# The order of a block's activations, in a row for each size of a block (32 codes, then 64) and each width from 2 bits.
+_ORDERS = numpy.zeros((2, 7, 2 * BLOCK), numpy.int64)
+for _large in (0, 1):
+    for _bits in range(2, 9):
+        for _place in range(BLOCK << _large):
+            _ORDERS[_large, _bits - 2, _place] = code_of(_bits, BLOCK << _large, *divmod(_place, LANES))
+
+# Functions for groups of 32 codes, of 64, of 128, of another multiple of 64, and of another multiple of 32.
+_dot2_g32, _dot3_g32, _dot4_g32, _dot5_g32, _dot6_g32, _dot7_g32, _dot8_g32 = (rows_dot(bits, 32, 1) for bits in range(2, 9))
+_dot2_g64, _dot3_g64, _dot4_g64, _dot5_g64, _dot6_g64, _dot7_g64, _dot8_g64 = (rows_dot(bits, 64, 1) for bits in range(2, 9))
+_dot2_g128, _dot3_g128, _dot4_g128, _dot5_g128, _dot6_g128, _dot7_g128, _dot8_g128 = (
+    rows_dot(bits, 64, 2) for bits in range(2, 9)
+)
+_dot2_even, _dot3_even, _dot4_even, _dot5_even, _dot6_even, _dot7_even, _dot8_even = (
+    rows_dot(bits, 64, 0) for bits in range(2, 9)
+)
+_dot2_any, _dot3_any, _dot4_any, _dot5_any, _dot6_any, _dot7_any, _dot8_any = (rows_dot(bits, 32, 0) for bits in range(2, 9))
+
+
+@njit(nogil=True, fastmath=_FAST)
+def prepared(x, bits, is_table, blocks):
+    """The activations in the order in which `products` takes them, on a boundary of 64 bytes, and no sums to start with.
+
+    x: float32 [columns]; bits: of a code; is_table: not used here; blocks: of 32 codes, in a group. Returns float32 [columns]
+    and float32 [0].
+    """
+    buffer = numpy.empty(len(x) + LANES, numpy.float32)
+    start = (-buffer.ctypes.data % 64) // 4  # a vector that crosses a cache line takes two reads
+    out, large = buffer[start : start + len(x)], 1 if blocks % 2 == 0 else 0
+    size, order = BLOCK << large, _ORDERS[large, bits - 2]
+    for block in range(0, len(x), size):
+        for place in range(size):
+            out[block + place] = x[block + order[place]]
+    return out, buffer[:0]
+
+
+@njit(nogil=True)
+def products(bits, is_table, codes, x, values, lookup_planes, offsets, scales, y, blocks, first, last):
+    """Multiply the rows from `first` to before `last` with activations, into the same elements of y.
+
+    codes: uint8 [rows, row_bytes]; x: as `prepared` makes it; values: float32 [16], at 5 bits [32]: what each code stands for,
+    repeated; scales: float32 [rows, groups]; y: float32 [rows]; is_table, lookup_planes and offsets: not used here.
+    """
+    row_bytes, groups = codes.shape[1], scales.shape[1]
+    if bits == 2:
+        if blocks == 1:
+            _dot2_g32(codes, x, values, scales, y, row_bytes, groups, 1, first, last)
+        elif blocks == 2:
+            _dot2_g64(codes, x, values, scales, y, row_bytes, groups, 1, first, last)
+        elif blocks == 4:
+            _dot2_g128(codes, x, values, scales, y, row_bytes, groups, 2, first, last)
+        elif blocks % 2 == 0:
+            _dot2_even(codes, x, values, scales, y, row_bytes, groups, blocks // 2, first, last)
+        else:
+            _dot2_any(codes, x, values, scales, y, row_bytes, groups, blocks, first, last)
+    elif bits == 3:
+        if blocks == 1:
+            _dot3_g32(codes, x, values, scales, y, row_bytes, groups, 1, first, last)
+        elif blocks == 2:
+            _dot3_g64(codes, x, values, scales, y, row_bytes, groups, 1, first, last)
+        elif blocks == 4:
+            _dot3_g128(codes, x, values, scales, y, row_bytes, groups, 2, first, last)
+        elif blocks % 2 == 0:
+            _dot3_even(codes, x, values, scales, y, row_bytes, groups, blocks // 2, first, last)
+        else:
+            _dot3_any(codes, x, values, scales, y, row_bytes, groups, blocks, first, last)
+    elif bits == 4:
+        if blocks == 1:
+            _dot4_g32(codes, x, values, scales, y, row_bytes, groups, 1, first, last)
+        elif blocks == 2:
+            _dot4_g64(codes, x, values, scales, y, row_bytes, groups, 1, first, last)
+        elif blocks == 4:
+            _dot4_g128(codes, x, values, scales, y, row_bytes, groups, 2, first, last)
+        elif blocks % 2 == 0:
+            _dot4_even(codes, x, values, scales, y, row_bytes, groups, blocks // 2, first, last)
+        else:
+            _dot4_any(codes, x, values, scales, y, row_bytes, groups, blocks, first, last)
+    elif bits == 5:
+        if blocks == 1:
+            _dot5_g32(codes, x, values, scales, y, row_bytes, groups, 1, first, last)
+        elif blocks == 2:
+            _dot5_g64(codes, x, values, scales, y, row_bytes, groups, 1, first, last)
+        elif blocks == 4:
+            _dot5_g128(codes, x, values, scales, y, row_bytes, groups, 2, first, last)
+        elif blocks % 2 == 0:
+            _dot5_even(codes, x, values, scales, y, row_bytes, groups, blocks // 2, first, last)
+        else:
+            _dot5_any(codes, x, values, scales, y, row_bytes, groups, blocks, first, last)
+    elif bits == 6:
+        if blocks == 1:
+            _dot6_g32(codes, x, values, scales, y, row_bytes, groups, 1, first, last)
+        elif blocks == 2:
+            _dot6_g64(codes, x, values, scales, y, row_bytes, groups, 1, first, last)
+        elif blocks == 4:
+            _dot6_g128(codes, x, values, scales, y, row_bytes, groups, 2, first, last)
+        elif blocks % 2 == 0:
+            _dot6_even(codes, x, values, scales, y, row_bytes, groups, blocks // 2, first, last)
+        else:
+            _dot6_any(codes, x, values, scales, y, row_bytes, groups, blocks, first, last)
+    elif bits == 7:
+        if blocks == 1:
+            _dot7_g32(codes, x, values, scales, y, row_bytes, groups, 1, first, last)
+        elif blocks == 2:
+            _dot7_g64(codes, x, values, scales, y, row_bytes, groups, 1, first, last)
+        elif blocks == 4:
+            _dot7_g128(codes, x, values, scales, y, row_bytes, groups, 2, first, last)
+        elif blocks % 2 == 0:
+            _dot7_even(codes, x, values, scales, y, row_bytes, groups, blocks // 2, first, last)
+        else:
+            _dot7_any(codes, x, values, scales, y, row_bytes, groups, blocks, first, last)
+    else:
+        if blocks == 1:
+            _dot8_g32(codes, x, values, scales, y, row_bytes, groups, 1, first, last)
+        elif blocks == 2:
+            _dot8_g64(codes, x, values, scales, y, row_bytes, groups, 1, first, last)
+        elif blocks == 4:
+            _dot8_g128(codes, x, values, scales, y, row_bytes, groups, 2, first, last)
+        elif blocks % 2 == 0:
+            _dot8_even(codes, x, values, scales, y, row_bytes, groups, blocks // 2, first, last)
+        else:
+            _dot8_any(codes, x, values, scales, y, row_bytes, groups, blocks, first, last)

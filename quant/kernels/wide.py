@@ -1,0 +1,173 @@
+"""Products of rows of packed codes with one row of activations in vectors of 16 floats (AVX-512), as LLVM instructions.
+
+A block of codes is loaded at once. Each of 16 numbers of 32 bits, a window, gets the bytes of the codes that its lane decodes;
+vector k of the block holds code k of every window. Up to 5 bits, a permutation looks the floats up in a table of 16 or 32: it
+ignores the higher bits of an index, so that shifting a code down is all it needs, whatever the grid. Wider codes, always in
+equal steps, become integers with a sign, then floats.
+"""
+
+from __future__ import annotations
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.core.cgutils import get_or_insert_function
+from numba.extending import intrinsic
+
+LANES = 16
+LOOKUP_BITS = 5  # widest codes that are looked up
+
+_I8, _I32, _I64, _FLOAT = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
+_BYTES, _WORDS, _FLOATS = ir.VectorType(_I8, 64), ir.VectorType(_I32, LANES), ir.VectorType(_FLOAT, LANES)
+
+
+def code_of(bits: int, size: int, vector: int, lane: int) -> int:
+    """Number, within a block of `size` codes, of the code that lands in a lane of a vector.
+
+    A window holds as many codes, a power of two, as fit 32 bits. Where a block has fewer windows than there are lanes, several
+    lanes share a window, each with its own codes.
+    """
+    held = 1 << ((32 // bits).bit_length() - 1)
+    windows, vectors = size // held, size // LANES
+    return lane % windows * held + lane // windows * vectors + vector
+
+
+def _constants(kind: ir.VectorType, numbers) -> ir.Constant:
+    return ir.Constant(kind, list(numbers))
+
+
+def _all(kind: ir.VectorType, number) -> ir.Constant:
+    return ir.Constant(kind, [number] * kind.count)
+
+
+def _bytes_of(builder, a, b, places) -> ir.Value:
+    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_I32, 64), list(places)))
+
+
+def _load(builder, address, kind) -> ir.Value:
+    return builder.load(builder.bitcast(address, kind.as_pointer()), align=1)
+
+
+def _load_block(builder, address, size: int) -> ir.Value:
+    """The `size` bytes at an address as the first of 64; nothing behind them is read."""
+    if size & (size - 1) == 0:
+        block = _load(builder, address, ir.VectorType(_I8, size))
+        return _bytes_of(builder, block, block, (i % size for i in range(64)))
+    half = 1 << (size.bit_length() - 1)  # two reads that overlap; a masked read takes several times as long from memory
+    first, second = (
+        _load(builder, builder.gep(address, [ir.Constant(_I64, start)]), ir.VectorType(_I8, half)) for start in (0, size - half)
+    )
+    return _bytes_of(builder, first, second, (i if i < half else min(i, size - 1) + 2 * half - size for i in range(64)))
+
+
+def _values(builder, block, bits: int, size: int, tables: list[ir.Value]):
+    """Decode a block of codes into size / 16 vectors of floats; at 8 bits they are 2**24 times too large."""
+    bytes_ = bits * size // 8
+    vectors = [[code_of(bits, size, k, lane) for lane in range(LANES)] for k in range(size // LANES)]
+    if bits == 8:
+        signed = builder.xor(block, _all(_BYTES, 128))
+        for codes in vectors:  # 64: a zero byte
+            places = [place for code in codes for place in (64, 64, 64, code)]
+            yield builder.sitofp(builder.bitcast(_bytes_of(builder, signed, _all(_BYTES, 0), places), _WORDS), _FLOATS)
+        return
+    held = 1 << ((32 // bits).bit_length() - 1)
+    starts = [code // held * held * bits for code in vectors[0]]  # first bit of each lane's window
+    places = [min(start // 8 + i, bytes_ - 1) for start in starts for i in range(4)]
+    windows = builder.bitcast(_bytes_of(builder, block, block, places), _WORDS)
+    shifts = [[code * bits - start // 8 * 8 for code, start in zip(codes, starts, strict=True)] for codes in vectors]
+    if bits <= LOOKUP_BITS:
+        for down in shifts:
+            index = builder.lshr(windows, _constants(_WORDS, down)) if any(down) else windows
+            if bits < LOOKUP_BITS:
+                kind, name = ir.FunctionType(_FLOATS, [_FLOATS, _WORDS]), "llvm.x86.avx512.permvar.sf.512"
+                yield builder.call(get_or_insert_function(builder.module, kind, name), [tables[0], index])
+            else:
+                kind, name = ir.FunctionType(_FLOATS, [_FLOATS, _WORDS, _FLOATS]), "llvm.x86.avx512.vpermi2var.ps.512"
+                yield builder.call(get_or_insert_function(builder.module, kind, name), [tables[0], index, tables[1]])
+        return
+    signs = [sum(1 << (down[lane] + bits - 1) for down in shifts) for lane in range(LANES)]  # a code's upper bit is its sign
+    windows = builder.xor(windows, _constants(_WORDS, signs))
+    for down in shifts:
+        top = builder.shl(windows, _constants(_WORDS, (32 - bits - shift for shift in down)))
+        yield builder.sitofp(builder.ashr(top, _all(_WORDS, 32 - bits)), _FLOATS)
+
+
+def rows_dot(bits: int, size: int, unrolled: int):
+    """Build the product of some rows of packed codes with one row of activations.
+
+    bits: of a code; size: codes of a block, 32 or 64; unrolled: blocks per group where the number is fixed; 0: any number, in a
+    loop. The function built takes:
+        codes          uint8 [rows, row_bytes]
+        x              float32 [columns], each block in the order of `code_of`
+        values         float32 [16], at 5 bits [32]: the table, repeated up to this size; not read for wider codes
+        scales         float32 [rows, groups]
+        y              float32 [rows]: written from `first` to before `last`
+        row_bytes, groups, blocks, first, last  integers; blocks: of a group
+    """
+
+    @intrinsic
+    def dot(typing, codes, x, values, scales, y, row_bytes, groups, blocks, first, last):
+        def generate(context, builder, signature, arguments):
+            codes_at, x_at, values_at, scales_at, y_at = (
+                context.make_array(kind)(context, builder, value).data
+                for kind, value in zip(signature.args[:5], arguments[:5], strict=True)
+            )
+            bytes_in_row, group_count, block_count, first_row, last_row = arguments[5:]
+            codes_at = builder.bitcast(codes_at, _I8.as_pointer())
+            multiply_add = get_or_insert_function(builder.module, ir.FunctionType(_FLOATS, [_FLOATS] * 3), "llvm.fma.v16f32")
+            add_up = get_or_insert_function(
+                builder.module, ir.FunctionType(_FLOAT, [_FLOAT, _FLOATS]), "llvm.vector.reduce.fadd.v16f32"
+            )
+            zero, one, nothing = ir.Constant(_I64, 0), ir.Constant(_I64, 1), _all(_FLOATS, 0.0)
+            count = (LANES << (bits == LOOKUP_BITS)) // LANES if bits <= LOOKUP_BITS else 0
+            tables = [_load(builder, builder.gep(values_at, [ir.Constant(_I64, LANES * k)]), _FLOATS) for k in range(count)]
+            total_at = cgutils.alloca_once(builder, _FLOATS)
+            code_at, activation_at = (cgutils.alloca_once(builder, _I64) for _ in range(2))  # offsets of the next block
+            partial_at = [cgutils.alloca_once(builder, _FLOATS) for _ in range(size // LANES)]
+
+            def products(sums):
+                """Add a block's products to partial sums, and step to the next block."""
+                place, x_place = builder.load(code_at), builder.load(activation_at)
+                block = _load_block(builder, builder.gep(codes_at, [place]), bits * size // 8)
+                for k, vector in enumerate(_values(builder, block, bits, size, tables)):
+                    x_address = builder.gep(x_at, [builder.add(x_place, ir.Constant(_I64, LANES * k))])
+                    some = k % len(sums)
+                    sums[some] = builder.call(multiply_add, [vector, _load(builder, x_address, _FLOATS), sums[some]])
+                builder.store(builder.add(place, ir.Constant(_I64, bits * size // 8)), code_at)
+                builder.store(builder.add(x_place, ir.Constant(_I64, size)), activation_at)
+                return sums
+
+            with cgutils.for_range_slice(builder, first_row, last_row, one, _I64) as (row, _):
+                builder.store(builder.mul(row, bytes_in_row), code_at)
+                builder.store(zero, activation_at)
+                builder.store(nothing, total_at)
+                scale_place = builder.mul(row, group_count)
+                with cgutils.for_range_slice(builder, zero, group_count, one, _I64) as (group, _):
+                    if unrolled:
+                        sums = [nothing, nothing]
+                        for _ in range(unrolled):
+                            sums = products(sums)
+                    else:
+                        for address in partial_at:
+                            builder.store(nothing, address)
+                        with cgutils.for_range_slice(builder, zero, block_count, one, _I64):
+                            sums = products([builder.load(address) for address in partial_at])
+                            for value, address in zip(sums, partial_at, strict=True):
+                                builder.store(value, address)
+                        sums = [builder.load(address) for address in partial_at]
+                    while len(sums) > 1:
+                        sums = [builder.fadd(a, b) for a, b in zip(sums[::2], sums[1::2], strict=True)]
+                    scale = builder.load(builder.gep(scales_at, [builder.add(scale_place, group)]))
+                    scale = builder.insert_element(nothing, scale, ir.Constant(_I32, 0))
+                    scale = builder.shuffle_vector(scale, nothing, _all(_WORDS, 0))
+                    builder.store(builder.call(multiply_add, [scale, sums[0], builder.load(total_at)]), total_at)
+                result = builder.call(add_up, [ir.Constant(_FLOAT, 0.0), builder.load(total_at)], fastmath=("reassoc", "nsz"))
+                if bits == 8:
+                    result = builder.fmul(result, ir.Constant(_FLOAT, 2.0**-24))
+                builder.store(result, builder.gep(y_at, [row]))
+            return context.get_dummy_value()
+
+        integers = [types.int64] * 5
+        return types.void(codes, x, values, scales, y, *integers), generate
+
+    return dot
