@@ -145,6 +145,13 @@ def _flush(folder: Path) -> None:
                 os.fsync(file.fileno())
 
 
+def require_space(path: Path, count: int) -> None:
+    """Raise InputError if the disk of `path` has fewer than `count` bytes free, which is then why another program failed."""
+    free = shutil.disk_usage(nearest_folder(path)).free
+    if free < count:
+        raise InputError(f"{path} needs about {count / 1e6:,.0f} MB and its disk has {free / 1e6:,.0f} MB free; free some space")
+
+
 def nearest_folder(path: Path) -> Path:
     """The nearest existing folder: the path itself, or one above it."""
     path = Path(path).absolute()

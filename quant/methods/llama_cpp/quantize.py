@@ -18,6 +18,7 @@ from quant.gguf.header import check_hash
 from quant.gguf.quantizer import run_quantizer
 
 IMATRIX = "imatrix.gguf"  # in the folder that `prepare` writes
+LOOKED = "looked"  # a folder there, which holds why no row can look at a text, where that is so
 BUDGET_TYPE = "Q3_K_S"  # what a file under a budget is called; each tensor has a type of its own
 
 
@@ -65,7 +66,7 @@ class Spec:
 def quantize(source: Path, spec: Spec, out: Path) -> None:
     """Quantize the GGUF file `source` to out/model.gguf. An importance matrix stands beside the source.
 
-    Raises InputError for an unknown type, and where llama.cpp fails: some types need an importance matrix.
+    Raises Refused for an unknown type, and where llama.cpp fails: some types need an importance matrix.
     """
     from quant.gguf.imatrix import read_imatrix
 
