@@ -2,7 +2,7 @@
 
 DVC makes a row again when its parameters, the model or the code change. What a refusal may depend on beside these (the processor,
 the packages of other quantizers' environment) DVC does not see, so it is kept with the refusal. Where it is another one now, this
-command, which `make repro` runs first, removes the refusal, from DVC's run cache as well, and `dvc repro` tries the row again.
+command, which `make repro` runs first, removes the refusal, from DVC's cache as well, and `dvc repro` tries the row again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from quant.variants import rows, variant
 
 
 def outdated(params: dict) -> list[tuple[str, Path, Refusal]]:
-    """Refusals of rows of params.yaml that depend on what is another one now: the variant, what holds the refusal, the refusal."""
+    """Refusals, of rows of params.yaml, that depend on what has changed: the variant, what holds the refusal, the refusal."""
     return [(name, path, refusal) for name, path, refusal in _kept(params)
             if refusal.here and any(_now(name, params).get(key) != value for key, value in refusal.here.items())]
 
@@ -29,7 +29,7 @@ def forget(found: list[tuple[str, Path, Refusal]]) -> list[str]:
     """Remove what holds these refusals, and say so in a line each."""
     lines = []
     for name, path, refusal in found:
-        _forget_runs(f"{refusal.stage}@{name}", path)
+        _drop_from_cache(f"{refusal.stage}@{name}", path)
         shutil.rmtree(path) if path.is_dir() else path.unlink()
         lines.append(f"{name} is tried again, for {', '.join(refusal.here)} changed since it was left out")
     return lines
@@ -53,22 +53,21 @@ def _now(name: str, params: dict) -> dict:
     return {**row.method.here(row.values), "machine": machine_kind(params.get("device"))}
 
 
-def _forget_runs(stage: str, path: Path) -> None:
-    """Remove from DVC's run cache the runs of a stage that gave what is recorded of `path` in dvc.lock."""
+def _drop_from_cache(stage: str, path: Path) -> None:
+    """Remove from DVC's cache what dvc.lock records of `path`, an output of the stage, or DVC would put it back.
+
+    A result that is missing in the cache is not taken from the run cache either.
+    """
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
-    from dvc.utils.serialize import load_yaml
 
     try:
         with Repo() as repo:
-            (found,) = repo.stage.collect(stage)
-            known = {out.hash_info.value for out in found.outs if out.def_path == str(path) and out.hash_info}
-            for run_of in Path(repo.stage_cache.cache_dir).glob("*/*/*"):
-                outs = load_yaml(str(run_of)).get("outs", [])
-                if any(out.get("path") == str(path) and out.get("md5") in known for out in outs):
-                    run_of.unlink()
+            for out in repo.stage.collect(stage)[0].outs:
+                if out.def_path == str(path) and out.hash_info:
+                    Path(out.cache.oid_to_path(out.hash_info.value)).unlink(missing_ok=True)
     except DvcException as error:
-        raise InputError(f"DVC can't tell what it keeps of {stage}: {error}; run dvc repro --force {stage}") from None
+        raise InputError(f"DVC can't tell what it keeps of {stage} ({error}); run dvc repro --force {stage}") from None
 
 
 def main(words: list[str]) -> None:
