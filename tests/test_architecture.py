@@ -105,7 +105,7 @@ FLOORS = (
     "pipeline", "device",
     "tensor", "kernels", "model", "gguf", "nn", "transformers_format", "runners", "hub", "text", "quality",
     "training", "calibration", "speed", "methods", "variants", "family", "preflight", "export", "report", "publish",
-    "benches", "select", "check", "retry", "jobs",
+    "benches", "select", "retry", "check", "jobs",
 )  # fmt: skip
 
 

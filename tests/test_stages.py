@@ -70,7 +70,7 @@ def complaint(done):
     ({"device": "gpu"}, ["device is 'gpu'", "auto, cpu, cuda"]),
     ({"data": {"sentences": -5}}, ["data.sentences is -5"]),
     ({"model": None}, ["model is None", "expected a section"]),
-    ({"quant": 5}, ["scheme is 5", "expected keys and values"]),
+    ({"quant": 5}, ["the section quant is 5", "expected keys and values"]),
     ({"calibrated": 5, "variants": {"x": {"method": "calibrated"}}}, ["the section calibrated is 5", "expected keys"]),
     ({"calibration": {"windows": 0}}, ["calibration.windows is 0"]),
     ({"variants": {"x": {"method": "calibrated", "budget": 0.1}}}, ["variants.x: budget is 0.1", "from 0.5 to 32"]),

@@ -86,6 +86,8 @@ class Method:
     recipe(values): the weights it quantizes and their schemes, as a recipe; None where no recipe expresses that.
     selected(inventory, prepared, values): the weights and their schemes where no recipe expresses them. Raises InputError where
         `prepare` has not yet written what they depend on. None: there is nothing to show.
+    properties(): JSON schema of each parameter of a row; defaults(): of the section of params.yaml with the method's name, None
+        where it takes the same.
     here(values): what a refusal of the row depends on that DVC does not track, such as the processor: by name, values that
         survive JSON. The row is made again where that changed.
     libraries: distributions of requirements.txt whose version changes the variant or its speed.
@@ -104,6 +106,8 @@ class Method:
     wants: Callable[[Values], dict] = lambda _: {}
     recipe: Callable[[Values], Recipe | None] = lambda _: None
     selected: Callable[[Inventory, Path, Values], list[Selected]] | None = None
+    properties: Callable[[], dict[str, dict]] = dict
+    defaults: Callable[[], dict[str, dict]] | None = None
     here: Callable[[Values], dict] = lambda _: {}
     libraries: tuple[str, ...] = ()
     imports: tuple[str, ...] = ()

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
+from quant.config import one_of, properties_of
 from quant.errors import Refused
 from quant.methods import Look, Method, Sizes, Tell
-from quant.methods.bitsandbytes.spec import BLOCK_SIZE, Spec, obstacle, repacks_here
+from quant.methods.bitsandbytes.spec import BLOCK_SIZE, TYPES, Spec, obstacle, repacks_here
 from quant.model.recipe import Recipe
 from quant.tensor.scheme import Scheme
 
@@ -52,6 +53,7 @@ METHOD = Method(
     resolve=lambda defaults, row: asdict(Spec.from_dict({**defaults, **row})),
     build=_build,
     sizes=_sizes,
+    properties=lambda: properties_of(Spec, type=one_of(TYPES)),
     nominal_bits=lambda values: 8 if values["type"] == "int8" else 4,
     recipe=_recipe,
     here=lambda _: {"repacks 4-bit weights": repacks_here()},

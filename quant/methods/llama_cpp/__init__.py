@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
+from quant.config import NULL, either, properties_of, whole
 from quant.errors import Refused
 from quant.methods import Look, Method, Preparation, Sizes, Tell
 
@@ -56,6 +57,12 @@ def _nominal_bits(values: Mapping) -> int | None:
     return int(match[1]) if match else None
 
 
+def _properties() -> dict[str, dict]:
+    from quant.methods.llama_cpp.quantize import Spec
+
+    return properties_of(Spec, budget=either({"type": "number", "exclusiveMinimum": 0}, NULL), distill=whole(0))
+
+
 def _wants(values: Mapping) -> dict:
     """What a row needs of the calibration text; nothing, for llama.cpp's own types without an importance matrix."""
     found = {"imatrix": values["imatrix"] or values["calibrated"], "calibrated": values["calibrated"],
@@ -73,6 +80,7 @@ METHOD = Method(
     resolve=_resolve,
     build=_build,
     sizes=_sizes,
+    properties=_properties,
     nominal_bits=_nominal_bits,
     runtime="llama_cpp",
     prepare=_prepare,

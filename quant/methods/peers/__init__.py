@@ -9,7 +9,7 @@ from pathlib import Path
 
 from quant.errors import Refused
 from quant.methods import Look, Method, Preparation, Sizes, Tell
-from quant.methods.peers.spec import Spec
+from quant.methods.peers.spec import Spec, properties
 
 
 def _prepare(given: Preparation, out: Path) -> None:
@@ -58,6 +58,7 @@ METHOD = Method(
     resolve=lambda defaults, row: asdict(Spec.from_dict({**defaults, **row})),
     build=_build,
     sizes=_sizes,
+    properties=properties,
     nominal_bits=lambda values: values["bits"],
     prepare=_prepare,
     recipe=lambda values: Spec(**values).recipe,
