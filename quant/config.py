@@ -7,7 +7,7 @@ from dataclasses import fields
 
 from quant.errors import InputError
 
-TYPES = {"int": "integer", "float": "number", "bool": "boolean", "str": "string", "None": "null"}
+TYPES = {int: "integer", float: "number", bool: "boolean", str: "string"}
 NULL = {"type": "null"}
 
 
@@ -65,5 +65,6 @@ def section(properties: dict[str, dict], required: Sequence[str] = ()) -> dict:
 
 
 def _types(annotation: str) -> str | list[str]:
-    found = [TYPES[word] for word in annotation.split(" | ")]
+    names = {kind.__name__: name for kind, name in TYPES.items()} | {"None": "null"}
+    found = [names[word] for word in annotation.split(" | ")]
     return found[0] if len(found) == 1 else found

@@ -47,7 +47,7 @@ class Recipe:
                 raise InputError(f"recipe key {key} is {shown(selection[key])}; expected a list")
         for key in ("include", "exclude"):
             if not all(isinstance(term, str) for term in selection.get(key) or ()):
-                raise InputError(f"recipe key {key} holds {shown(selection[key])}; expected roles and patterns, each a text")
+                raise InputError(f"recipe key {key} holds {shown(values[key])}; expected roles and patterns, each a text")
         schemes = selection.get("schemes", {})
         if not isinstance(schemes, Mapping) or not all(isinstance(values, Mapping) for values in schemes.values()):
             raise InputError(f"recipe key schemes is {shown(schemes)}; expected parameters by role, such as mlp: {{bits: 4}}")

@@ -69,6 +69,8 @@ class Spec:
             raise InputError(f"budget is {self.budget!r}; expected bits a weight, from {SMALLEST} to 32")
         if self.is_mixed:
             _ = self.schemes  # raises InputError for a wrong candidate
+            for values in (self.allocation or {}).values():
+                changed(self.recipe.scheme, values)  # likewise
             if self.recipe.schemes:
                 raise InputError("schemes is given beside a budget, which chooses the schemes; leave one of them out")
 
@@ -129,7 +131,7 @@ def _listed(value) -> list:
 
 def _candidate(value) -> dict:
     if isinstance(value, Mapping):
-        return dict(value)
+        return known_keys(Scheme, dict(value), "candidate")
     if not is_whole(value, 2) or value > 8:
         raise InputError(f"candidates holds {value!r}; expected a width from 2 to 8, or changes such as "
                          "{bits: 4, codebook: nf4}")

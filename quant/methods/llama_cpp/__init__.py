@@ -7,14 +7,12 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from quant.config import NULL, either, properties_of, whole
 from quant.errors import Refused
 from quant.methods import Look, Method, Preparation, Sizes, Tell
+from quant.methods.llama_cpp.spec import Spec, properties
 
 
 def _resolve(defaults: Mapping, row: Mapping) -> dict:
-    from quant.methods.llama_cpp.quantize import Spec
-
     return asdict(Spec.from_dict({**defaults, **row}))
 
 
@@ -25,7 +23,7 @@ def _prepare(given: Preparation, out: Path) -> None:
 
 
 def _build(base: Path, prepared: Path, values: Mapping, out: Path, tell: Tell) -> None:
-    from quant.methods.llama_cpp.quantize import LOOKED, Spec, quantize
+    from quant.methods.llama_cpp.quantize import LOOKED, quantize
     from quant.refusal import require_made
 
     spec = Spec(**values)
@@ -57,12 +55,6 @@ def _nominal_bits(values: Mapping) -> int | None:
     return int(match[1]) if match else None
 
 
-def _properties() -> dict[str, dict]:
-    from quant.methods.llama_cpp.quantize import Spec
-
-    return properties_of(Spec, budget=either({"type": "number", "exclusiveMinimum": 0}, NULL), distill=whole(0))
-
-
 def _wants(values: Mapping) -> dict:
     """What a row needs of the calibration text; nothing, for llama.cpp's own types without an importance matrix."""
     found = {"imatrix": values["imatrix"] or values["calibrated"], "calibrated": values["calibrated"],
@@ -80,7 +72,7 @@ METHOD = Method(
     resolve=_resolve,
     build=_build,
     sizes=_sizes,
-    properties=_properties,
+    properties=properties,
     nominal_bits=_nominal_bits,
     runtime="llama_cpp",
     prepare=_prepare,

@@ -28,7 +28,8 @@ from quant.gguf.quantizer import run_quantizer
 from quant.gguf.tensors import Place, overwrite, places, types_of
 from quant.methods import Tell
 from quant.methods.llama_cpp.prepare import COSTS, selected_of
-from quant.methods.llama_cpp.quantize import BUDGET_TYPE, IMATRIX, Spec
+from quant.methods.llama_cpp.quantize import BUDGET_TYPE, IMATRIX
+from quant.methods.llama_cpp.spec import Spec
 from quant.model.checkpoint import Checkpoint
 from quant.model.selection import Selected
 from quant.outside import read_json
