@@ -131,7 +131,7 @@ def test_a_llama_converts_and_computes_the_same(tmp_path):
 
 
 def test_an_architecture_llama_cpp_lacks_is_refused_before_any_work(make_model, tmp_path):
-    with pytest.raises(Refused, match="llama.cpp has no architecture for GPTNeoForCausalLM"):
+    with pytest.raises(Refused, match=r"llama\.cpp has no architecture for GPTNeoForCausalLM"):
         convert(make_model("gpt_neo"), tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
