@@ -48,10 +48,9 @@ def problems(params: Mapping) -> list[str]:
     if not isinstance(params.get("variants"), Mapping):
         found.append(f"variants is {shown(params.get('variants'))}; expected rows such as int4: {{method: quant, bits: 4}}")
         return found
-    wrong = len(found)
-    for name in rows(params):
-        attempt(variant, name, params)
-    if len(found) == wrong:  # else the rows that it names may be the wrong ones
+    wrong = _wrong_rows(params)
+    found += wrong
+    if not wrong:  # else the rows that it names may be the wrong ones
         attempt(_check_family, params)
     return found
 
@@ -132,6 +131,18 @@ def _check_defaults(name: str, values) -> None:
     unknown = [shown(key) for key in values if key not in known]
     if unknown:
         raise InputError(f"the section {name} has unknown keys {', '.join(unknown)}; known: {', '.join(known)}")
+
+
+def _wrong_rows(params: Mapping) -> list[str]:
+    """A line for each mistake in rows; one that several rows share, as they do a section's defaults, is told once."""
+    by_reason: dict[str, list[str]] = {}
+    for name in rows(params):
+        try:
+            variant(name, params)
+        except InputError as error:
+            before, _, reason = str(error).partition(f"variants.{name}: ")
+            by_reason.setdefault(reason or before, []).append(str(error))
+    return [first + (f" (and the same in {len(others)} more rows)" if others else "") for first, *others in by_reason.values()]
 
 
 def _check_family(params: Mapping) -> None:
