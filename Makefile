@@ -25,7 +25,7 @@ help:
 	@sed -n 's/^# make/make/p' Makefile
 
 repro: setup
-	$(ACTIVE) python -m quant.recover
+	$(ACTIVE) python -m quant.recover && python -m quant.retry
 	$(ACTIVE) $(if $(JOBS),python -m quant.jobs $(JOBS),dvc repro)
 
 test: setup lint

@@ -1,20 +1,25 @@
-"""Show which variants a model allows, and the memory and disk they need, before anything is downloaded or computed.
+"""Check params.yaml, and show which variants a model allows, and the memory and disk they need, before any work.
 
+    python -m quant.check                                    # all of params.yaml, then its model and its text
     python -m quant.check openai-community/gpt2              # a Hub id, of its main branch
     python -m quant.check openai-community/gpt2@<commit> ptb # at a commit, and a text as in data.source
     python -m quant.check path/to/model path/to/text.txt
 
-Reads config.json, the tokenizer and the safetensors headers (from the Hub by range requests), but no weights. Shows for every
-variant of params.yaml whether it can be made, or why not, and its size on disk and in memory.
+Every mistake in params.yaml is told in a line, before a model is looked at; `--schema` writes what is checked as a JSON schema,
+for editors. Then reads config.json, the tokenizer and the safetensors headers (from the Hub by range requests), but no weights.
+Shows for every variant of params.yaml whether it can be made, or why not, and its size on disk and in memory.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 from quant.command import Parser, run
+from quant.errors import InputError
+from quant.files import write_json
 from quant.pipeline import parameters
 
 
@@ -112,23 +117,45 @@ def available_memory() -> int:
 
 def main(arguments: list[str]) -> None:
     parser = Parser(prog="python -m quant.check", description=__doc__.partition("\n")[0])
-    parser.add_argument("model", help="a folder, or a Hub id: owner/name[@commit]")
+    parser.add_argument("model", nargs="?", help="a folder, or a Hub id: owner/name[@commit]; none = that of params.yaml")
     parser.add_argument("text", nargs="?", help="a text, in the form of data.source")
+    parser.add_argument("--schema", action="store_true", help="write the JSON schema of params.yaml, and check nothing")
     given = parser.parse_args(arguments)
-    params = parameters()
-    from quant.hub.source import ModelSource  # late imports, so that --help and a wrong argument answer at once
-    from quant.text.source import TextSource
+    params = {} if given.schema else parameters()
+    from quant.preflight.sections import SCHEMA, problems, schema  # late, so that --help and a wrong argument answer at once
 
-    is_folder = Path(given.model).is_dir()
-    name, _, revision = (given.model, "", "") if is_folder else given.model.partition("@")
-    model, text = ModelSource(name, revision or None), TextSource(given.text) if given.text else None
+    if given.schema:
+        write_json(Path(SCHEMA), schema())
+        print(f"wrote {SCHEMA}")
+        return
+    *others, last = problems(params) or [""]
+    for line in others:
+        print(f"error: {line}", file=sys.stderr)
+    if last:
+        raise InputError(last)
+    model, source = _asked(given, params)
     model.require_valid()
+    text = describe_text(source) if source else None
     from quant.preflight.facts import facts_of
     from quant.preflight.forecast import forecasts
+    from quant.retry import outdated
 
-    text = describe_text(text) if text else None
     facts = facts_of(model)
     print(describe(facts, forecasts(facts.inventory, facts.folder, params), text, available_memory()))
+    for name, _, refusal in outdated(params):
+        print(f"{name} was left out, and what that depended on ({', '.join(refusal.here)}) has changed: python -m quant.retry")
+
+
+def _asked(given, params: dict) -> tuple:
+    """The model and the text to look at: those given, else those of params.yaml."""
+    from quant.hub.source import ModelSource
+    from quant.text.source import TextSource
+
+    if not given.model:
+        return ModelSource.from_dict(params["model"]), TextSource.from_dict(params["data"])
+    is_folder = Path(given.model).is_dir()
+    name, _, revision = (given.model, "", "") if is_folder else given.model.partition("@")
+    return ModelSource(name, revision or None), TextSource(given.text) if given.text else None
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""InputError, the error for mistakes that the user can fix; its message is always one printable line."""
+"""InputError, the error for mistakes that the user can fix, and Refused, which costs one row; a message is one printable line."""
 
 from __future__ import annotations
 
@@ -13,6 +13,14 @@ class InputError(Exception):
 
     def __init__(self, message: str):
         super().__init__(printable(message))
+
+    def within(self, what: str) -> InputError:
+        """The same error, of the same type, whose message begins with `what`."""
+        return type(self)(f"{what}: {self}")
+
+
+class Refused(InputError):
+    """A variant that can't be made or run for this model, or on this machine: it costs its row, and all others are made."""
 
 
 def printable(text: str, most: int = MOST) -> str:

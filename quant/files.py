@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import os
+import resource
 import secrets
 import shutil
 import sys
@@ -143,6 +144,15 @@ def _flush(folder: Path) -> None:
         if path.is_file():
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
+
+
+def require_space(path: Path, count: int) -> None:
+    """Raise InputError if a file of `count` bytes has no room at `path`, which is then why another program failed."""
+    free, limit = shutil.disk_usage(nearest_folder(path)).free, resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    if free < count:
+        raise InputError(f"{path} needs about {count / 1e6:,.0f} MB and its disk has {free / 1e6:,.0f} MB free; free some space")
+    if limit != resource.RLIM_INFINITY and limit < count:
+        raise InputError(f"{path} needs about {count / 1e6:,.0f} MB, and ulimit -f allows {limit / 1e6:,.0f} MB; raise it")
 
 
 def nearest_folder(path: Path) -> Path:

@@ -113,12 +113,20 @@ def is_count(value, least: int = 0) -> bool:
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain types, without the exponential growth of merged keys."""
+    """Plain types, without keys given twice and the exponential growth of merged ones."""
 
     def flatten_mapping(self, node):
         super().flatten_mapping(node)
         if len(node.value) > MOST_IN_YAML:
             raise yaml.YAMLError(f"merged keys (<<) unfold to more than {MOST_IN_YAML:,} values")
+
+    def compose_mapping_node(self, anchor):
+        node, seen = super().compose_mapping_node(anchor), set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.YAMLError(f"the key {shown(key.value)} is given twice, again in line {key.start_mark.line + 1}")
+            seen.add(key.value)
+        return node
 
 
 def _object(pairs: list[tuple]) -> dict:

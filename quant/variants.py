@@ -12,7 +12,7 @@ from pathlib import Path
 
 from quant.errors import InputError
 from quant.methods import UNQUANTIZED, Method, Values, load
-from quant.outside import read_json
+from quant.outside import read_json, shown
 
 BASE = "base"
 RESERVED = {BASE, "embedded", "embedded-small", "prepared", "relatives"}  # other folders of models/
@@ -67,7 +67,9 @@ def variant(name: str, params: Mapping) -> Variant:
     if name not in known:
         raise InputError(f"variant {name!r} is not in params.yaml; it has {', '.join(map(str, known)) or 'none'}")
     row = known[name]
-    if not NAME.fullmatch(str(name)) or name in RESERVED:
+    if not isinstance(name, str):
+        raise InputError(f"a variant is called {name!r}, which is no text; put its name in quotes")
+    if not NAME.fullmatch(name) or name in RESERVED:
         raise InputError(f"a variant can't be called {name!r}; expected letters, digits, dots, hyphens and underscores, and none "
                          f"of {', '.join(sorted(RESERVED))}")
     if not isinstance(row, Mapping) or "method" not in row:
@@ -78,7 +80,10 @@ def variant(name: str, params: Mapping) -> Variant:
     try:
         method = load(row["method"])
         own = {key: value for key, value in row.items() if key not in ("method", "benchmark")}
-        values = method.resolve(params.get(row["method"]) or {}, own)
+        defaults = params.get(row["method"]) or {}
+        if not isinstance(defaults, Mapping):
+            raise InputError(f"the section {row['method']} is {shown(defaults)}; expected keys and values")
+        values = method.resolve(defaults, own)
     except InputError as error:
         raise InputError(f"variants.{name}: {error}") from None
     return Variant(name, method, values, is_timed)

@@ -1,10 +1,12 @@
 """Time one variant, alternating with the base, and measure its memory; never cached.
 
-A variant whose row says `benchmark: false` gets a result that says so.
+A variant whose row says `benchmark: false` gets a result that says so, and one that can't be made or run here the reason.
 """
 
+from quant.errors import Refused
 from quant.files import write_json
 from quant.pipeline import BASE, PLAN, PRIVATE, REPORTS, TEXT, folder_of, parameters, run
+from quant.refusal import Refusal, read_refusal, without_result
 from quant.speed.plan import TimingPlan
 from quant.speed.quiet import spare_the_processor
 from quant.speed.watch import watch_machine
@@ -16,6 +18,10 @@ def main(variant: str) -> None:
     if not row.is_timed:
         write_json(out, {"variant": variant, "is_timed": False, "metrics": {}})
         return
+    refusal = read_refusal(folder_of(variant))
+    if refusal:
+        write_json(out, without_result(variant, refusal) | {"is_timed": False})
+        return
     params = parameters()
     plan = TimingPlan.from_dict(params["benchmark"])
     watch = watch_machine(plan.threads, plan.wait)
@@ -24,7 +30,13 @@ def main(variant: str) -> None:
     from quant.speed.benchmark import benchmark
     from quant.text.load import load_corpus
 
-    result = benchmark(folder_of(variant), BASE, load_corpus(TEXT, PRIVATE), plan, params["device"], row.method.imports, watch)
+    corpus = load_corpus(TEXT, PRIVATE)
+    try:
+        result = benchmark(folder_of(variant), BASE, corpus, plan, params["device"], row.method.imports, watch)
+    except Refused as reason:
+        write_json(out, without_result(variant, Refusal("benchmark", str(reason))) | {"is_timed": False})
+        print(f"{variant} is not timed: {reason}")
+        return
     write_json(out, {"variant": variant, "is_timed": True, **result})
     found, doubt = result["metrics"], ""
     if result["is_noisy"]:

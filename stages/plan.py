@@ -4,35 +4,17 @@ A variant's stages depend on its file in data/plan/variants. So a changed defaul
 that inherit it, and a changed library version reruns only the stages that use the library.
 """
 
-from quant.calibration.plan import CalibrationPlan
-from quant.device import check_device
-from quant.errors import InputError
 from quant.family import family_recipes
 from quant.files import atomic_folder, write_json
-from quant.hub.source import ModelSource
 from quant.pins import COMPUTE, REPORT, pinned
 from quant.pipeline import PLAN, REQUIREMENTS, parameters, run
-from quant.quality.protocol import ScoringProtocol
-from quant.quality.sensitivity_plan import SensitivityPlan
-from quant.speed.plan import TimingPlan
-from quant.text.source import TextSource
+from quant.preflight.sections import require_valid
 from quant.variants import Variant, variants
-
-SECTIONS = {"model": ModelSource, "data": TextSource, "evaluate": ScoringProtocol, "benchmark": TimingPlan,
-            "calibration": CalibrationPlan}
 
 
 def main() -> None:
     params = parameters()
-    for section, checked in SECTIONS.items():
-        values = params.get(section)
-        if not isinstance(values, dict):
-            raise InputError(f"{section} is {values!r} in params.yaml; expected a section of keys and values")
-        checked.from_dict(values)
-    check_device(params.get("device"))
-    if "sensitivity" not in params:
-        raise InputError("params.yaml has no section sensitivity; expected its keys and values, or null to skip it")
-    SensitivityPlan.from_section(params["sensitivity"])
+    require_valid(params)
     found = variants(params)
     with atomic_folder(PLAN) as folder:
         for variant in found:

@@ -19,15 +19,20 @@ def main() -> None:
     with atomic_folder(REPORTS / "metrics") as folder:
         for name, values in metrics.items():
             write_json(folder / f"{name}.json", {metric.key: values[metric.key] for metric in shown_in(DIFF)})
+        for one in results.left_out:
+            write_json(folder / f"{one.variant.name}.json", {"left_out": True})
     write_json(REPORTS / "summary.json", summary(results))
     write_json(REPORTS / "environment.json", results.base.speed["environment"])
     front = front_names(results)
     with atomic_file(REPORTS / "variants.csv") as path, open(path, "w", newline="") as file:
         rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(["variant", "method", "pareto", *METRICS])
+        rows.writerow(["variant", "method", "pareto", *METRICS, *(["left_out"] if results.left_out else [])])
         for name, values in metrics.items():
             place = "front" if name in front else ""
             rows.writerow([name, results[name].method.name, place, *(values.get(key, "") for key in METRICS)])
+        for one in results.left_out:
+            empty = [""] * (1 + len(METRICS))
+            rows.writerow([one.variant.name, one.variant.method.name, *empty, f"because {one.refusal.reason}"])
     print(f"{drawn} figures in {REPORTS / 'figures'}; the Pareto front of size and divergence: {', '.join(front)}")
 
 

@@ -29,6 +29,7 @@ HELPERS = {
     "quant/progress.py": "a bar on a terminal, sizes in messages",
     "quant/command.py": "arguments of commands",
     "quant/config.py": "refuses wrong keys; what is accepted stays as it is",
+    "quant/refusal.py": "the reason in place of a variant that can't be made; what is made stays as it is",
     "quant/files.py": "writes whole files; their content is given",
     "quant/cluster/__init__.py": "a docstring",
     "quant/cluster/attach.py": "where a stage runs, not what it does",
@@ -99,11 +100,12 @@ def test_every_result_depends_on_the_versions_that_compute_it():
 
 # From the ground up: a room imports rooms that stand before it.
 FLOORS = (
-    "errors", "outside", "files", "config", "progress", "command", "pins", "recover", "cluster",  # the ground floor: single files
+    # the ground floor: single files
+    "errors", "outside", "files", "refusal", "config", "progress", "command", "pins", "recover", "cluster",
     "pipeline", "device",
     "tensor", "kernels", "model", "gguf", "nn", "transformers_format", "runners", "hub", "text", "quality",
     "training", "calibration", "speed", "methods", "variants", "family", "preflight", "export", "report", "publish",
-    "benches", "select", "check", "jobs",
+    "benches", "select", "retry", "check", "jobs",
 )  # fmt: skip
 
 

@@ -123,7 +123,8 @@ def test_every_type_that_llama_cpp_makes_can_be_made():
 
 def test_types_of_unknown_size_are_made_and_others_are_not(runtimes, tmp_path):
     """By llama.cpp itself: what the check says of it is true."""
-    from quant.methods.llama_cpp.quantize import Spec, quantize
+    from quant.methods.llama_cpp.quantize import quantize
+    from quant.methods.llama_cpp.spec import Spec
 
     source = runtimes["converted"] / "model.gguf"
     for kind in ("iq4_xs", "TQ1_0", "IQ3_XS"):
@@ -250,7 +251,7 @@ def test_a_text_is_described(tmp_path):
 
 @pytest.mark.parametrize(("words", "message"), [
     (["gpt2"], "model 'gpt2' is neither a folder here nor a Hub id .*did you mean openai-community/gpt2"),
-    ([], "the following arguments are required: model; python -m quant.check --help"),
+    (["a", "b", "c"], "unrecognized arguments: c; python -m quant.check --help"),
     (["models/embedded", "no/such/text"], "corpus 'no/such/text' is not a file or folder here"),
 ])  # fmt: skip
 def test_what_can_not_be_checked_is_one_line(words, message):

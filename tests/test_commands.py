@@ -65,7 +65,7 @@ QUICK = """
 import contextlib, io, sys
 from quant import check, export, select
 from quant.errors import InputError
-for main, *wrong in ((check.main, [], ["gpt2"]), (select.main, [], ["models/embedded", "nope"]),
+for main, *wrong in ((check.main, ["gpt2"], ["a", "b", "c"]), (select.main, [], ["models/embedded", "nope"]),
                      (export.main, [], ["models/embedded", "out"], ["no/folder", "out", "--format", "compressed-tensors"])):
     for arguments in (["--help"], *wrong):
         with contextlib.suppress(SystemExit, InputError), contextlib.redirect_stdout(io.StringIO()):

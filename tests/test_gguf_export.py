@@ -108,7 +108,8 @@ def test_metadata_and_tokenizer_are_those_of_the_converter(base, tmp_path):
     from gguf import GGUFReader
 
     from quant.methods.llama_cpp.convert import convert
-    from quant.methods.llama_cpp.quantize import Spec, quantize
+    from quant.methods.llama_cpp.quantize import quantize
+    from quant.methods.llama_cpp.spec import Spec
 
     recipe = {"include": ["*"], "exclude": ["norm"], **scheme_of("Q6_K").to_dict()}
     write_artifact(base, Recipe.from_dict(recipe, Scheme()), tmp_path / "artifact")

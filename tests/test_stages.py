@@ -8,7 +8,9 @@ import time
 
 import pytest
 import yaml
-from conftest import ROOT, run_stage
+from conftest import EMBEDDED_TOKENS, ROOT, preparation, run_stage, save_model
+
+from quant.outside import read_json
 
 
 @pytest.fixture
@@ -68,7 +70,7 @@ def complaint(done):
     ({"device": "gpu"}, ["device is 'gpu'", "auto, cpu, cuda"]),
     ({"data": {"sentences": -5}}, ["data.sentences is -5"]),
     ({"model": None}, ["model is None", "expected a section"]),
-    ({"quant": 5}, ["scheme is 5", "expected keys and values"]),
+    ({"quant": 5}, ["the section quant is 5", "expected keys and values"]),
     ({"calibrated": 5, "variants": {"x": {"method": "calibrated"}}}, ["the section calibrated is 5", "expected keys"]),
     ({"calibration": {"windows": 0}}, ["calibration.windows is 0"]),
     ({"variants": {"x": {"method": "calibrated", "budget": 0.1}}}, ["variants.x: budget is 0.1", "from 0.5 to 32"]),
@@ -87,11 +89,51 @@ def test_wrong_parameters_are_refused_before_any_work(workspace, sections, words
     ({"include": ["transformer.x.*"]}, ["'transformer.x.*' selects nothing"]),
     ({"blocks": [7]}, ["blocks names 7; the model's blocks are 0 to 1"]),
 ])  # fmt: skip
-def test_a_recipe_that_does_not_fit_the_model(workspace, row, words):
+def test_a_recipe_that_does_not_fit_the_model_costs_its_row(workspace, row, words):
+    """Its stages end well, and what they write is the reason."""
     planned(workspace, whole={"method": "quant", **row})
-    line = complaint(run_stage("quantize", "whole", cwd=workspace))
-    assert all(word in line for word in words)
-    assert models(workspace) == ["base"]
+    for stage in ("quantize", "evaluate", "benchmark"):
+        done = run_stage(stage, "whole", cwd=workspace)
+        assert done.returncode == 0 and not done.stderr, done.stderr
+    refused = read_json(workspace / "models" / "whole" / "refused.json")
+    assert refused["stage"] == "quantize" and refused["here"] == {} and all(word in refused["reason"] for word in words)
+    for kind in ("quality", "speed"):
+        found = read_json(workspace / "reports" / kind / "whole.json")
+        assert found["refused"] == refused and found["metrics"] == {}
+    planned(workspace, whole={"method": "quant"})
+    assert run_stage("quantize", "whole", cwd=workspace).returncode == 0
+    assert "refused.json" not in [path.name for path in (workspace / "models" / "whole").iterdir()]
+
+
+def test_a_variant_that_can_not_be_run_costs_its_row(workspace):
+    """One with another vocabulary than the base's, to compare with; the base itself stops the run."""
+    from transformers import GPT2Config
+
+    planned(workspace, other={"method": "quant"})
+    change(workspace, data={"source": "grammar", "sentences": 5}, evaluate={"context": 64, "stride": 64})
+    preparation(workspace / "models" / "base", workspace / "data" / "eval", [])
+    for name, more in (("base", 0), ("other", 1)):
+        config = GPT2Config(vocab_size=EMBEDDED_TOKENS + more, n_positions=64, n_embd=64, n_layer=1, n_head=4, bos_token_id=0)
+        save_model(config, workspace / "models" / name)
+    done = run_stage("evaluate", "base", cwd=workspace)
+    assert done.returncode == 0, done.stderr
+    done = run_stage("evaluate", "other", cwd=workspace)
+    assert done.returncode == 0 and f"other is left out: the variant has {EMBEDDED_TOKENS + 1} logits" in done.stdout, done.stderr
+    refused = read_json(workspace / "reports" / "quality" / "other.json")["refused"]
+    assert refused["stage"] == "evaluate" and refused["here"]["machine"]
+    shutil.rmtree(workspace / "models" / "base")
+    assert "does not exist" in complaint(run_stage("evaluate", "base", cwd=workspace))
+
+
+def test_a_bug_stops_the_run(workspace):
+    """Its traceback is shown, and no row stands for it."""
+    planned(workspace, whole={"method": "quant"})
+    script = ("import runpy, sys; from quant.model import artifact\n"
+              "def broken(*_): raise ZeroDivisionError('a bug')\n"
+              "artifact.write_artifact = broken; sys.argv = ['stages/quantize.py', 'whole']\n"
+              "runpy.run_module('stages.quantize', run_name='__main__')")
+    done = subprocess.run([sys.executable, "-c", script], cwd=workspace, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.endswith("ZeroDivisionError: a bug\n") and models(workspace) == ["base"]
 
 
 @pytest.mark.parametrize(("stage", "damage", "words"), [
@@ -114,12 +156,16 @@ def test_a_damaged_checkpoint(workspace, stage, damage, words):
 
 
 def test_without_a_row_of_llama_cpp_nothing_is_converted(workspace, make_model):
-    """A model llama.cpp lacks stops the pipeline only while there is something to convert it for."""
+    """A model that llama.cpp lacks costs the rows of llama.cpp, and only where there are some."""
     shutil.rmtree(workspace / "models" / "base")
     shutil.copytree(make_model("gpt_neo"), workspace / "models" / "base")
     planned(workspace, whole={"method": "quant"}, gguf={"method": "llama_cpp", "type": "F16"})
-    line = complaint(run_stage("prepare", cwd=workspace))
-    assert "llama.cpp has no architecture for GPTNeoForCausalLM; remove its rows" in line
+    done = run_stage("prepare", cwd=workspace)
+    assert done.returncode == 0 and "rows of the method llama_cpp are left out: llama.cpp has no architecture for" in done.stdout
+    for name in ("whole", "gguf"):
+        assert run_stage("quantize", name, cwd=workspace).returncode == 0
+    assert "GPTNeoForCausalLM" in read_json(workspace / "models" / "gguf" / "refused.json")["reason"]
+    assert (workspace / "models" / "whole" / "model.safetensors").is_file()
     planned(workspace, whole={"method": "quant"})
     assert run_stage("prepare", cwd=workspace).returncode == 0
     prepared = workspace / "models" / "prepared"

@@ -31,7 +31,8 @@ from pathlib import Path
 import torch
 from quant.model.artifact import write_artifact
 from quant.gguf.library import bindings
-from quant.methods.llama_cpp.quantize import Spec, quantize
+from quant.methods.llama_cpp.quantize import quantize
+from quant.methods.llama_cpp.spec import Spec
 from quant.tensor.scheme import Scheme
 from quant.model.recipe import Recipe
 quantizer, source, out = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from quant.errors import InputError
+from quant.errors import Refused
 
 STEPS = 200  # of the bisection for the multiplier
 
@@ -26,12 +26,12 @@ class Choice:
 def allocate(parts: Mapping[str, list[Choice]], budget: float) -> dict[str, Choice]:
     """The choice for each part with which the sum of costs is smallest, or nearly so, and the sum of bits within the budget.
 
-    Raises InputError where the smallest choices together exceed it.
+    Raises Refused where the smallest choices together exceed it.
     """
     least = sum(min(choice.bits for choice in choices) for choices in parts.values())
     if least > budget:
-        raise InputError(f"the smallest candidates take {least / 8 / 2**20:.2f} MiB, the budget leaves {budget / 8 / 2**20:.2f} "
-                         "MiB for them; raise the budget or add a smaller candidate")
+        raise Refused(f"the smallest candidates take {least / 8 / 2**20:.2f} MiB, the budget leaves {budget / 8 / 2**20:.2f} "
+                      "MiB for them; raise the budget or add a smaller candidate")
     low, high = 0.0, 1.0
     while _bits(_cheapest(parts, high)) > budget:
         low, high = high, 4 * high

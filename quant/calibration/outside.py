@@ -46,7 +46,7 @@ def quantize_outside(checkpoint: Checkpoint, weights: list[Selected], moments: V
             try:
                 tensor = quantize(rows, part.scheme) if curvature is None else solver.solve(rows, curvature, part.scheme)
             except InputError as error:
-                raise InputError(f"{selected.name_of(part)}: {error}") from None
+                raise error.within(selected.name_of(part)) from None
             saved.put(selected, part, tensor)
     saved.finish(NAME)
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from quant.errors import InputError
+from quant.errors import Refused
+from quant.files import require_space
 from quant.gguf.header import check_gguf
 from quant.gguf.library import bindings
 
@@ -17,12 +18,12 @@ PREFIX = "LLAMA_FTYPE_MOSTLY_"
 
 
 def type_number(name: str) -> int:
-    """llama.cpp's number for a file type. Raises InputError, which lists the known types, for an unknown name."""
+    """llama.cpp's number for a file type. Raises Refused, which lists the known types, for an unknown name."""
     low_level = bindings()
     number = getattr(low_level, PREFIX + name, None)
     if number is None:
         known = ", ".join(sorted(name.removeprefix(PREFIX) for name in dir(low_level) if name.startswith(PREFIX)))
-        raise InputError(f"llama.cpp type is {name!r}; llama.cpp has {known}")
+        raise Refused(f"llama.cpp type is {name!r}; llama.cpp has {known}")
     return number
 
 
@@ -32,7 +33,7 @@ def run_quantizer(source: Path, target: Path, file_type: str, importance: Mappin
 
     importance: mean squares of the inputs of each column, float32 [columns], by the name of the tensor. kinds: types that tensors
     get instead of those which the file type gives them, such as {"token_embd.weight": "Q6_K"}.
-    Raises InputError for an unknown type, and where llama.cpp fails: some types need an importance matrix.
+    Raises Refused for an unknown type, and where llama.cpp fails: some types need an importance matrix.
     """
     check_gguf(source)
     low_level = bindings()
@@ -57,5 +58,6 @@ def run_quantizer(source: Path, target: Path, file_type: str, importance: Mappin
         options.tt_overrides = overrides
     status = low_level.llama_model_quantize(str(source).encode(), str(target).encode(), options)
     if status or not target.is_file():
+        require_space(target, source.stat().st_size)
         remedy = "" if importance else "; some types need an importance matrix: set imatrix: true"
-        raise InputError(f"llama.cpp could not quantize {source} to {file_type} (status {status}){remedy}")
+        raise Refused(f"llama.cpp could not quantize {source} to {file_type} (status {status}){remedy}")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy
 import torch
 
-from quant.errors import InputError
+from quant.errors import InputError, Refused
 from quant.gguf.header import check_gguf
 from quant.model.checkpoint import Checkpoint
 from quant.model.inventory import Weight
@@ -43,7 +43,7 @@ def places(path: Path, checkpoint: Checkpoint) -> dict[str, Place]:
     for weight in inventory.weights:
         name = names.get_name(weight.name, try_suffixes=(".weight", ".bias"))
         if name not in tensors:
-            raise InputError(f"{path} has no tensor for {weight.name} (looked for {name}); convert the model again")
+            raise Refused(f"{path} has no tensor for {weight.name} (looked for {name}), so codes can't be put there")
         value = checkpoint.read(weight.tensor)
         found[name] = Place(weight, _order(name, _values(tensors[name]), value.T if weight.transposed else value))
     return found
@@ -66,8 +66,8 @@ def _order(name: str, there: torch.Tensor, here: torch.Tensor) -> torch.Tensor |
         wanted = [row.tobytes() for row in there.contiguous().view(torch.uint8).numpy()]
         if sorted(wanted) == sorted(key for key, places in rows.items() for _ in places):
             return torch.tensor([rows[key].pop(0) for key in wanted])
-    raise InputError(f"llama.cpp's converter changes the values of {name}, so codes can't take their place; expected the "
-                     "weight as it is, or its rows in another order")
+    raise Refused(f"llama.cpp's converter changes the values of {name}, so codes can't take their place; expected the "
+                  "weight as it is, or its rows in another order")
 
 
 def read(path: Path):

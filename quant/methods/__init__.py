@@ -75,9 +75,10 @@ class Method:
     resolve(defaults, row): all parameters of a row. defaults: the section of params.yaml with the method's name, or {}.
         Raises InputError for a wrong row. Imports nothing heavy.
     build(base, prepared, values, out, tell): write the variant of the model in the folder `base` to the folder `out`, which
-        appears whole or not at all. prepared: the folder that `prepare` wrote. tell: receives lines for the log.
+        appears whole or not at all. prepared: the folder that `prepare` wrote. tell: receives lines for the log. Raises Refused
+        where the variant can't be made, and another InputError for what keeps all variants from it, such as a full disk.
     sizes(inventory, folder, values): predicted bytes of the variant. folder: holds the model's config and tokenizer.
-        Raises InputError where the variant can't be made.
+        Raises Refused where the variant can't be made or run here.
     nominal_bits(values): width of most codes in bits; None where nothing is quantized.
     runtime: the module of quant.runners.runtimes that opens the variant.
     prepare(given, out): write the files that all variants of the method share; None: there are none.
@@ -85,6 +86,10 @@ class Method:
     recipe(values): the weights it quantizes and their schemes, as a recipe; None where no recipe expresses that.
     selected(inventory, prepared, values): the weights and their schemes where no recipe expresses them. Raises InputError where
         `prepare` has not yet written what they depend on. None: there is nothing to show.
+    properties(): JSON schema of each parameter of a row; defaults(): of the section of params.yaml with the method's name, None
+        where it takes the same.
+    here(values): what a refusal of the row depends on that DVC does not track, such as the processor: by name, values that
+        survive JSON. The row is made again where that changed.
     libraries: distributions of requirements.txt whose version changes the variant or its speed.
     imports: modules to import before loading is timed. look: its style in figures; None: the report assigns one.
     published_name(values, model): name on the Hub of the single file of weights; None: files keep their names.
@@ -101,6 +106,9 @@ class Method:
     wants: Callable[[Values], dict] = lambda _: {}
     recipe: Callable[[Values], Recipe | None] = lambda _: None
     selected: Callable[[Inventory, Path, Values], list[Selected]] | None = None
+    properties: Callable[[], dict[str, dict]] = dict
+    defaults: Callable[[], dict[str, dict]] | None = None
+    here: Callable[[Values], dict] = lambda _: {}
     libraries: tuple[str, ...] = ()
     imports: tuple[str, ...] = ()
     look: Look | None = None

@@ -145,7 +145,7 @@ def _quantized(selected: Selected, value: torch.Tensor, quantizer: Quantizer) ->
         try:
             tensor = quantizer(selected, part, rows)
         except InputError as error:
-            raise InputError(f"{selected.name_of(part)}: {error}") from None
+            raise error.within(selected.name_of(part)) from None
         if (tensor.shape, tensor.scheme) != (selected.shape_of(part), part.scheme):
             raise ValueError(f"{selected.name_of(part)} was quantized as {tensor.scheme.label} {list(tensor.shape)}, expected "
                              f"{part.scheme.label} {list(selected.shape_of(part))}")

@@ -12,10 +12,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 
-from quant.config import known_keys
+from quant.config import NULL, either, known_keys, list_of, one_of, section, whole
 from quant.errors import InputError
 from quant.model.architectures import GROUPS, ROLES
 from quant.outside import shown
+from quant.tensor import scheme as schemes_of
 from quant.tensor.scheme import Scheme
 
 
@@ -46,12 +47,14 @@ class Recipe:
                 raise InputError(f"recipe key {key} is {shown(selection[key])}; expected a list")
         for key in ("include", "exclude"):
             if not all(isinstance(term, str) for term in selection.get(key) or ()):
-                raise InputError(f"recipe key {key} holds {shown(selection[key])}; expected roles and patterns, each a text")
+                raise InputError(f"recipe key {key} holds {shown(values[key])}; expected roles and patterns, each a text")
         schemes = selection.get("schemes", {})
         if not isinstance(schemes, Mapping) or not all(isinstance(values, Mapping) for values in schemes.values()):
             raise InputError(f"recipe key schemes is {shown(schemes)}; expected parameters by role, such as mlp: {{bits: 4}}")
         scheme = start.override({key: values[key] for key in scheme_keys & set(values)})
-        return cls(scheme, **known_keys(cls, selection, "recipe"))
+        recipe = cls(scheme, **known_keys(cls, selection, "recipe"))
+        _ = recipe.block_numbers, [recipe.scheme_for({role}) for role in ROLES if recipe.schemes]  # raise InputError if wrong
+        return recipe
 
     def to_dict(self) -> dict:
         """The recipe as values that JSON can hold; the inverse of `from_dict`."""
@@ -82,6 +85,14 @@ class Recipe:
                 raise InputError(f"blocks holds {shown(item)}; expected a number or a range such as 3-5")
             numbers |= set(range(int(match[1]), int(match[2] or match[1]) + 1))
         return numbers
+
+
+def properties() -> dict[str, dict]:
+    """JSON schema of each parameter of a recipe."""
+    terms, scheme = list_of({"type": "string"}), schemes_of.properties()
+    blocks = list_of(either(whole(0, 99_999), {"type": "string", "pattern": "^[0-9]{1,5}(-[0-9]{1,5})?$"}))
+    by_role = {"type": "object", "propertyNames": one_of([*GROUPS, *ROLES]), "additionalProperties": section(scheme)}
+    return scheme | {"include": terms, "exclude": terms, "blocks": either(blocks, NULL), "schemes": by_role}
 
 
 def is_role(term: str) -> bool:

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 
 import torch
 
-from quant.errors import InputError
+from quant.errors import InputError, Refused
 from quant.model.architectures import GROUPS, ROLES, Range
 from quant.model.inventory import Inventory, Weight
 from quant.model.recipe import Recipe, is_role
@@ -97,13 +97,13 @@ class Selected:
 def select(inventory: Inventory, recipe: Recipe) -> list[Selected]:
     """Every weight of the model except biases, with the scheme that the recipe gives each of its parts.
 
-    Raises InputError for a term that matches nothing, an empty selection, or a chosen weight that is not a matrix or a vector.
+    Raises Refused for a term that matches nothing, an empty selection, or a chosen weight that is not a matrix or a vector.
     """
     matched: set[str] = set()
     blocks = recipe.block_numbers
     if blocks and blocks - inventory.blocks:
-        raise InputError(f"blocks names {', '.join(map(str, sorted(blocks - inventory.blocks)))}; the model's blocks are 0 to "
-                         f"{max(inventory.blocks, default=-1)}")
+        raise Refused(f"blocks names {', '.join(map(str, sorted(blocks - inventory.blocks)))}; the model's blocks are 0 to "
+                      f"{max(inventory.blocks, default=-1)}")
     found = []
     for weight in inventory.weights:
         if weight.is_bias:
@@ -181,14 +181,14 @@ def _check_shapes(selected: Selected) -> None:
             try:
                 layout(selected.shape_of(part), part.scheme)
             except InputError as error:
-                raise InputError(f"{selected.name_of(part)}: {error}") from None
+                raise Refused(f"{selected.name_of(part)}: {error}") from None
 
 
 def _check_terms(recipe: Recipe, matched: set[str], found: list[Selected]) -> None:
     for term in (*recipe.include, *recipe.exclude):
         if term not in matched:
             names = ", ".join(selected.weight.module for selected in found[:3])
-            raise InputError(f"{term!r} selects nothing; expected a role ({', '.join((*GROUPS, *ROLES))}) "
-                             f"or a pattern of module names such as {names}")
+            raise Refused(f"{term!r} selects nothing; expected a role ({', '.join((*GROUPS, *ROLES))}) "
+                          f"or a pattern of module names such as {names}")
     if not any(selected.is_quantized for selected in found):
-        raise InputError("the recipe selects no weight; widen include or blocks, or narrow exclude")
+        raise Refused("the recipe selects no weight; widen include or blocks, or narrow exclude")

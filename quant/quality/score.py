@@ -17,7 +17,7 @@ from typing import Protocol
 import numpy
 import torch
 
-from quant.errors import InputError
+from quant.errors import InputError, Refused
 from quant.progress import progress
 from quant.quality.protocol import ScoringProtocol
 from quant.quality.windows import Places, Tokens, Window, windows
@@ -115,8 +115,8 @@ def score_part(variant: Predictions, base: Predictions | None, tokens: Tokens, p
                part: tuple[int, int] = (0, 1), most_windows: int | None = None) -> ScoredPart:
     """Score part i of n, as (i, n). Batches are the same for any n, and dealt out whole, so that a token's numbers are too."""
     if base is not None and variant.vocabulary != base.vocabulary:
-        raise InputError(f"the variant has {variant.vocabulary} logits, the base {base.vocabulary}; quantize the variant again "
-                         "from this base")
+        raise Refused(f"the variant has {variant.vocabulary} logits, the base {base.vocabulary}; quantize the variant again "
+                      "from this base")
     context = min(variant.context, protocol.context)
     if base is not None and context != min(base.context, protocol.context):
         raise InputError(f"the variant takes {variant.context} tokens at once, the base {base.context}; they are compared in "

@@ -179,6 +179,8 @@ def open_tokenizer(folder: Path):
     path = folder / "tokenizer.json"
     if path.is_file():
         return open_tokenizer_file(path)
+    if not folder.is_dir():
+        raise InputError(f"{folder} does not exist; make it with dvc repro")
     from transformers import AutoTokenizer
 
     slow = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

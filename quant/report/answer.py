@@ -56,6 +56,15 @@ def answer_lines(run: Run) -> list[str]:
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
+def left_out_lines(run: Run) -> list[str]:
+    """How many rows were left out, and why, in a line each; none where all were made. For a terminal."""
+    if not run.left_out:
+        return []
+    total = len(run.left_out) + len(run.results)
+    return [f"left out: {len(run.left_out)} of {total} rows, which could not be made or run here",
+            *(f"  {one.line}" for one in run.left_out)]
+
+
 def _cells(run: Run, result: Result | None) -> list[str]:
     if result is None:
         return ["nothing fits", "", "", "", "", ""]

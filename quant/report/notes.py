@@ -11,7 +11,7 @@ from quant.report.style import GRIDS
 from quant.report.subsets import equal_grids, grid_of, quantized
 from quant.report.tables import of_another_runtime
 from quant.report.templates import environment
-from quant.report.wording import code, joined, literal, scale, some
+from quant.report.wording import code, joined, literal, plain, scale, some
 from quant.tensor.codebooks import LINEAR, label_of
 from quant.text.corpus import FEW_LINES
 from quant.text.source import KNOWN
@@ -29,6 +29,10 @@ def warnings(run: Run, corpus: Mapping) -> list[str]:
     if corpus["sentences"] < FEW_LINES:
         found.append(f"**Few lines.** {corpus['sentences']:,} lines were scored, fewer than {FEW_LINES:,}: small differences may "
                      "be chance. The intervals show how uncertain each number is.")
+    if run.left_out:
+        names = code(one.variant.name for one in run.left_out)
+        found.append(f"**Left out.** {len(run.left_out)} of {len(run.left_out) + len(run.results)} rows could not be made or "
+                     f"run: {names}. The reasons stand below the table of results.")
     noisy = [r for r in run.timed if not r.is_trusted]
     if len(noisy) > len(run.timed) / 2:
         found.append(f"**Unreliable timings.** {len(noisy)} of {len(run.timed)} timings can't be trusted: the machine was busy. "
@@ -38,8 +42,10 @@ def warnings(run: Run, corpus: Mapping) -> list[str]:
 
 def skipped(run: Run) -> list[str]:
     """Notes on everything that this run left out, each with its reason."""
-    unused = [method.label for method in map(load, names()) if method.name not in {used.name for used in run.methods}]
+    asked = {method.name for method in run.methods} | {one.variant.method.name for one in run.left_out}
+    unused = [method.label for method in map(load, names()) if method.name not in asked]
     notes = [f"Variants of {label}: no row of params.yaml asks for one." for label in unused]
+    notes += [f"`{one.variant.name}`, which could not be made or run: {plain(one.refusal.reason)}." for one in run.left_out]
     notes += _prompts(run)
     if all(result.speed["memory"]["cuda"] is None for result in run.timed):
         notes.append("Memory and speed on a GPU: everything ran on the processor.")

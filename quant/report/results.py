@@ -14,6 +14,7 @@ from quant.methods import Method
 from quant.model.recipe import Recipe
 from quant.outside import read_json
 from quant.quality.bootstrap import Blocks
+from quant.refusal import Refusal
 from quant.report.metrics import METRICS
 from quant.variants import Variant, variants
 
@@ -75,11 +76,25 @@ class Result:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """A variant that could not be made, run or timed, and why."""
+
+    variant: Variant
+    refusal: Refusal
+
+    @property
+    def line(self) -> str:
+        """For a terminal."""
+        return f"{self.variant.name}: {self.refusal.reason}"
+
+
+@dataclass(frozen=True)
 class Run:
     """The data of the figures and the report.
 
     results: base first; weights: see quant.quality.weight_error; sensitivity: see quant.quality.sensitivity; family: of other
-    models, see quant.quality.family; trained: see quant.training.study, None where the file is missing.
+    models, see quant.quality.family; trained: see quant.training.study, None where the file is missing; left_out: the rows that
+    have no results.
     """
 
     results: Sequence[Result]
@@ -88,6 +103,7 @@ class Run:
     sensitivity: Mapping = field(default_factory=lambda: {"parts": []})
     family: Sequence[Mapping] = ()
     trained: Mapping | None = None
+    left_out: Sequence[LeftOut] = ()
 
     @property
     def base(self) -> Result:
@@ -122,9 +138,13 @@ def read_run(params: Mapping, reports: Path = Path("reports")) -> Run:
 
     Raises InputError where a file is missing, or lacks a metric.
     """
-    results = []
+    results, left_out = [], []
     for variant in variants(params):
         quality, speed = (_read(reports / kind / f"{variant.name}.json") for kind in ("quality", "speed"))
+        refused = quality.get("refused") or speed.get("refused")
+        if refused:
+            left_out.append(LeftOut(variant, Refusal.from_dict(refused)))
+            continue
         found = {**quality["metrics"], **speed["metrics"]}
         missing = sorted(key for key, metric in METRICS.items() if key not in found and (variant.is_timed or not metric.of_speed))
         if missing:
@@ -133,15 +153,18 @@ def read_run(params: Mapping, reports: Path = Path("reports")) -> Run:
     studies = reports / "studies"
     family = [_read(studies / "family" / f"{name}.json") for name in Family.from_dict(params.get("family") or {}).models]
     trained = _read(studies / "trained.json") if (studies / "trained.json").is_file() else None  # of a frozen stage
-    return Run(tuple(results), _read(studies / "weights.json"), params, _read(studies / "sensitivity.json"), family, trained)
+    weights, sensitivity = (_read(studies / f"{name}.json") for name in ("weights", "sensitivity"))
+    return Run(tuple(results), weights, params, sensitivity, family, trained, tuple(left_out))
 
 
 def read_metrics(path: Path) -> dict[str, dict[str, float]]:
-    """All metrics by variant from a file such as reports/variants.csv. A variant that was not timed lacks those of speed."""
+    """All metrics by variant from a file such as reports/variants.csv. A variant that was not timed lacks those of speed; one
+    that was left out is not there."""
     if not path.is_file():
         raise InputError(f"{path} is missing; run dvc repro, which makes it")
     with open(path, newline="", encoding="utf-8") as file:
-        return {row["variant"]: {key: float(row[key]) for key in METRICS if row.get(key)} for row in csv.DictReader(file)}
+        return {row["variant"]: {key: float(row[key]) for key in METRICS if row.get(key)}
+                for row in csv.DictReader(file) if not row.get("left_out")}
 
 
 def _read(path: Path) -> dict:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from quant.methods import Method
 from quant.progress import MIB
 from quant.report.metrics import METRICS, REPORT, Metric, shown_in
-from quant.report.results import Result, Run
-from quant.report.wording import named, number
+from quant.report.results import LeftOut, Result, Run
+from quant.report.wording import named, number, plain
 
 LEAST_MIB = 0.005  # smaller groups would show as 0.00, and are not listed
 
@@ -107,14 +107,22 @@ def table(results: Sequence[Result], columns: Sequence[Column]) -> str:
     return grid(["variant", *(column.heading for column in columns)], rows)
 
 
-def quality(results: Sequence[Result]) -> str:
-    """The metrics that the report shows first, each with its interval where it has one of its own."""
+def quality(results: Sequence[Result], left_out: Sequence[LeftOut] = ()) -> str:
+    """The metrics that the report shows first, each with its interval where it has one of its own; below, rows left out."""
     columns = []
     for metric in shown_in(REPORT):
         columns.append(metric_column(metric))
         if metric.key == "ppl_change_pct":
             columns.append(_interval(metric.key, metric.format))
-    return table(results, columns)
+    rows = [[result.name, *(column.cell(result) for column in columns)] for result in results]
+    rows += [[one.variant.name, "left out", *[""] * (len(columns) - 1)] for one in left_out]
+    return grid(["variant", *(column.heading for column in columns)], rows)
+
+
+def left_out(run: Run) -> str:
+    """A row for each variant that could not be made or run, with the reason."""
+    rows = [[one.variant.name, one.variant.method.label, one.refusal.stage, plain(one.refusal.reason)] for one in run.left_out]
+    return grid(["left out", "method", "stage", "reason"], rows, left=4)
 
 
 def memory(run: Run) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from quant.errors import InputError
 from quant.outside import read_json, shown
+from quant.refusal import require_made
 
 if TYPE_CHECKING:
     import torch
@@ -93,10 +94,12 @@ class Opening:
 
 
 def opening_of(folder: Path) -> Opening:
-    """Read a folder's manifest; a folder without one holds a plain transformers model. Raises InputError for a missing folder."""
+    """Read a folder's manifest; a folder without one holds a plain transformers model. Raises InputError for a missing
+    folder, and Refused for one that holds a refusal."""
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder} does not exist; make it with dvc repro")
+    require_made(folder)
     manifest = read_json(folder / "manifest.json") if (folder / "manifest.json").is_file() else {}
     if not isinstance(manifest, dict):
         raise InputError(f"{folder}/manifest.json holds {shown(manifest)}; expected keys and values; make the folder again with "

@@ -14,7 +14,7 @@ from functools import partial
 
 import torch
 
-from quant.errors import InputError
+from quant.errors import InputError, Refused
 from quant.tensor.double_quant import DoubleQuantized
 from quant.tensor.grids import grid_of
 from quant.tensor.int8_scales import Int8Scales
@@ -98,7 +98,7 @@ def store_groups(scale: torch.Tensor, zero: torch.Tensor | None, scheme: Scheme)
         scales, zero = nest(scale, None if zero is None else zero.float(), scheme)
         numbers = [scales.super_scales] + ([] if scales.super_zeros is None else [scales.super_zeros])
         if not all(torch.isfinite(number).all() for number in numbers):
-            raise InputError("a scale or zero exceeds float16; expected smaller ones or scale_dtype float32")
+            raise Refused("a scale or zero exceeds float16; expected smaller ones or scale_dtype float32")
         return Groups(scales, zero, scheme)
     scales = PlainScales(scale.to(dtype_of(scheme))) if kind is PlainScales else kind.of(scale)
     plain = scale if kind is DoubleQuantized else scales.rows(slice(None)).float()
@@ -106,7 +106,7 @@ def store_groups(scale: torch.Tensor, zero: torch.Tensor | None, scheme: Scheme)
         zero = zero.float()
         zero = whole_zeros(zero, plain, scheme).to(torch.uint8) if scheme.zeros == "whole" else zero.to(dtype_of(scheme))
     if not torch.isfinite(plain).all() or (zero is not None and not torch.isfinite(zero).all()):
-        raise InputError(f"a scale or zero exceeds {scheme.scale_dtype}; expected smaller ones or scale_dtype float32")
+        raise Refused(f"a scale or zero exceeds {scheme.scale_dtype}; expected smaller ones or scale_dtype float32")
     return Groups(scales, pack(zero, scheme.bits) if scheme.zeros == "whole" else zero, scheme)
 
 
@@ -157,9 +157,9 @@ def fit_groups(matrix: torch.Tensor, scheme: Scheme, importance: torch.Tensor | 
     steps = fit.steps_of(span, zeros, grid, scheme)
     try:
         groups = store_groups(steps.scales, steps.zeros, scheme)
-    except InputError:
-        raise InputError(f"a scale or zero exceeds {scheme.scale_dtype}: the weights reach from {float(matrix.min()):g} to "
-                         f"{float(matrix.max()):g}; expected smaller weights or scale_dtype float32") from None
+    except Refused:
+        raise Refused(f"a scale or zero exceeds {scheme.scale_dtype}: the weights reach from {float(matrix.min()):g} to "
+                      f"{float(matrix.max()):g}; expected smaller weights or scale_dtype float32") from None
     if scheme.scale_dtype in _KINDS:
         scales = groups.scale_values()
         steps = Steps(scales, groups.zero_values(), torch.where(scales == 0, 0.0, 1 / scales))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 
-from quant.config import check_choice, is_whole, known_keys
+from quant.config import check_choice, either, is_whole, known_keys, list_of, one_of, properties_of, whole
 from quant.errors import InputError
 from quant.outside import shown
 from quant.tensor.codebooks import CODEBOOKS, LINEAR, NAMES
@@ -161,6 +161,13 @@ class Scheme:
         if isinstance(self.codebook, tuple):
             return f"table{len(self.codebook)}"
         return f"int{self.bits}" if self.is_linear else self.codebook
+
+
+def properties() -> dict[str, dict]:
+    """JSON schema of each parameter of a scheme."""
+    codebook = either(one_of(NAMES), list_of({"type": "number"}, minItems=3, maxItems=256))
+    return properties_of(Scheme, bits=whole(2, 8), group_size=either(one_of(["row", "tensor"]), whole()), codebook=codebook,
+                         scale_dtype=one_of(SCALE_DTYPES), fit=one_of(FITS), levels=one_of(LEVELS), zeros=one_of(ZEROS))
 
 
 def _check_table(table: tuple, bits: int) -> None:

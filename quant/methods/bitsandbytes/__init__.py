@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from quant.errors import InputError
+from quant.config import one_of, properties_of
+from quant.errors import Refused
 from quant.methods import Look, Method, Sizes, Tell
-from quant.methods.bitsandbytes.spec import BLOCK_SIZE, Spec, obstacle
+from quant.methods.bitsandbytes.spec import BLOCK_SIZE, TYPES, Spec, obstacle, repacks_here
 from quant.model.recipe import Recipe
 from quant.tensor.scheme import Scheme
 
@@ -24,7 +25,7 @@ def _sizes(inventory, folder: Path, values: Mapping) -> Sizes:
     spec, held = Spec(**values), 0
     reason = obstacle(spec, inventory)
     if reason:
-        raise InputError(reason)
+        raise Refused(reason)
     for weight in inventory.weights:
         if not weight.is_block_matrix:
             held += 4 * weight.count
@@ -52,8 +53,10 @@ METHOD = Method(
     resolve=lambda defaults, row: asdict(Spec.from_dict({**defaults, **row})),
     build=_build,
     sizes=_sizes,
+    properties=lambda: properties_of(Spec, type=one_of(TYPES)),
     nominal_bits=lambda values: 8 if values["type"] == "int8" else 4,
     recipe=_recipe,
+    here=lambda _: {"repacks 4-bit weights": repacks_here()},
     libraries=("bitsandbytes", "accelerate"),
     imports=("accelerate", "bitsandbytes"),
     look=Look("#E69F00", "^", "//"),

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.utils.logging import disable_progress_bar
 
-from quant.errors import InputError
+from quant.errors import Refused
 from quant.files import atomic_folder, write_manifest
 from quant.methods.bitsandbytes.spec import Spec, obstacle
 from quant.model.architectures import architecture_of
@@ -22,10 +22,10 @@ from quant.model.folder import copy_companions
 
 
 def build(base: Path, spec: Spec, out: Path) -> None:
-    """Quantize the model in `base` and save it as safetensors in `out`. Raises InputError where this processor can't run it."""
+    """Quantize the model in `base` and save it as safetensors in `out`. Raises Refused where this processor can't run it."""
     reason = obstacle(spec, Checkpoint(base).inventory)
     if reason:
-        raise InputError(reason)
+        raise Refused(reason)
     disable_progress_bar()
     if spec.type == "int8":
         config = BitsAndBytesConfig(load_in_8bit=True)

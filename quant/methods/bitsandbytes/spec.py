@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from quant.model.inventory import Inventory
 
 REPACKED_ROWS = 32  # rows that bitsandbytes packs together on a processor with AVX-512 and bfloat16
+TYPES = ("int8", "fp4", "nf4")
 BLOCK_SIZE = 64  # weights that share a scale, in the 4-bit types
 
 
@@ -44,7 +45,7 @@ class Spec:
     double_quant: bool = False
 
     def __post_init__(self) -> None:
-        check_choice("bitsandbytes type", self.type, ("int8", "fp4", "nf4"))
+        check_choice("bitsandbytes type", self.type, TYPES)
         if not isinstance(self.double_quant, bool):
             raise InputError(f"double_quant is {self.double_quant!r}; expected true or false")
         if self.double_quant and self.type == "int8":

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quant.errors import InputError
 from quant.methods import Look, Method, Preparation, Sizes, Tell
-from quant.methods.calibrated.spec import Spec, wants
+from quant.methods.calibrated.spec import Spec, properties, wants
 from quant.model.recipe import Recipe
 from quant.tensor.codebooks import LINEAR
 
@@ -22,8 +21,6 @@ UNDER_A_BUDGET = {"include": ["*"], "exclude": ["norm"], "scale_dtype": "int8"}
 
 
 def _resolve(defaults: Mapping, row: Mapping) -> dict:
-    if not isinstance(defaults, Mapping):
-        raise InputError(f"the section calibrated is {defaults!r}; expected keys and values, such as bits: 4")
     is_mixed = any(row.get(key) is not None for key in ("budget", "size_mib", "allocation"))
     values = {**defaults, **(UNDER_A_BUDGET if is_mixed else {}), **row}
     if row.get("codebook", LINEAR) != LINEAR and "levels" not in row:
@@ -75,6 +72,7 @@ METHOD = Method(
     resolve=_resolve,
     build=_build,
     sizes=_sizes,
+    properties=properties,
     nominal_bits=_nominal_bits,
     prepare=_prepare,
     wants=wants,

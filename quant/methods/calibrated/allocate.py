@@ -12,7 +12,7 @@ import yaml
 
 from quant.calibration.budget import Choice, allocate
 from quant.calibration.vocabulary import VocabularyMoments
-from quant.errors import InputError
+from quant.errors import Refused
 from quant.methods.calibrated.prepare import chosen_weights, in_classes, read_costs
 from quant.methods.calibrated.spec import Spec, changed
 from quant.model.inventory import Inventory
@@ -88,8 +88,8 @@ def _check_names(given: Mapping, names: list[str]) -> None:
     for name in given:
         if name not in names:
             similar = ", ".join(get_close_matches(name, names)) or ", ".join(names[:3])
-            raise InputError(f"allocation names {name}, which this row does not quantize; expected parts such as {similar}")
+            raise Refused(f"allocation names {name}, which this row does not quantize; expected parts such as {similar}")
     missing = [name for name in names if name not in given]
     if missing:
-        raise InputError(f"allocation lacks {', '.join(missing[:3])}{' and more' if len(missing) > 3 else ''}; expected every "
-                         "part that the row quantizes, or exclude them")
+        raise Refused(f"allocation lacks {', '.join(missing[:3])}{' and more' if len(missing) > 3 else ''}; expected every "
+                      "part that the row quantizes, or exclude them")

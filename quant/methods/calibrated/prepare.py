@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from quant.calibration.prepared import described, write_moments, write_windows
 from quant.calibration.probe import PartCost, as_table, from_table, part_costs
 from quant.calibration.skeleton import Skeleton
 from quant.calibration.vocabulary import VocabularyMoments
-from quant.errors import InputError
+from quant.errors import InputError, Refused
 from quant.files import atomic_folder, write_json, write_manifest
 from quant.methods import Preparation
 from quant.model.checkpoint import Checkpoint
@@ -38,7 +39,10 @@ def prepare(given: Preparation, out: Path) -> None:
 
 def _prepare_costs(checkpoint: Checkpoint, wants: Sequence[Mapping], tokens: torch.Tensor, seed: int, folder: Path) -> None:
     inventory = checkpoint.inventory
-    chosen = {key_of(want): (want, chosen_weights(inventory, want)) for want in wants}
+    chosen = {}
+    for want in wants:
+        with suppress(Refused):  # the row's own stage says why, and the others are made
+            chosen[key_of(want)] = (want, chosen_weights(inventory, want))
     moments = None
     if any(is_of_vocabulary(selected.weight, inventory) for _, weights in chosen.values() for selected in weights):
         moments = write_moments(checkpoint.folder, tokens, seed, folder)

@@ -9,14 +9,17 @@ from pathlib import Path
 
 import yaml
 
-from quant.config import check_choice, is_whole, known_keys
+from quant.config import NULL, check_choice, either, is_whole, known_keys, list_of, one_of, section, whole
 from quant.errors import InputError
+from quant.model import recipe
 from quant.model.recipe import Recipe
+from quant.tensor import scheme
 from quant.tensor.codebooks import LINEAR
 from quant.tensor.scheme import Scheme
 
 CANDIDATES = ({"bits": 2, "fit": "range"}, {"bits": 2, "fit": "range", "group_size": 128}, 3, {"bits": 3, "group_size": 128},
               {"bits": 4, "codebook": "nf4"}, 5, 6, 8)
+ROUNDINGS, TARGETS = ("feedback", "nearest"), ("corrected", "original")
 SMALLEST = 0.5  # bits a weight: a budget below is a mistake
 
 
@@ -47,8 +50,8 @@ class Spec:
     allocation: Mapping[str, Mapping] | None = None
 
     def __post_init__(self) -> None:
-        check_choice("rounding", self.rounding, ("feedback", "nearest"))
-        check_choice("targets", self.targets, ("corrected", "original"))
+        check_choice("rounding", self.rounding, ROUNDINGS)
+        check_choice("targets", self.targets, TARGETS)
         for key in ("importance", "equalize"):
             if not isinstance(getattr(self, key), bool):
                 raise InputError(f"{key} is {getattr(self, key)!r}; expected true or false")
@@ -66,6 +69,8 @@ class Spec:
             raise InputError(f"budget is {self.budget!r}; expected bits a weight, from {SMALLEST} to 32")
         if self.is_mixed:
             _ = self.schemes  # raises InputError for a wrong candidate
+            for values in (self.allocation or {}).values():
+                changed(self.recipe.scheme, values)  # likewise
             if self.recipe.schemes:
                 raise InputError("schemes is given beside a budget, which chooses the schemes; leave one of them out")
 
@@ -126,7 +131,7 @@ def _listed(value) -> list:
 
 def _candidate(value) -> dict:
     if isinstance(value, Mapping):
-        return dict(value)
+        return known_keys(Scheme, dict(value), "candidate")
     if not is_whole(value, 2) or value > 8:
         raise InputError(f"candidates holds {value!r}; expected a width from 2 to 8, or changes such as "
                          "{bits: 4, codebook: nf4}")
@@ -147,3 +152,17 @@ def _allocation(value) -> dict:
     if not isinstance(value, Mapping) or not all(isinstance(part, Mapping) for part in value.values()):
         raise InputError(f"allocation is {value!r}; expected parts such as transformer.h.0.mlp.c_fc: {{bits: 3}}")
     return {str(name): dict(part) for name, part in value.items()}
+
+
+def properties() -> dict[str, dict]:
+    """JSON schema of each parameter of a row."""
+    candidate = section(scheme.properties())
+    parts = {"type": "object", "additionalProperties": candidate}
+    return recipe.properties() | {
+        "rounding": one_of(ROUNDINGS), "importance": {"type": "boolean"}, "targets": one_of(TARGETS), "refits": whole(0),
+        "sweeps": whole(0), "equalize": {"type": "boolean"}, "distill": whole(0), "classes": whole(1),
+        "budget": either({"type": "number", "minimum": SMALLEST, "maximum": 32}, NULL),
+        "size_mib": either({"type": "number", "exclusiveMinimum": 0}, NULL),
+        "candidates": list_of(either(whole(2, 8), candidate), minItems=1),
+        "allocation": either({"type": "string"}, parts, NULL),
+    }  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from quant.config import check_choice
+from quant.config import check_choice, one_of
 from quant.errors import InputError
 from quant.methods import Look, Method, Sizes, Tell
 
@@ -38,6 +38,7 @@ METHOD = Method(
     resolve=_resolve,
     build=_build,
     sizes=_sizes,
+    properties=lambda: {"dtype": one_of(list(BYTES))},
     nominal_bits=lambda _: None,
     look=Look("#333333", "s"),
 )

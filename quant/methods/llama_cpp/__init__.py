@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from quant.errors import InputError
+from quant.errors import Refused
 from quant.methods import Look, Method, Preparation, Sizes, Tell
+from quant.methods.llama_cpp.spec import Spec, properties
 
 
 def _resolve(defaults: Mapping, row: Mapping) -> dict:
-    from quant.methods.llama_cpp.quantize import Spec
-
     return asdict(Spec.from_dict({**defaults, **row}))
 
 
@@ -24,9 +23,12 @@ def _prepare(given: Preparation, out: Path) -> None:
 
 
 def _build(base: Path, prepared: Path, values: Mapping, out: Path, tell: Tell) -> None:
-    from quant.methods.llama_cpp.quantize import Spec, quantize
+    from quant.methods.llama_cpp.quantize import LOOKED, quantize
+    from quant.refusal import require_made
 
     spec = Spec(**values)
+    if _wants(values):
+        require_made(prepared / LOOKED)
     if spec.calibrated:
         from quant.methods.llama_cpp.calibrated import build
 
@@ -41,7 +43,7 @@ def _sizes(inventory, folder: Path, values: Mapping) -> Sizes:
 
     reason = obstacle(inventory, folder)
     if reason:
-        raise InputError(reason)
+        raise Refused(reason)
     has_imatrix = values["imatrix"] or values["calibrated"]
     return sizes(inventory, values["type"], has_imatrix, values["budget"])
 
@@ -70,6 +72,7 @@ METHOD = Method(
     resolve=_resolve,
     build=_build,
     sizes=_sizes,
+    properties=properties,
     nominal_bits=_nominal_bits,
     runtime="llama_cpp",
     prepare=_prepare,

@@ -21,14 +21,15 @@ from quant.calibration.saved import Saved, fingerprint
 from quant.calibration.sequential import Settings, calibrate
 from quant.calibration.skeleton import Skeleton
 from quant.calibration.solver import Solver
-from quant.errors import InputError
+from quant.errors import Refused
 from quant.files import atomic_folder, write_manifest
 from quant.gguf.imatrix import read_imatrix
 from quant.gguf.quantizer import run_quantizer
 from quant.gguf.tensors import Place, overwrite, places, types_of
 from quant.methods import Tell
 from quant.methods.llama_cpp.prepare import COSTS, selected_of
-from quant.methods.llama_cpp.quantize import BUDGET_TYPE, IMATRIX, Spec
+from quant.methods.llama_cpp.quantize import BUDGET_TYPE, IMATRIX
+from quant.methods.llama_cpp.spec import Spec
 from quant.model.checkpoint import Checkpoint
 from quant.model.selection import Selected
 from quant.outside import read_json
@@ -71,8 +72,8 @@ def _selected(types: Mapping[str, str], found: Mapping[str, Place]) -> dict[str,
         if kind in FLOATS:
             continue
         if kind not in GGML_TYPES | K_TYPES:
-            raise InputError(f"{name} is {kind} in this file type, whose codes this project does not choose; expected "
-                             f"{', '.join(GGML_TYPES | K_TYPES)}: choose another type, or leave calibrated out")
+            raise Refused(f"{name} is {kind} in this file type, whose codes this project does not choose; expected "
+                          f"{', '.join(GGML_TYPES | K_TYPES)}: choose another type, or leave calibrated out")
         weights[name] = selected_of(found[name], kind)
     return weights
 

@@ -8,8 +8,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from quant.errors import InputError
-from quant.files import atomic_folder, write_json, write_manifest
+from quant.errors import Refused
+from quant.files import atomic_folder, require_space, write_json, write_manifest
 from quant.methods.llama_cpp.support import weights_obstacle
 from quant.model.checkpoint import Checkpoint
 from quant.outside import read_json
@@ -20,12 +20,12 @@ OUTTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 def convert(base: Path, out: Path) -> None:
     """Convert the model in `base` to out/model.gguf, in the precision it is stored in.
 
-    Raises InputError where llama.cpp does not support the model's weights, before any work, and where its converter fails.
+    Raises Refused where llama.cpp does not support the model's weights, before any work, and where its converter fails.
     """
     checkpoint = Checkpoint(base)
     reason = weights_obstacle(checkpoint.inventory)
     if reason:
-        raise InputError(f"{reason}; remove its rows from `variants` in params.yaml (method: llama_cpp)")
+        raise Refused(reason)
     outtype = OUTTYPES.get(checkpoint.inventory.dtype, "f32")
     with atomic_folder(out) as folder, tempfile.TemporaryDirectory() as beside:
         about = Path(beside) / "metadata.json"
@@ -34,8 +34,9 @@ def convert(base: Path, out: Path) -> None:
                    str(folder / "model.gguf"), "--outtype", outtype, "--metadata", str(about)]
         done = subprocess.run(command, env=_child_environment(), capture_output=True, text=True)
         if done.returncode:
+            require_space(out, checkpoint.inventory.stored_bytes)
             lines = (done.stderr or done.stdout).strip().splitlines()
-            raise InputError(f"llama.cpp's converter refused {base}: {lines[-1] if lines else done.returncode}")
+            raise Refused(f"llama.cpp's converter refused {base}: {lines[-1] if lines else done.returncode}")
         write_manifest(folder, {"method": "llama_cpp", "runtime": "llama_cpp", "type": outtype.upper()})
 
 

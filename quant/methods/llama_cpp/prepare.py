@@ -11,16 +11,18 @@ from quant.calibration.plan import CalibrationPlan
 from quant.calibration.prepared import described, write_moments, write_windows
 from quant.calibration.probe import as_table, part_costs
 from quant.calibration.skeleton import Skeleton
+from quant.errors import Refused
 from quant.files import atomic_folder, write_json, write_manifest
 from quant.gguf.imatrix import write_imatrix
 from quant.gguf.tensors import Place, places
 from quant.methods import Preparation
 from quant.methods.llama_cpp.convert import convert
-from quant.methods.llama_cpp.quantize import IMATRIX
+from quant.methods.llama_cpp.quantize import IMATRIX, LOOKED
 from quant.model.checkpoint import Checkpoint
 from quant.model.inventory import Inventory, Weight
 from quant.model.selection import Part, Selected
 from quant.outside import read_json
+from quant.refusal import Refusal, write_refusal
 from quant.tensor.ggml import scheme_of
 from quant.tensor.scheme import K_TYPES, SUPERBLOCK
 
@@ -38,7 +40,10 @@ def prepare(given: Preparation, out: Path) -> None:
         (folder / "converted" / "model.gguf").rename(folder / "model.gguf")
         shutil.rmtree(folder / "converted")
         if wanted:
-            _look_at_text(given, wanted, folder)
+            try:
+                _look_at_text(given, wanted, folder)
+            except Refused as reason:  # rows that look at no text are made
+                write_refusal(folder / LOOKED, Refusal("prepare", str(reason)))
         write_manifest(folder, {key: about[key] for key in ("method", "runtime", "type")})
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from quant.methods.llama_cpp.convert import convert
-from quant.methods.llama_cpp.quantize import Spec, quantize
+from quant.methods.llama_cpp.quantize import quantize
+from quant.methods.llama_cpp.spec import Spec
 from quant.runners import open_runner
 
 TYPES = ("F16", "BF16", "Q8_0", "Q4_0", "Q4_K_M")

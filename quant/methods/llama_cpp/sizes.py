@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from quant.errors import InputError
+from quant.errors import Refused
 from quant.gguf.quantizer import type_number
 from quant.methods import Sizes
 from quant.model.inventory import Inventory, Weight
@@ -91,12 +91,12 @@ def sizes(inventory: Inventory, file_type: str | None, has_imatrix: bool = False
 
 
 def _require_writable(file_type: str, has_imatrix: bool) -> None:
-    """Raise InputError for a type that llama.cpp does not know or can't make here, of any model."""
+    """Raise Refused for a type that llama.cpp does not know or can't make here, of any model."""
     type_number(file_type)
     if file_type in NOT_WRITTEN:
-        raise InputError(f"llama.cpp reads type {file_type} but does not write it; choose another type")
+        raise Refused(f"llama.cpp reads type {file_type} but does not write it; choose another type")
     if file_type in NEED_IMATRIX and not has_imatrix:
-        raise InputError(f"type {file_type} needs an importance matrix; set imatrix: true in its row, or choose another type")
+        raise Refused(f"type {file_type} needs an importance matrix; set imatrix: true in its row, or choose another type")
 
 
 def _types(inventory: Inventory, weight: Weight, file_type: str) -> list[str]:

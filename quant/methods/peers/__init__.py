@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from quant.errors import InputError
+from quant.errors import Refused
 from quant.methods import Look, Method, Preparation, Sizes, Tell
-from quant.methods.peers.spec import Spec
+from quant.methods.peers.spec import Spec, properties
 
 
 def _prepare(given: Preparation, out: Path) -> None:
@@ -30,6 +30,12 @@ def _build(base: Path, prepared: Path, values: Mapping, out: Path, tell: Tell) -
     build(base, prepared, Spec(**values), out, tell)
 
 
+def _here(values: Mapping) -> dict:
+    from quant.methods.peers.environment import missing
+
+    return {"missing": missing(values["package"])}
+
+
 def _sizes(inventory, folder: Path, values: Mapping) -> Sizes:
     from quant.methods.peers.environment import missing
     from quant.model.artifact import artifact_layout
@@ -38,7 +44,7 @@ def _sizes(inventory, folder: Path, values: Mapping) -> Sizes:
 
     reason = missing(values["package"])
     if reason:
-        raise InputError(reason)
+        raise Refused(reason)
     weights = select(inventory, Spec(**values).recipe)
     layout = artifact_layout(inventory, weights)
     matrices = sum(weight.count for weight in inventory.weights if weight.is_block_matrix)
@@ -52,9 +58,11 @@ METHOD = Method(
     resolve=lambda defaults, row: asdict(Spec.from_dict({**defaults, **row})),
     build=_build,
     sizes=_sizes,
+    properties=properties,
     nominal_bits=lambda values: values["bits"],
     prepare=_prepare,
     recipe=lambda values: Spec(**values).recipe,
+    here=_here,
     libraries=("numba", "llvmlite"),
     look=Look("#882255", "p", "oo"),
     needs_code=True,

@@ -6,7 +6,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from quant.errors import InputError
+from quant.errors import InputError, Refused
 from quant.methods.peers.spec import PACKAGES
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -38,18 +38,18 @@ def missing(package: str) -> str | None:
 
 
 def run_worker(job: Path, package: str) -> None:
-    """Run the worker on the folder of a job. Raises InputError, with the last line it wrote, where it fails."""
+    """Run the worker on the folder of a job. Raises Refused, with the last line it wrote, where it fails."""
     reason = missing(package)
     if reason:
-        raise InputError(reason)
+        raise Refused(reason)
     log = job / "log.txt"
     with open(log, "w", encoding="utf-8") as file:
         done = subprocess.run([interpreter(), "-m", WORKER, str(job)], stdout=file, stderr=subprocess.STDOUT, cwd=job,
                               env=_variables())
     if done.returncode or not (job / "found.json").is_file():
         lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-        raise InputError(f"{package} could not quantize the model (status {done.returncode}): "
-                         f"{(lines or ['no message'])[-1][:300]}")
+        raise Refused(f"{package} could not quantize the model (status {done.returncode}): "
+                      f"{(lines or ['no message'])[-1][:300]}")
 
 
 def _variables() -> dict[str, str]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from quant.errors import InputError
+from quant.errors import Refused
 from quant.model.selection import Part, Selected
 from quant.tensor.groups import store_groups
 from quant.tensor.qtensor import QTensor, assemble, dequantize
@@ -57,7 +57,7 @@ def qtensor_of(codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | 
     it, float32 [out, in]. Raises InputError where the two differ by more than rounding scales and zeros to float16 explains.
     """
     if scheme.symmetric and zeros is not None:
-        raise InputError("the package stores zeros of a symmetric grid that are not in its middle; ask for symmetric: false")
+        raise Refused("the package stores zeros of a symmetric grid that are not in its middle; ask for symmetric: false")
     middle = torch.full_like(scales, 2 ** (scheme.bits - 1)) if zeros is None else zeros
     tensor = assemble(codes, store_groups(scales, None if scheme.symmetric else -middle * scales, scheme), shape, scheme)
     error = (dequantize(tensor) - weight).abs().reshape(len(scales), scales.shape[1], -1).amax(-1)
@@ -65,6 +65,6 @@ def qtensor_of(codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | 
     allowed = 2 * HALF * scales.abs() * (2**scheme.bits + middle.abs()) + 2**-24 * 2**scheme.bits
     if (error > allowed).any():
         worst = float((error / scales.abs().clamp_min(1e-30)).max())
-        raise InputError(f"codes and scales give other weights than the package restores, by up to {worst:.3g} steps; its "
-                         "version may store them in another way")
+        raise Refused(f"codes and scales give other weights than the package restores, by up to {worst:.3g} steps; its "
+                      "version may store them in another way")
     return tensor

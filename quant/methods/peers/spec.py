@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from quant.config import check_choice, is_whole, known_keys
+from quant.config import NULL, check_choice, either, is_whole, known_keys, one_of, properties_of, whole
 from quant.errors import InputError
 from quant.model.recipe import Recipe
 from quant.tensor.scheme import Scheme
@@ -91,3 +91,10 @@ class Spec:
     def recipe(self) -> Recipe:
         """The weights asked for, all matrices of the blocks, with the scheme."""
         return Recipe(self.scheme)
+
+
+def properties() -> dict[str, dict]:
+    """JSON schema of each parameter of a row."""
+    algorithms = sorted({name for package in PACKAGES.values() for name in package.algorithms})
+    return properties_of(Spec, package=one_of(list(PACKAGES)), algorithm=either(one_of(algorithms), NULL), bits=whole(2, 8),
+                         group_size=either(one_of(["row"]), whole()), iterations=whole(1), seed=whole(0))

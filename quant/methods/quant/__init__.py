@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from quant.methods import Look, Method, Sizes, Tell
+from quant.model import recipe
 from quant.model.recipe import Recipe
+from quant.tensor import scheme
 from quant.tensor.scheme import Scheme
 
 
@@ -47,6 +49,8 @@ METHOD = Method(
     resolve=_resolve,
     build=_build,
     sizes=_sizes,
+    properties=recipe.properties,
+    defaults=scheme.properties,
     nominal_bits=lambda values: values["bits"],
     recipe=recipe_of,
     libraries=("numba", "llvmlite"),

@@ -13,7 +13,7 @@ import numpy
 import torch
 
 from quant.device import cores
-from quant.errors import InputError
+from quant.errors import InputError, Refused
 from quant.gguf.header import check_gguf, check_hash
 from quant.gguf.library import bindings
 from quant.runners import Options, StoredTensor
@@ -47,7 +47,7 @@ class Runner:
         self._path = path
         self._model = api.llama_model_load_from_file(str(path).encode(), api.llama_model_default_params())
         if not self._model:
-            raise InputError(f"llama.cpp can't load {path}; make it again with dvc repro")
+            raise Refused(f"llama.cpp can't load {path}; make it again with dvc repro")
         self.vocabulary = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self._model))
         self.context = min(api.llama_model_n_ctx_train(self._model), options.max_tokens or sys.maxsize)
         settings = api.llama_context_default_params()
