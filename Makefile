@@ -77,11 +77,12 @@ cluster: setup
 
 setup: $(VENV)/ready
 
-$(VENV)/ready: locks/build.lock locks/pipeline.lock locks/cuda.lock pyproject.toml quant/methods/llama_cpp/setup.py
+$(VENV)/ready: locks/build.lock locks/cpu.lock locks/pipeline.lock locks/cuda.lock pyproject.toml quant/methods/llama_cpp/setup.py
 	@test -x $(VENV)/bin/pip || python3 -m venv $(VENV) || { rm -rf $(VENV); \
 	  echo "error: python3 can't make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	$(ACTIVE) python -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or later is needed")'
 	$(ACTIVE) $(LOCKED) --requirement locks/build.lock
+	@$(ACTIVE) $(LOCKED) --requirement locks/cpu.lock 2>/dev/null || true  # torch for the CPU alone, where the index has it
 	$(ACTIVE) $(LOCKED) --requirement locks/pipeline.lock
 	$(ACTIVE) { ! pip check | grep -q '^torch .* is not installed' || $(LOCKED) --requirement locks/cuda.lock; }  # a CUDA build
 	$(ACTIVE) pip install --quiet --no-deps --no-build-isolation --editable .

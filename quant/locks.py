@@ -5,11 +5,10 @@ Python version, and reads the hashes from the index. Set-up installs with `pip i
 
 - build.lock: setuptools, which builds the few distributions that have no wheel;
 - pipeline.lock: the rest;
-- cuda.lock: what a CUDA build of torch needs besides; left out where `pip check` misses nothing without it;
-- tests.lock: what the tests need besides.
-
-An index may offer a build of torch of its own, such as one for the CPU alone. The hash of the file that this machine's index
-offers is added to those of uv's, and hashes of the same version are kept from the lock before.
+- cuda.lock: what a CUDA build of torch needs besides; left out where torch misses nothing without it;
+- tests.lock: what the tests need besides;
+- cpu.lock: the build of torch for the CPU alone, 2.13.0+cpu, which some indexes offer; tried first. Its hashes are that of the
+  file which the index of the machine at hand offers, if it does, and those of the same version in the lock before.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from quant.files import write_text
 
 FOLDER = Path("locks")
 BUILD = "setuptools"
-OWN_BUILDS = ("torch",)  # an index may offer files of these that no other has
+CPU = FOLDER / "cpu.lock"
 CUDA = re.compile(r"nvidia-|cuda-|triton$")  # distributions that torch needs for CUDA alone
 ENTRY = re.compile(r"^([\w.-]+)==([^\s;]+)(?: ; ([^\\\n]+?))?((?: \\\n    --hash=sha256:[0-9a-f]{64})+)\n", re.MULTILINE)
 HEADER = "# Written by `make lock` (quant/locks.py); not to be edited.\n"
@@ -62,12 +61,12 @@ def main(arguments: list[str]) -> None:
     parser = Parser(prog="python -m quant.locks", description=__doc__.partition("\n")[0])
     parser.add_argument("uv", help="the program uv")
     uv = parser.parse_args(arguments).uv
-    for name, locked in _sorted_into_files(_resolve(uv)).items():
-        path = FOLDER / name
-        before = read_lock(path.read_text(encoding="utf-8"), str(path)) if path.is_file() else []
-        entries = [_with_own_builds(one, before) if one.name in OWN_BUILDS else one for one in locked]
-        write_text(path, HEADER + "".join(map(str, entries)))
-        print(f"{path}: {len(entries)} distributions")
+    files = _sorted_into_files(_resolve(uv))
+    (torch,) = (one for one in files["pipeline.lock"] if one.name == "torch")
+    before = read_lock(CPU.read_text(encoding="utf-8"), str(CPU)) if CPU.is_file() else []
+    for name, locked in {**files, CPU.name: [_cpu_build(torch.version, before)]}.items():
+        write_text(FOLDER / name, HEADER + "".join(map(str, locked)))
+        print(f"{FOLDER / name}: {len(locked)} distributions")
 
 
 def _resolve(uv: str) -> dict[str, list[Locked]]:
@@ -93,13 +92,17 @@ def _sorted_into_files(found: dict[str, list[Locked]]) -> dict[str, list[Locked]
     return files
 
 
-def _with_own_builds(one: Locked, before: list[Locked]) -> Locked:
-    """The distribution with the hash of the file that this machine's index offers, and those locked before."""
-    report = _call([sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed", "--no-deps", "--report",
-                    "-", f"{one.name}=={one.version}"])
-    offered = {item["download_info"]["archive_info"]["hashes"]["sha256"] for item in json.loads(report)["install"]}
-    kept = {digest for old in before if (old.name, old.version) == (one.name, one.version) for digest in old.hashes}
-    return Locked(one.name, one.version, one.marker, tuple(sorted({*one.hashes, *offered, *kept})))
+def _cpu_build(version: str, before: list[Locked]) -> Locked:
+    """The CPU build of this version of torch. Raises InputError where neither the index nor the lock before knows its hash."""
+    name, version = "torch", f"{version}+cpu"
+    digests = {digest for old in before if old.version == version for digest in old.hashes}
+    report = subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed", "--no-deps",
+                             "--report", "-", f"{name}=={version}"], capture_output=True, text=True)
+    if report.returncode == 0:
+        digests |= {one["download_info"]["archive_info"]["hashes"]["sha256"] for one in json.loads(report.stdout)["install"]}
+    if not digests:
+        raise InputError(f"pip finds no {name}=={version}; run make lock where an index offers that build")
+    return Locked(name, version, "", tuple(sorted(digests)))
 
 
 def _call(command: list[str]) -> str:

@@ -100,7 +100,7 @@ def test_every_result_depends_on_the_versions_that_compute_it():
 # From the ground up: a room imports rooms that stand before it.
 FLOORS = (
     "errors", "outside", "files", "config", "progress", "command", "pins", "recover", "cluster",  # the ground floor: single files
-    "pipeline", "device",
+    "locks", "licences", "pipeline", "device",
     "tensor", "kernels", "model", "gguf", "nn", "transformers_format", "runners", "hub", "text", "quality",
     "training", "calibration", "speed", "methods", "variants", "family", "preflight", "export", "report", "publish",
     "benches", "select", "check", "jobs",

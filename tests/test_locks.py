@@ -37,14 +37,17 @@ def test_what_is_asked_for_is_locked(lock, path):
 
 
 def test_every_distribution_has_hashes_and_no_place_is_named():
-    assert set(LOCKS) == {"build", "pipeline", "cuda", "tests"}
+    assert set(LOCKS) == {"build", "pipeline", "cuda", "cpu", "tests"}
     for locked in LOCKS.values():
         assert locked and all(one.hashes and len(set(one.hashes)) == len(one.hashes) for one in locked)
     for path in (ROOT / "locks").iterdir():
         assert "://" not in path.read_text() and "--index" not in path.read_text() and "--find-links" not in path.read_text()
 
 
-def test_the_cpu_build_of_torch_needs_nothing_of_cuda():
+def test_the_cpu_build_of_torch_is_of_the_same_version_and_needs_nothing_of_cuda():
+    """Pip would rather take a file whose hash the index gives: so the CPU build has a lock, and a version, of its own."""
+    (cpu,) = LOCKS["cpu"]
+    assert cpu.version == next(one.version for one in LOCKS["pipeline"] if one.name == "torch") + "+cpu"
     assert {one.name for one in LOCKS["cuda"]} >= {"triton", "nvidia-cublas"}
     assert not [one.name for one in LOCKS["pipeline"] if one.name.startswith(("nvidia", "cuda", "triton"))]
 
