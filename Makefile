@@ -7,10 +7,14 @@
 # make peers   the environment of other projects' quantizers; make peers-report compares them with this project's rows
 # make fuzz   20,000 mutated inputs of each kind, none of which may do more than be refused in a line
 # make torture   kills the pipeline fifty times and compares what the same command then makes; an hour
+# make lock   writes the locks of quant/supply/ anew from requirements.txt and tests/requirements.txt, with the hashes of the index
+# make licences   the licence of every distribution that is installed
 # make clean   remove everything that can be rebuilt
 
 VENV := .venv
 ACTIVE := . $(VENV)/bin/activate &&
+# Every file that it installs has a hash in quant/supply/; what has no wheel is built by the setuptools of quant/supply/build.lock
+LOCKED := pip install --quiet --require-hashes --no-deps --no-build-isolation
 export DVC_NO_ANALYTICS := true
 # What PYTEST runs: two processes, one test file at a time each, the longest files first (tests/conftest.py)
 PYTEST := python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
@@ -19,7 +23,7 @@ PYTEST := python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reord
 IGNORED := git ls-files --others --ignored --exclude-standard --directory models data reports
 MADE := ls -d $(VENV) .dvc/cache .dvc/tmp 2>/dev/null; $(IGNORED)
 
-.PHONY: help repro test quick setup clean lint readme bench cluster peers peers-report torture fuzz
+.PHONY: help repro test quick setup clean lint readme bench cluster peers peers-report torture fuzz lock licences
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -60,23 +64,34 @@ readme: setup
 lint: setup $(VENV)/ready-to-test
 	$(ACTIVE) ruff check
 
+lock: setup
+	@test -x .venv-lock/bin/pip || python3 -m venv .venv-lock
+	.venv-lock/bin/pip install --quiet uv==0.13.9
+	$(ACTIVE) python -m quant.supply.locks .venv-lock/bin/uv
+
+licences: setup
+	$(ACTIVE) python -m quant.supply.licences
+
 cluster: setup
 	$(ACTIVE) pip install --quiet --requirement quant/cluster/requirements.txt
 
 setup: $(VENV)/ready
 
-$(VENV)/ready: requirements.txt pyproject.toml quant/methods/llama_cpp/setup.py
+$(VENV)/ready: quant/supply/build.lock quant/supply/cpu.lock quant/supply/pipeline.lock quant/supply/cuda.lock pyproject.toml quant/methods/llama_cpp/setup.py
 	@test -x $(VENV)/bin/pip || python3 -m venv $(VENV) || { rm -rf $(VENV); \
 	  echo "error: python3 can't make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	$(ACTIVE) python -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or later is needed")'
-	$(ACTIVE) pip install --quiet --requirement requirements.txt
-	$(ACTIVE) pip install --quiet --no-deps --editable .
+	$(ACTIVE) $(LOCKED) --requirement quant/supply/build.lock
+	@$(ACTIVE) $(LOCKED) --requirement quant/supply/cpu.lock 2>/dev/null || true  # torch for the CPU alone, where the index has it
+	$(ACTIVE) $(LOCKED) --requirement quant/supply/pipeline.lock
+	$(ACTIVE) { ! pip check | grep -q '^torch .* is not installed' || $(LOCKED) --requirement quant/supply/cuda.lock; }  # a CUDA build
+	$(ACTIVE) pip install --quiet --no-deps --no-build-isolation --editable .
 	$(ACTIVE) python -m quant.methods.llama_cpp.setup
 	$(ACTIVE) python -c 'import quant.kernels.attention, quant.kernels.cpu, quant.kernels.norm'  # compiled once, and kept
 	@touch $@
 
-$(VENV)/ready-to-test: tests/requirements.txt $(VENV)/ready
-	$(ACTIVE) pip install --quiet --requirement tests/requirements.txt
+$(VENV)/ready-to-test: quant/supply/tests.lock $(VENV)/ready
+	$(ACTIVE) $(LOCKED) --requirement quant/supply/tests.lock
 	@touch $@
 
 clean:

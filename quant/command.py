@@ -14,6 +14,7 @@ from quant.errors import InputError, printable
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EIO)
+NO_MEMORY = ("can't allocate memory", "failed to map segment from shared object")  # of torch, of the loader of libraries
 
 
 class Parser(argparse.ArgumentParser):
@@ -43,7 +44,7 @@ def remedy(error: Exception) -> str | None:
         return f"can't write ({text}); free some space and run the same command again"
     if number in REFUSED:
         return f"can't use a file or a folder ({text}); this user must be able to read it, and to write where results go"
-    if isinstance(error, MemoryError) or number == errno.ENOMEM or "can't allocate memory" in str(error):
+    if isinstance(error, MemoryError) or number == errno.ENOMEM or any(words in str(error) for words in NO_MEMORY):
         return (f"not enough memory ({text or 'none was left'}); python -m quant.check MODEL says what each stage needs; close "
                 "other programs, or take a smaller model")
     return None

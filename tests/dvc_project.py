@@ -54,9 +54,9 @@ class Project:
         assert ok or done.returncode != 0
         return done.stdout + done.stderr
 
-    def stages_run(self, *words) -> set[str]:
-        """Names of the stages that a dvc command really ran."""
-        lines = self.dvc(*words).splitlines()
+    def stages_run(self, *words, **more: str) -> set[str]:
+        """Names of the stages that a dvc command really ran; more: environment variables."""
+        lines = self.dvc(*words, **more).splitlines()
         return {line.split("'")[1] for line in lines if line.startswith("Running stage")}
 
     def metrics(self) -> dict[str, dict]:

@@ -102,7 +102,7 @@ def test_every_result_depends_on_the_versions_that_compute_it():
 FLOORS = (
     # the ground floor: single files
     "errors", "outside", "files", "refusal", "config", "progress", "command", "pins", "recover", "cluster",
-    "pipeline", "device",
+    "pipeline", "device", "supply",
     "tensor", "kernels", "model", "gguf", "nn", "transformers_format", "runners", "hub", "text", "quality",
     "training", "calibration", "speed", "methods", "variants", "family", "preflight", "export", "report", "publish",
     "benches", "select", "retry", "check", "jobs",

@@ -28,6 +28,7 @@ def command(*words, cwd=ROOT, **limits):
     (NotADirectoryError(20, "Not a directory"), "can't use"),
     (MemoryError(), "not enough memory"),
     (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "not enough memory"),
+    (ImportError("libtorch_cpu.so: failed to map segment from shared object"), "not enough memory"),
     (RuntimeError("I/O error: No space left on device (os error 28)"), "free some space"),
     (InputError("a\nb\x1b[2J"), "a b"),
 ])  # fmt: skip

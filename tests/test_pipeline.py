@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from conftest import EMBEDDED, EMBEDDED_TOKENS
@@ -17,6 +18,7 @@ from dvc_project import Project, environment
 from quant.quality.bootstrap import Blocks, difference
 
 pytestmark = pytest.mark.slow
+WATCH = Path(__file__).with_name("watch_network.py")
 
 TINY = {
     "data": {"source": "grammar", "sentences": 40},
@@ -49,7 +51,7 @@ def project(tmp_path_factory):
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(EMBEDDED / name, folder / "tiny" / name)
     project = Project(folder, {**TINY, "model": {"source": "tiny", "revision": None}})
-    ran = project.stages_run("repro")
+    ran = project.stages_run("repro", **watched(tmp_path_factory.mktemp("watch")))
     assert families(ran) == {"plan", "download", "prepare", "quantize", "evaluate-base", "evaluate", "benchmark-base",
                              "benchmark", "compare", "sensitivity", "fetch-relative", "relative", "plot", "report"}
     assert {f"quantize@{name}" for name in TINY["variants"]} < ran
@@ -57,8 +59,29 @@ def project(tmp_path_factory):
     return project
 
 
+def watched(folder):
+    """The environment of processes of Python that note in `watched` when they begin, and what they look up or connect to; other
+    machines are refused. Offline settings, which would keep the Hub's client from asking, are off."""
+    shutil.copyfile(WATCH, folder / "sitecustomize.py")
+    return {"PYTHONPATH": str(folder), "WATCHED": str(folder / "watched"), "HF_HUB_OFFLINE": "0"}
+
+
 def families(stages):
     return {stage.partition("@")[0] for stage in stages}
+
+
+@pytest.mark.usefixtures("project")
+def test_the_run_connected_nowhere(tmp_path_factory):
+    """That of the fixture, and that of a process that tries, so that the watch is known to see it."""
+    notes = tmp_path_factory.getbasetemp() / "watch0" / "watched"
+    lines = notes.read_text().splitlines()
+    begun = [line for line in lines if line.startswith("begun ")]
+    assert sum("stages" in line for line in begun) > 2 * len(TINY["variants"]) and any("dvc" in line for line in begun)
+    assert [line for line in lines if line not in begun] == []
+    tried = watched(tmp_path_factory.mktemp("try"))
+    script = "import sys; sys.audit('socket.connect', None, ('192.0.2.1', 9))"  # as a connection would, but there is none
+    done = subprocess.run([sys.executable, "-c", script], env={**os.environ, **tried}, capture_output=True, text=True)
+    assert "no connection to ('192.0.2.1', 9)" in done.stderr and "192.0.2.1" in Path(tried["WATCHED"]).read_text()
 
 
 def test_nothing_to_do_runs_nothing(project):

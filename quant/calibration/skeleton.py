@@ -22,6 +22,7 @@ from quant.model.architectures import architecture_of
 from quant.model.checkpoint import Checkpoint
 from quant.model.config import read_config
 from quant.model.inventory import Weight
+from quant.model.opening import opened_by_transformers
 
 
 class Stop(Exception):
@@ -32,8 +33,9 @@ def open_float(folder: Path) -> nn.Module:
     """The whole model in `folder` in float32, for what needs all of it at once; without gradients."""
     disable_progress_bar()
     attention = architecture_of(read_config(folder)).attention
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, local_files_only=True,
-                                                 trust_remote_code=False, attn_implementation=attention)
+    with opened_by_transformers(folder):
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, local_files_only=True,
+                                                     trust_remote_code=False, attn_implementation=attention)
     return model.eval().requires_grad_(False)
 
 
@@ -42,8 +44,8 @@ class Skeleton:
 
     def __init__(self, checkpoint: Checkpoint):
         self.checkpoint, self.inventory = checkpoint, checkpoint.inventory
-        config = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
-        with init_empty_weights(include_buffers=False):
+        with opened_by_transformers(checkpoint.folder), init_empty_weights(include_buffers=False):
+            config = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False,
                                                      attn_implementation=self.inventory.architecture.attention)
         self.model = model.eval()

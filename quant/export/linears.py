@@ -19,6 +19,7 @@ from quant.model.architectures import Range, architecture_of
 from quant.model.artifact_format import METHOD, check_quantization
 from quant.model.checkpoint import Checkpoint
 from quant.model.folder import copy_companions
+from quant.model.opening import opened_by_transformers
 from quant.model.safetensors_file import TensorInfo, write_checkpoint
 from quant.progress import progress
 from quant.tensor.packing import row_bytes, unpack
@@ -194,7 +195,7 @@ def _skeleton(checkpoint: Checkpoint, form: Format) -> PreTrainedModel:
         names = ", ".join(sorted(architecture.transposed))
         raise InputError(f"{checkpoint.config['model_type']} keeps {names} in Conv1D modules, which {form.method} does not "
                          "quantize (it knows nn.Linear); use llama.cpp's GGUF for this model")
-    with torch.device("meta"):
+    with opened_by_transformers(checkpoint.folder), torch.device("meta"):
         return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False),
                                                 trust_remote_code=False, attn_implementation=architecture.attention)
 

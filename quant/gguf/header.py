@@ -12,8 +12,8 @@ from quant.outside import plain_file, read_json
 
 
 @cache
-def _require_listed(path: Path, _: tuple[int, int]) -> None:
-    """Compare a file with its manifest, once for each state of it: its size and the time of its last change."""
+def _require_listed(path: Path, _: tuple[int, int]) -> bool:
+    """Compare a file with its manifest, once for each state of it (size, time of the last change); False: it is not listed."""
     folder = path.parent
     manifest = read_json(folder / "manifest.json") if (folder / "manifest.json").is_file() else {}
     files = manifest.get("files") if isinstance(manifest, dict) else None
@@ -21,15 +21,16 @@ def _require_listed(path: Path, _: tuple[int, int]) -> None:
     expected = entry.get("sha256") if isinstance(entry, dict) else None
     if expected is not None and sha256_of(path) != expected:
         raise InputError(f"{path} is not the file that its manifest lists (another sha256); make it again with dvc repro")
+    return expected is not None
 
 
-def check_hash(path: Path) -> None:
+def check_hash(path: Path) -> bool:
     """Raise InputError unless a file has the sha256 of the manifest beside it: one wrong byte can abort llama.cpp's process.
 
-    A file is read once in a process; without a manifest, or an entry in it, there is nothing to compare.
+    A file is read once in a process. False: there is no manifest, or no entry in it, and nothing was compared.
     """
     about = path.stat()
-    _require_listed(path.absolute(), (about.st_size, about.st_mtime_ns))
+    return _require_listed(path.absolute(), (about.st_size, about.st_mtime_ns))
 
 
 def check_gguf(path: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 
 from quant.errors import InputError
 from quant.model.config import open_tokenizer_file
+from quant.model.opening import opened_by_transformers
 from quant.outside import read_json
 from quant.quality.protocol import ScoringProtocol
 from quant.text.corpus import Corpus, as_text
@@ -183,7 +184,8 @@ def open_tokenizer(folder: Path):
         raise InputError(f"{folder} does not exist; make it with dvc repro")
     from transformers import AutoTokenizer
 
-    slow = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    with opened_by_transformers(folder):
+        slow = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     tokenizer = getattr(slow, "backend_tokenizer", None)
     if tokenizer is None:
         raise InputError(f"{folder} has no tokenizer.json and none can be made from its files; save one with "

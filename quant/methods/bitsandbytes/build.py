@@ -19,6 +19,7 @@ from quant.model.architectures import architecture_of
 from quant.model.checkpoint import Checkpoint
 from quant.model.config import read_config
 from quant.model.folder import copy_companions
+from quant.model.opening import opened_by_transformers
 
 
 def build(base: Path, spec: Spec, out: Path) -> None:
@@ -36,10 +37,11 @@ def build(base: Path, spec: Spec, out: Path) -> None:
             bnb_4bit_use_double_quant=spec.double_quant,
             bnb_4bit_compute_dtype=torch.float32,
         )
-    model = AutoModelForCausalLM.from_pretrained(
-        base, quantization_config=config, dtype=torch.float32, use_safetensors=True, local_files_only=True,
-        trust_remote_code=False, attn_implementation=architecture_of(read_config(base)).attention,
-    )  # fmt: skip
+    attention = architecture_of(read_config(base)).attention
+    with opened_by_transformers(base):
+        model = AutoModelForCausalLM.from_pretrained(
+            base, quantization_config=config, dtype=torch.float32, use_safetensors=True, local_files_only=True,
+            trust_remote_code=False, attn_implementation=attention)
     with atomic_folder(out) as folder:
         model.save_pretrained(folder)
         copy_companions(base, folder)

@@ -23,6 +23,7 @@ from pathlib import Path
 from quant.gguf.library import CHECKOUT
 
 VERSION = "0.3.36"
+SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"  # of the source package
 HOME = Path(sys.prefix) / "llama.cpp"
 READY = HOME / f"ready-{VERSION}"
 NO_AMX = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
@@ -55,10 +56,12 @@ def main() -> None:
 
 
 def _fetch_source(folder: Path) -> Path:
-    """The unpacked source package."""
+    """The unpacked source package. pip refuses a file with another hash than SHA256."""
     print(f"llama.cpp: fetching the source of llama-cpp-python {VERSION}", flush=True)
-    _call([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-build-isolation", "--no-binary", ":all:",
-           "--dest", str(folder), f"llama-cpp-python=={VERSION}"])
+    wanted = folder / "requirements.txt"
+    wanted.write_text(f"llama-cpp-python=={VERSION} --hash=sha256:{SHA256}\n")
+    _call([sys.executable, "-m", "pip", "download", "--quiet", "--require-hashes", "--no-deps", "--no-build-isolation",
+           "--no-binary", ":all:", "--dest", str(folder), "--requirement", str(wanted)])
     (package,) = folder.glob("llama_cpp_python-*.tar.gz")
     with tarfile.open(package) as archive:
         archive.extractall(folder, filter="data")

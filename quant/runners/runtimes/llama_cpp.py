@@ -16,6 +16,7 @@ from quant.device import cores
 from quant.errors import InputError, Refused
 from quant.gguf.header import check_gguf, check_hash
 from quant.gguf.library import bindings
+from quant.gguf.probe import try_in_child
 from quant.runners import Options, StoredTensor
 
 ROLES = {
@@ -42,7 +43,8 @@ class Runner:
         if not path.is_file():
             raise InputError(f"{folder} has no model.gguf; make it with dvc repro")
         check_gguf(path)
-        check_hash(path)
+        if not check_hash(path):
+            try_in_child(path)
         self._api = api = bindings()
         self._path = path
         self._model = api.llama_model_load_from_file(str(path).encode(), api.llama_model_default_params())

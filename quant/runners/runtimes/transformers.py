@@ -14,6 +14,7 @@ import quant.transformers_format  # noqa: F401  registers the format of this pro
 from quant.model.architectures import architecture_of
 from quant.model.artifact_format import METHOD
 from quant.model.checkpoint import Checkpoint
+from quant.model.opening import opened_by_transformers
 from quant.runners import Options, StoredTensor
 from quant.runners.bfloat16 import compute_in_float32, has_bfloat16
 
@@ -28,10 +29,11 @@ class Runner:
         checkpoint = Checkpoint(folder)  # checks the headers before transformers reads them
         self._architecture = architecture_of(checkpoint.config)
         self.device = torch.device(options.device)
-        self.model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, options.dtype), use_safetensors=True, local_files_only=True, trust_remote_code=False,
-            attn_implementation=self._architecture.attention,
-        ).eval().to(self.device)
+        with opened_by_transformers(folder):
+            self.model = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=getattr(torch, options.dtype), use_safetensors=True, local_files_only=True, trust_remote_code=False,
+                attn_implementation=self._architecture.attention,
+            ).eval().to(self.device)
         if options.dtype == "bfloat16" and not has_bfloat16(self.device):
             compute_in_float32(self.model)
         config = self.model.config
@@ -89,8 +91,9 @@ class Runner:
 
 def import_libraries(folder: Path) -> None:
     """Import the model's class and, for an artifact of this project, the kernels."""
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    with opened_by_transformers(folder):
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     if getattr(config, "quantization_config", {}).get("quant_method") == METHOD:
         import quant.kernels.attention
         import quant.kernels.cpu
