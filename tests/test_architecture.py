@@ -102,10 +102,10 @@ def test_every_result_depends_on_the_versions_that_compute_it():
 FLOORS = (
     # the ground floor: single files
     "errors", "outside", "files", "refusal", "config", "progress", "command", "pins", "recover", "cluster",
-    "pipeline", "device", "supply",
+    "pipeline", "device",
     "tensor", "kernels", "model", "gguf", "nn", "transformers_format", "runners", "hub", "text", "quality",
     "training", "calibration", "speed", "methods", "variants", "family", "preflight", "export", "report", "publish",
-    "benches", "select", "retry", "check", "jobs",
+    "benches", "select", "retry", "check", "jobs", "supply",
 )  # fmt: skip
 
 
