@@ -15,7 +15,7 @@ from quant.command import run
 from quant.errors import InputError
 from quant.outside import read_json
 from quant.pipeline import MODELS, REPORTS, parameters
-from quant.refusal import FILE, Refusal, read_refusal
+from quant.refusal import Refusal, read_refusal
 from quant.variants import rows, variant
 
 
@@ -73,9 +73,6 @@ def _drop_from_cache(stage: str, path: Path) -> None:
 def main(words: list[str]) -> None:
     if words:
         raise InputError(f"quant.retry takes no arguments; found {' '.join(words)}")
-    if not any(MODELS.glob(f"*/{FILE}")) and not any(b'"refused"' in path.read_bytes()
-                                                     for path in (REPORTS / "quality").glob("*.json")):
-        return
     for line in forget(outdated(parameters())):
         print(line, flush=True)
 

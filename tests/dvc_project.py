@@ -10,7 +10,19 @@ import sys
 from pathlib import Path
 
 import yaml
-from conftest import ROOT
+from conftest import EMBEDDED, EMBEDDED_TOKENS, ROOT
+
+
+def write_tiny(folder: Path) -> None:
+    """A random GPT-2 of one block with the embedded tokenizer."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    shape = {"vocab_size": EMBEDDED_TOKENS, "n_positions": 64, "n_ctx": 64, "n_embd": 64, "n_layer": 1, "n_head": 2}
+    GPT2LMHeadModel(GPT2Config(bos_token_id=0, eos_token_id=0, **shape)).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(EMBEDDED / name, folder / name)
 
 
 class Project:

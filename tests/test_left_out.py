@@ -1,14 +1,12 @@
 """One failure costs one row: DVC for real, on a tiny model that half of the rows don't fit."""
 
 import csv
-import shutil
 import subprocess
 import sys
 
 import pytest
 import yaml
-from conftest import EMBEDDED, EMBEDDED_TOKENS
-from dvc_project import Project, environment
+from dvc_project import Project, environment, write_tiny
 
 from quant.outside import read_json
 
@@ -44,15 +42,8 @@ PARAMS = {
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     """The project, reproduced once, and what was printed."""
-    import torch
-    from transformers import GPT2Config, GPT2LMHeadModel
-
     folder = tmp_path_factory.mktemp("left-out")
-    torch.manual_seed(0)
-    shape = {"vocab_size": EMBEDDED_TOKENS, "n_positions": 64, "n_ctx": 64, "n_embd": 64, "n_layer": 1, "n_head": 2}
-    GPT2LMHeadModel(GPT2Config(bos_token_id=0, eos_token_id=0, **shape)).save_pretrained(folder / "tiny")
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(EMBEDDED / name, folder / "tiny" / name)
+    write_tiny(folder / "tiny")
     project = Project(folder, PARAMS)
     return project, project.dvc("repro")
 

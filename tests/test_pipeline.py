@@ -12,8 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import EMBEDDED, EMBEDDED_TOKENS
-from dvc_project import Project, environment
+from dvc_project import Project, environment, write_tiny
 
 from quant.quality.bootstrap import Blocks, difference
 
@@ -41,15 +40,8 @@ TINY = {
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     """The pipeline on a tiny model, reproduced once."""
-    import torch
-    from transformers import GPT2Config, GPT2LMHeadModel
-
     folder = tmp_path_factory.mktemp("project")
-    torch.manual_seed(0)
-    shape = {"vocab_size": EMBEDDED_TOKENS, "n_positions": 64, "n_ctx": 64, "n_embd": 64, "n_layer": 1, "n_head": 2}
-    GPT2LMHeadModel(GPT2Config(bos_token_id=0, eos_token_id=0, **shape)).save_pretrained(folder / "tiny")
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(EMBEDDED / name, folder / "tiny" / name)
+    write_tiny(folder / "tiny")
     project = Project(folder, {**TINY, "model": {"source": "tiny", "revision": None}})
     ran = project.stages_run("repro", **watched(tmp_path_factory.mktemp("watch")))
     assert families(ran) == {"plan", "download", "prepare", "quantize", "evaluate-base", "evaluate", "benchmark-base",
