@@ -106,7 +106,10 @@ def _cpu_build(version: str, before: list[Locked]) -> Locked:
 
 
 def _call(command: list[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError as error:
+        raise InputError(f"{command[0]} can't be run ({error.strerror}); make lock installs uv") from None
     if done.returncode:
         raise InputError(f"{Path(command[0]).name} {' '.join(command[1:3])} failed: {first_line(RuntimeError(done.stderr))}")
     return done.stdout
