@@ -18,9 +18,11 @@ from quant.kernels import threads
 from quant.kernels.threads import FIRST, claim, compiled_loop, finish, pointer
 
 # Places in a job of quant.kernels.threads: addresses of float32 numbers, then sizes and, from KEYS_BATCH on, strides in elements.
-# Only ATTEND_TO_CACHE uses NEW_KEY, NEW_VALUE, COS and SIN; its HEADS counts key heads. COS and SIN are 0 without RoPE.
+# Only ATTEND_TO_CACHE uses NEW_KEY, NEW_VALUE, COS, SIN and what follows VALUES_HEAD; its HEADS counts key heads.
+# ROTATED: dimensions of a head, from the first, that RoPE turns; WINDOW: most tokens that the new one attends to.
 (QUERY, KEYS, VALUES, OUT, SCALING, NEW_KEY, NEW_VALUE, COS, SIN, BATCH, HEADS, QUERIES_PER_KV, LENGTH, WIDTH, KEYS_BATCH,
- KEYS_HEAD, VALUES_BATCH, VALUES_HEAD, FIELDS) = range(FIRST, FIRST + 19)
+ KEYS_HEAD, VALUES_BATCH, VALUES_HEAD, QUERY_HEAD, NEW_KEY_HEAD, NEW_VALUE_HEAD, ROTATED, WINDOW,
+ FIELDS) = range(FIRST, FIRST + 24)
 _FAST = {"reassoc", "contract", "nsz"}
 
 
@@ -74,15 +76,15 @@ def _attend_heads(job_pointer):
 
 
 @njit(nogil=True, fastmath=_FAST)
-def _rotate(x, cos, sin, out):  # float32 [width] each; cos and sin may be [0]
-    """Write x cos + rotated x sin to out, or x itself where there is no cos."""
-    half = len(x) // 2
-    if not len(cos):
-        out[:] = x
-        return
+def _rotate(x, cos, sin, out):  # float32 [width] twice, [rotated] twice
+    """Write x cos + rotated x sin to out; dimensions from the width of cos on stay as they are."""
+    rotated = len(cos)
+    half = rotated // 2
     for i in range(half):
         out[i] = x[i] * cos[i] - x[half + i] * sin[i]
         out[half + i] = x[half + i] * cos[half + i] + x[i] * sin[half + i]
+    for i in range(rotated, len(x)):
+        out[i] = x[i]
 
 
 @compiled_loop
@@ -90,24 +92,24 @@ def _attend_to_cache(job_pointer):
     job = carray(job_pointer, FIELDS)
     heads, queries_per_kv, length, width = job[HEADS], job[QUERIES_PER_KV], job[LENGTH], job[WIDTH]
     scaling = carray(pointer(job[SCALING]), 1, numpy.float32)[0]
-    queries = carray(pointer(job[QUERY]), (heads * queries_per_kv, width), numpy.float32)
-    new_keys = carray(pointer(job[NEW_KEY]), (heads, width), numpy.float32)
-    new_values = carray(pointer(job[NEW_VALUE]), (heads, width), numpy.float32)
-    cos = carray(pointer(job[COS]), width if job[COS] else 0, numpy.float32)
-    sin = carray(pointer(job[SIN]), width if job[SIN] else 0, numpy.float32)
+    cos = carray(pointer(job[COS]), job[ROTATED], numpy.float32)
+    sin = carray(pointer(job[SIN]), job[ROTATED], numpy.float32)
     out = carray(pointer(job[OUT]), (heads * queries_per_kv, width), numpy.float32)
-    weights, query = numpy.empty(length, numpy.float32), numpy.empty(width, numpy.float32)
+    weights, query, first = numpy.empty(length, numpy.float32), numpy.empty(width, numpy.float32), max(0, length - job[WINDOW])
     while True:
         head = claim(job_pointer)
         if head >= heads:
             break
         keys = carray(pointer(job[KEYS] + 4 * head * job[KEYS_HEAD]), (length, width), numpy.float32)
         values = carray(pointer(job[VALUES] + 4 * head * job[VALUES_HEAD]), (length, width), numpy.float32)
-        _rotate(new_keys[head], cos, sin, keys[length - 1])
-        values[length - 1][:] = new_values[head]
+        new_key = carray(pointer(job[NEW_KEY] + 4 * head * job[NEW_KEY_HEAD]), width, numpy.float32)
+        new_value = carray(pointer(job[NEW_VALUE] + 4 * head * job[NEW_VALUE_HEAD]), width, numpy.float32)
+        _rotate(new_key, cos, sin, keys[length - 1])
+        values[length - 1][:] = new_value
         for i in range(head * queries_per_kv, (head + 1) * queries_per_kv):
-            _rotate(queries[i], cos, sin, query)
-            _attend(query, keys, values, scaling, weights, out[i])
+            given = carray(pointer(job[QUERY] + 4 * i * job[QUERY_HEAD]), width, numpy.float32)
+            _rotate(given, cos, sin, query)
+            _attend(query, keys[first:], values[first:], scaling, weights, out[i])
         finish(job_pointer)
 
 

@@ -13,15 +13,16 @@ from __future__ import annotations
 import torch
 
 from quant.kernels import loops, threads
-from quant.kernels.loops import BIAS, CODES, COUNT, GATHERED, ROWS, SCALES, THEN, ZEROS, X, Y
+from quant.kernels.loops import BIAS, CODES, COUNT, GATHERED, HEIGHT, ROWS, SCALES, THEN, ZEROS, X, Y
 from quant.kernels.vectors import BLOCK
 from quant.tensor.grids import LinearGrid, grid_of
 from quant.tensor.qtensor import QTensor
 
 FEW_ROWS = 16  # up to this many rows of activations, decode the weight row by row; above, in tiles
 TILE = 2**19  # weights in a tile: 2 MB of float32, which stay in the last-level cache
-PART_BYTES = 2**16  # most bytes of codes in a part: the processor prefetches within it
+PART_BYTES = 2**18  # most bytes of codes in a part: reading starts anew at its beginning (quant.kernels.prefetch)
 LEAST_PARTS = 8  # least number of parts of a weight with at least as many rows
+DECODED_PART = 2**16  # weights in a part of a tile to decode
 
 _MULTIPLY_ROW, _MULTIPLY_ROWS, _DECODE = (loop.address for loop in (loops.multiply_row, loops.multiply_rows, loops.decode))
 
@@ -52,8 +53,8 @@ class Matmul:
         self._is_blocked = is_vector and size % BLOCK == 0 and groups * size == self.columns
         self._row_bytes = [0 if tensor is None else tensor.stride(0) * tensor.element_size() for tensor in self._held[:3]]
         addresses = [0 if tensor is None else tensor.data_ptr() for tensor in self._held]
-        height = max(1, min(PART_BYTES // codes.shape[1], self.rows // LEAST_PARTS))
-        sizes = self.rows, self.columns, groups, size, codes.shape[1], bits, decoder, height
+        self._height = max(1, min(PART_BYTES // codes.shape[1], self.rows // LEAST_PARTS))  # rows of a part, in a product
+        sizes = self.rows, self.columns, groups, size, codes.shape[1], bits, decoder, max(1, DECODED_PART // self.columns)
         self._job = bytes(threads.Job(*[0] * CODES, *addresses, *sizes))
 
     def __call__(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -66,20 +67,24 @@ class Matmul:
             y = y if bias is None else y.add_(bias)
         else:
             job = threads.Job.from_buffer_copy(self._job)
-            job[X], job[Y], job[COUNT] = flat.data_ptr(), y.data_ptr(), count
+            job[X], job[Y], job[COUNT], job[HEIGHT] = flat.data_ptr(), y.data_ptr(), count, self._height
             if bias is not None:
                 bias = bias.float().contiguous()
                 job[BIAS] = bias.data_ptr()
             threads.run(_MULTIPLY_ROW if count == 1 and self._is_blocked else _MULTIPLY_ROWS, job)
         return y if y.dtype == x.dtype else y.to(x.dtype)
 
-    def job(self, bias: int, then: int) -> threads.Job:
+    def job(self, bias: int, then: int, rows: range | None = None) -> threads.Job:
         """A program's job that multiplies one row of activations; the caller fills in X, Y and, if `then` needs it, OTHER.
 
-        bias: address of float32 [out], or 0; then: the epilogue, such as quant.kernels.loops.ADD.
+        bias: address of float32 [out], or 0; then: the epilogue, such as quant.kernels.loops.ADD; rows: of the weight, instead of
+        all; Y, OTHER and the bias begin with the first of them.
         """
-        job = threads.Job.from_buffer_copy(self._job)
-        job[threads.PARTS] = -(-self.rows // job[loops.HEIGHT])
+        job, rows = threads.Job.from_buffer_copy(self._job), rows or range(self.rows)
+        for place, size in zip((CODES, SCALES, ZEROS), self._row_bytes, strict=True):
+            job[place] += rows.start * size
+        job[ROWS], job[HEIGHT] = len(rows), self._height
+        job[threads.PARTS] = -(-len(rows) // self._height)
         job[threads.WORK] = _MULTIPLY_ROW if self._is_blocked else _MULTIPLY_ROWS
         job[COUNT], job[BIAS], job[THEN] = 1, bias, then
         return job

@@ -27,7 +27,7 @@ prepared, products, LOOKUP_BITS = rows_of_lanes.prepared, rows_of_lanes.products
 (X, Y, BIAS, OTHER, THEN, GATHERED, COUNT, CODES, SCALES, ZEROS, VALUES, LOOKUP_PLANES, ROWS, COLUMNS, GROUPS, GROUP_SIZE,
  ROW_BYTES, BITS, DECODER, HEIGHT, FIELDS) = range(FIRST, FIRST + 21)
 # THEN: the epilogue of an output; ADD and MULTIPLY take the same element of another vector (OTHER), which may not be Y.
-NOTHING, ADD, MULTIPLY, GELU, SILU = range(5)
+NOTHING, ADD, MULTIPLY, GELU, SILU, EXACT_GELU, RELU = range(7)
 # DECODER: codes are equal steps counted from the middle code, or indices into a table of 16 values or of another size.
 EQUAL_STEPS, TABLE_OF_16, ANY_TABLE = range(3)
 
@@ -70,7 +70,7 @@ def _group_sums(x, groups):  # float32 [columns] -> float32 [groups]
 
 
 @njit(nogil=True, fastmath=_FAST)
-def _dot(a, b):  # float32 [columns], float32 [columns] -> float32
+def dot(a, b):  # float32 [columns], float32 [columns] -> float32
     total = float32(0)
     for j in range(len(a)):
         total += a[j] * b[j]
@@ -125,8 +125,8 @@ def _decode_row(job, row, out):  # int64 [FIELDS], int64, float32 [columns]
 
 
 @njit(nogil=True, fastmath=_FAST)
-def _epilogue(product, then, other):  # float32, int64, float32 -> float32
-    """Finish one output: add or multiply the other vector's, or apply GELU (tanh formula) or SiLU."""
+def epilogue(product, then, other):  # float32, int64, float32 -> float32
+    """Finish one output: add or multiply the other vector's, or apply GELU (by the tanh formula, or exact), SiLU or ReLU."""
     if then == ADD:
         return product + other
     if then == MULTIPLY:
@@ -136,6 +136,10 @@ def _epilogue(product, then, other):  # float32, int64, float32 -> float32
         return product / (float32(1) + math.exp(float32(-2) * u))
     if then == SILU:
         return product / (float32(1) + math.exp(-product))
+    if then == EXACT_GELU:
+        return float32(0.5) * product * (float32(1) + float32(math.erf(product * float32(0.7071067811865476))))
+    if then == RELU:
+        return max(product, float32(0))
     return product
 
 
@@ -165,10 +169,10 @@ def multiply_row(job_pointer):
         for row in range(start, end):
             total = y[row]
             if len(zeros):
-                total += _dot(zeros[row], sums)
+                total += dot(zeros[row], sums)
             if len(bias):
                 total += bias[row]
-            y[row] = _epilogue(total, job[THEN], other[row] if len(other) else float32(0))
+            y[row] = epilogue(total, job[THEN], other[row] if len(other) else float32(0))
         finish(job_pointer)
 
 
@@ -192,10 +196,10 @@ def multiply_rows(job_pointer):
         for row in range(start, min(rows, start + height)):
             _decode_row(job, row, buffer)
             for i in range(count):
-                dot = _dot(x[i], buffer)
+                total = dot(x[i], buffer)
                 if len(bias):
-                    dot += bias[row]
-                y[i, row] = _epilogue(dot, job[THEN], other[row] if len(other) else float32(0))
+                    total += bias[row]
+                y[i, row] = epilogue(total, job[THEN], other[row] if len(other) else float32(0))
         finish(job_pointer)
 
 

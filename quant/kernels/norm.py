@@ -1,4 +1,4 @@
-"""LayerNorm and RMSNorm of one vector, as a job of a program (quant.kernels.threads)."""
+"""LayerNorm and RMSNorm of one vector, or of some of the same width, as a job of a program (quant.kernels.threads)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from numba import carray, float32, njit
 
 from quant.kernels.threads import FIRST, claim, compiled_loop, finish, pointer
 
-# Places in a job: addresses of float32 numbers (BIAS: 0 for none), the width, and CENTERED: 1 for LayerNorm, 0 for RMSNorm.
-X, Y, WEIGHT, BIAS, EPSILON, WIDTH, CENTERED, FIELDS = range(FIRST, FIRST + 8)
+# Places in a job: addresses of float32 numbers (BIAS: 0 for none; X and Y may be equal), the width, CENTERED: 1 for LayerNorm, 0 for
+# RMSNorm, and COUNT: number of vectors, one after another.
+X, Y, WEIGHT, BIAS, EPSILON, WIDTH, CENTERED, COUNT, FIELDS = range(FIRST, FIRST + 9)
 _FAST = {"reassoc", "contract", "nsz"}
 
 
@@ -34,15 +35,13 @@ def _normalize(x, weight, bias, epsilon, centered, y):  # x, weight, y: float32 
 def _normalize_vector(job_pointer):
     job = carray(job_pointer, FIELDS)
     if claim(job_pointer) == 0:
-        width = job[WIDTH]
-        _normalize(
-            carray(pointer(job[X]), width, numpy.float32),
-            carray(pointer(job[WEIGHT]), width, numpy.float32),
-            carray(pointer(job[BIAS]), width if job[BIAS] else 0, numpy.float32),
-            carray(pointer(job[EPSILON]), 1, numpy.float32)[0],
-            job[CENTERED],
-            carray(pointer(job[Y]), width, numpy.float32),
-        )
+        width, count = job[WIDTH], job[COUNT]
+        x, y = (carray(pointer(job[X]), (count, width), numpy.float32), carray(pointer(job[Y]), (count, width), numpy.float32))
+        weight = carray(pointer(job[WEIGHT]), width, numpy.float32)
+        bias = carray(pointer(job[BIAS]), width if job[BIAS] else 0, numpy.float32)
+        epsilon = carray(pointer(job[EPSILON]), 1, numpy.float32)[0]
+        for i in range(count):
+            _normalize(x[i], weight, bias, epsilon, job[CENTERED], y[i])
         finish(job_pointer)
 
 

@@ -14,6 +14,7 @@ from numba.core.cgutils import get_or_insert_function
 from numba.extending import intrinsic
 
 from quant.kernels.lanes import features
+from quant.kernels.prefetch import prefetch
 
 BLOCK = 32  # codes decoded per step; only groups of whole blocks take this path
 
@@ -134,7 +135,9 @@ def row_dot(decoder, block_bytes: int, unrolled: int = 0, size: int = BLOCK):
             def add_block(place, sums):
                 """Add a block's products to the sums, round robin."""
                 x_place, sums = builder.mul(place, ir.Constant(_I64, size)), list(sums)
-                values = decoder(builder, codes_at, builder.mul(place, ir.Constant(_I64, block_bytes)), lookup_at)
+                code_place = builder.mul(place, ir.Constant(_I64, block_bytes))
+                prefetch(builder, builder.gep(codes_at, [code_place]))
+                values = decoder(builder, codes_at, code_place, lookup_at)
                 for k, value in enumerate(values):
                     activations = _load(builder, x_at, builder.add(x_place, ir.Constant(_I64, 8 * k)), _FLOATS)
                     sums[k % len(sums)] = builder.call(multiply_add, [value, activations, sums[k % len(sums)]])

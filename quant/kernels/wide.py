@@ -14,6 +14,8 @@ from numba.core import cgutils
 from numba.core.cgutils import get_or_insert_function
 from numba.extending import intrinsic
 
+from quant.kernels.prefetch import prefetch
+
 LANES = 16
 LOOKUP_BITS = 5  # widest codes that are looked up
 
@@ -128,7 +130,9 @@ def rows_dot(bits: int, size: int, unrolled: int):
             def products(sums):
                 """Add a block's products to partial sums, and step to the next block."""
                 place, x_place = builder.load(code_at), builder.load(activation_at)
-                block = _load_block(builder, builder.gep(codes_at, [place]), bits * size // 8)
+                address = builder.gep(codes_at, [place])
+                prefetch(builder, address)
+                block = _load_block(builder, address, bits * size // 8)
                 for k, vector in enumerate(_values(builder, block, bits, size, tables)):
                     x_address = builder.gep(x_at, [builder.add(x_place, ir.Constant(_I64, LANES * k))])
                     some = k % len(sums)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 CAPACITY = 256  # tokens of a new cache's buffers; they double when full
 
@@ -15,6 +15,8 @@ class GrowingLayer(DynamicLayer):
     def __init__(self):
         super().__init__()
         self._buffers: tuple[torch.Tensor, ...] = ()
+        self._views: tuple[torch.Tensor | None, ...] = (None, None)  # keys and values as last set here
+        self._is_one_sequence = False
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_, **__) -> tuple[torch.Tensor, torch.Tensor]:
         """Append the keys and values of new tokens; returns those of all tokens so far."""
@@ -37,13 +39,29 @@ class GrowingLayer(DynamicLayer):
         if not self._fits(after):
             self._buffers = _enlarged(self.keys, like_keys, after), _enlarged(self.values, like_values, after)
         keys, values = self._buffers
-        self.keys, self.values = keys[:, :, :after], values[:, :, :after]
+        self.keys, self.values = self._views = keys.narrow(2, 0, after), values.narrow(2, 0, after)
+
+    def is_one_sequence(self) -> bool:
+        """Whether keys and values are of one sequence, float32 on the CPU, so that a program can append to them."""
+        if self._are_unchanged() and self._is_one_sequence:
+            return True
+        self._is_one_sequence = self.is_initialized and all(
+            held.dtype == torch.float32 and held.device.type == "cpu" and held.shape[0] == 1 and not held.requires_grad
+            for held in (self.keys, self.values)
+        )
+        return self._is_one_sequence
+
+    def _are_unchanged(self) -> bool:
+        """Whether keys and values are still the views that were made here."""
+        return self._views[0] is self.keys is not None and self._views[1] is self.values
 
     def _fits(self, length: int) -> bool:
         """Whether the buffers have room for `length` tokens and still hold keys and values, which reordering the cache replaces.
 
         Outside inference mode, a buffer made in inference mode can't be written to.
         """
+        if self._are_unchanged() and torch.is_inference_mode_enabled():
+            return length <= self._buffers[0].shape[2]
         return bool(self._buffers) and length <= self._buffers[0].shape[2] and all(
             held.data_ptr() == buffer.data_ptr() and held.shape[:2] == buffer.shape[:2] and held.stride() == buffer.stride()
             and (torch.is_inference_mode_enabled() or not buffer.is_inference())
@@ -69,6 +87,12 @@ def grow_in_place(model: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, d
         if cache.layer_class_to_replicate is DynamicLayer:
             cache.layer_class_to_replicate = GrowingLayer
         cache.layers = [
-            GrowingLayer() if type(layer) is DynamicLayer and not layer.is_initialized else layer for layer in cache.layers
+            GrowingLayer() if not layer.is_initialized and _keeps_all(layer, model) else layer for layer in cache.layers
         ]
     return args, kwargs
+
+
+def _keeps_all(layer: DynamicLayer, model: nn.Module) -> bool:
+    """Whether a layer keeps all tokens that the model can take: it has no window, or one as long as the model's context."""
+    longest = getattr(model.config, "max_position_embeddings", 0)
+    return type(layer) is DynamicLayer or (type(layer) is DynamicSlidingWindowLayer and layer.sliding_window >= longest > 0)

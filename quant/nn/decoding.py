@@ -12,14 +12,15 @@ from transformers.activations import GELUTanh, NewGELUActivation
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from quant.nn.blocks import use_program
+from quant.model.architectures import ARCHITECTURES
+from quant.nn.blocks import use_programs
 from quant.nn.cache import grow_in_place
 
 ATTENTION = "decode"  # the name under which transformers knows `attention`
 
 
 def speed_up_decoding(model: nn.Module) -> None:
-    """Speed up a model in place, so far as it has these: known blocks run compiled programs, sdpa becomes `attention`, the cache
+    """Speed up a model in place, so far as it has these: decoder blocks run compiled programs, sdpa becomes `attention`, the cache
     grows in place, GELU is one call of torch, and dropout is removed."""
     for module in list(model.modules()):
         for name, child in module.named_children():
@@ -29,8 +30,9 @@ def speed_up_decoding(model: nn.Module) -> None:
                 setattr(module, name, nn.Identity())  # weights are quantized: the model is not trained
     if model.config._attn_implementation == "sdpa":
         model.set_attn_implementation(ATTENTION)
-        for module in list(model.modules()):
-            use_program(module)
+    architecture = ARCHITECTURES.get(model.config.model_type)
+    if architecture and model.config._attn_implementation in (ATTENTION, architecture.attention):
+        use_programs(model.get_submodule(architecture.blocks), model.config)
     model.register_forward_pre_hook(grow_in_place, with_kwargs=True)
 
 

@@ -149,12 +149,12 @@ class FusedLinear(nn.Module):
 
     def __init__(self, parts: dict[str, tuple[nn.Module, list[Range]]], bias: torch.Tensor | None = None):
         super().__init__()
-        self.roles = tuple(parts)
+        self.roles, self.ranges = tuple(parts), {role: tuple(ranges) for role, (_, ranges) in parts.items()}
         for role, (linear, _) in parts.items():
             self.add_module(role, linear)
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach(), requires_grad=False))
         # On the CPU, whatever device the model is built on: this is an index, not a weight.
-        rows = [row for _, ranges in parts.values() for start, stop in ranges for row in range(start, stop)]
+        rows = [row for ranges in self.ranges.values() for start, stop in ranges for row in range(start, stop)]
         self.is_ordered = rows == list(range(len(rows)))
         order = [] if self.is_ordered else sorted(range(len(rows)), key=rows.__getitem__)
         self._order = torch.tensor(order, dtype=torch.long, device="cpu")

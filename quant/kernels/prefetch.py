@@ -1,0 +1,22 @@
+"""Asks memory for codes before they are needed.
+
+The processor foresees reads within a page of 4 KB and has to start again in the next one. A loop that asks for a line some pages
+ahead reads a large weight 1.3 to 1.5 times as fast; nothing changes for weights that are in a cache (python -m quant.benches.decode).
+"""
+
+from __future__ import annotations
+
+from llvmlite import ir
+from numba.core.cgutils import get_or_insert_function
+
+AHEAD = 4096  # bytes: less comes too late; more is lost where a part of a weight ends
+
+_I8, _I32, _I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
+
+
+def prefetch(builder: ir.IRBuilder, address: ir.Value) -> None:
+    """Emit a request for the cache line AHEAD bytes behind an address; one that belongs to no memory is ignored."""
+    kind = ir.FunctionType(ir.VoidType(), [_I8.as_pointer(), _I32, _I32, _I32])
+    ahead = builder.gep(address, [ir.Constant(_I64, AHEAD)])
+    to_read, into_all_caches, data = (ir.Constant(_I32, number) for number in (0, 3, 1))
+    builder.call(get_or_insert_function(builder.module, kind, "llvm.prefetch.p0"), [ahead, to_read, into_all_caches, data])
