@@ -20,11 +20,11 @@ from quant.tensor.qtensor import QTensor
 
 FEW_ROWS = 16  # up to this many rows of activations, decode the weight row by row; above, in tiles
 TILE = 2**19  # weights in a tile: 2 MB of float32, which stay in the last-level cache
-PART_BYTES = 2**18  # most bytes of codes in a part: reading starts anew at its beginning (quant.kernels.prefetch)
-LEAST_PARTS = 8  # least number of parts of a weight with at least as many rows
+PART_BYTES = 2**20  # most bytes of codes in a part: reading starts anew at its beginning (quant.kernels.prefetch)
+PARTS_PER_THREAD = 4  # least number of parts of a weight with enough rows, so that threads end at about the same time
 DECODED_PART = 2**16  # weights in a part of a tile to decode
 
-_MULTIPLY_ROW, _MULTIPLY_ROWS, _DECODE = (loop.address for loop in (loops.multiply_row, loops.multiply_rows, loops.decode))
+MULTIPLY_ROW, MULTIPLY_ROWS, _DECODE = (loop.address for loop in (loops.multiply_row, loops.multiply_rows, loops.decode))
 
 
 class Matmul:
@@ -53,7 +53,7 @@ class Matmul:
         self._is_blocked = is_vector and size % BLOCK == 0 and groups * size == self.columns
         self._row_bytes = [0 if tensor is None else tensor.stride(0) * tensor.element_size() for tensor in self._held[:3]]
         addresses = [0 if tensor is None else tensor.data_ptr() for tensor in self._held]
-        self._height = max(1, min(PART_BYTES // codes.shape[1], self.rows // LEAST_PARTS))  # rows of a part, in a product
+        self._most_height = max(1, PART_BYTES // codes.shape[1])  # rows of a part, in a product
         sizes = self.rows, self.columns, groups, size, codes.shape[1], bits, decoder, max(1, DECODED_PART // self.columns)
         self._job = bytes(threads.Job(*[0] * CODES, *addresses, *sizes))
 
@@ -67,11 +67,11 @@ class Matmul:
             y = y if bias is None else y.add_(bias)
         else:
             job = threads.Job.from_buffer_copy(self._job)
-            job[X], job[Y], job[COUNT], job[HEIGHT] = flat.data_ptr(), y.data_ptr(), count, self._height
+            job[X], job[Y], job[COUNT], job[HEIGHT] = flat.data_ptr(), y.data_ptr(), count, self._height(self.rows)
             if bias is not None:
                 bias = bias.float().contiguous()
                 job[BIAS] = bias.data_ptr()
-            threads.run(_MULTIPLY_ROW if count == 1 and self._is_blocked else _MULTIPLY_ROWS, job)
+            threads.run(MULTIPLY_ROW if count == 1 and self._is_blocked else MULTIPLY_ROWS, job)
         return y if y.dtype == x.dtype else y.to(x.dtype)
 
     def job(self, bias: int, then: int, rows: range | None = None) -> threads.Job:
@@ -83,11 +83,15 @@ class Matmul:
         job, rows = threads.Job.from_buffer_copy(self._job), rows or range(self.rows)
         for place, size in zip((CODES, SCALES, ZEROS), self._row_bytes, strict=True):
             job[place] += rows.start * size
-        job[ROWS], job[HEIGHT] = len(rows), self._height
-        job[threads.PARTS] = -(-len(rows) // self._height)
-        job[threads.WORK] = _MULTIPLY_ROW if self._is_blocked else _MULTIPLY_ROWS
+        job[ROWS], job[HEIGHT] = len(rows), self._height(len(rows))
+        job[threads.PARTS] = -(-len(rows) // job[HEIGHT])
+        job[threads.WORK] = MULTIPLY_ROW if self._is_blocked else MULTIPLY_ROWS
         job[COUNT], job[BIAS], job[THEN] = 1, bias, then
         return job
+
+    def _height(self, rows: int) -> int:
+        """Rows of a part of a product with so many rows."""
+        return min(self._most_height, height_of_part(rows))
 
     def gather(self, rows: torch.Tensor) -> torch.Tensor:
         """Dequantize some rows of the weight and read no others: int64 [n] -> float32 [n, in].
@@ -115,3 +119,8 @@ class Matmul:
                 job[place] += start * size
             threads.run(_DECODE, job)
             torch.matmul(x, tile[:rows].T, out=y[:, start : start + rows])
+
+
+def height_of_part(rows: int) -> int:
+    """Rows of a part, at most, so that torch's threads of now have enough parts each."""
+    return max(1, rows // (PARTS_PER_THREAD * torch.get_num_threads()))

@@ -9,8 +9,8 @@ from numba import carray, float32, njit
 
 from quant.kernels.threads import FIRST, claim, compiled_loop, finish, pointer
 
-# Places in a job: addresses of float32 numbers (BIAS: 0 for none; X and Y may be equal), the width, CENTERED: 1 for LayerNorm, 0 for
-# RMSNorm, and COUNT: number of vectors, one after another.
+# Places in a job: addresses of float32 numbers (BIAS: 0 for none; X and Y may be equal), the width, CENTERED: 1 for LayerNorm, 0
+# for RMSNorm, and COUNT: number of vectors, one after another.
 X, Y, WEIGHT, BIAS, EPSILON, WIDTH, CENTERED, COUNT, FIELDS = range(FIRST, FIRST + 9)
 _FAST = {"reassoc", "contract", "nsz"}
 

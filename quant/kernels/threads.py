@@ -19,6 +19,7 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy
 import torch
 from llvmlite import ir
 from numba import carray, cfunc, types
@@ -64,26 +65,26 @@ def compiled_loop(function: Callable):
     return cfunc(LOOP, cache=True)(function)
 
 
-def run(loop: int, job: ctypes.Array) -> None:
+def run(loop: int, job: ctypes.Array | int) -> None:
     """Run a compiled loop, given by its address, until all parts of a job are finished, on as many threads as torch uses now.
 
-    A job runs once: its counters of parts are not reset.
+    job: it, or its address. It runs once: its counters of parts are not reset.
     """
     if _parallel:
         _parallel(loop, job, torch.get_num_threads(), 0)
     else:
-        ctypes.CFUNCTYPE(None, ctypes.c_void_p)(loop)(ctypes.addressof(job))
+        ctypes.CFUNCTYPE(None, ctypes.c_void_p)(loop)(job if isinstance(job, int) else ctypes.addressof(job))
 
 
 def program_of(jobs: list[ctypes.Array]) -> bytes:
-    """Join jobs, each with PARTS and WORK set, into one array, in order. `perform` needs a fresh copy of it for each run."""
+    """Join jobs, each with PARTS and WORK set, into one array of int64, in order. `perform` needs a fresh copy for each run."""
     pause = ctypes.cast(_process.sched_yield, ctypes.c_void_p).value
     return bytes(Job(0, 0, len(jobs), pause)) + b"".join(bytes(job) for job in jobs)
 
 
-def perform(program: ctypes.Array) -> None:
-    """Run a copy of a program, in whose jobs all addresses are filled in."""
-    run(_PERFORM, program)
+def perform(program: numpy.ndarray) -> None:
+    """Run a copy of a program, int64 [n], in whose jobs all addresses are filled in."""
+    run(_PERFORM, program.ctypes.data)
 
 
 _I64 = ir.IntType(64)

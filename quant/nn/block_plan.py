@@ -1,9 +1,10 @@
-"""What a decoder block does with one token, read off the block and the table of roles, for any architecture of pre-norm blocks."""
+"""The parts of a decoder block that a token passes, read off the block and the table of roles, for any pre-norm architecture."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import nn
 from transformers.activations import GELUActivation, GELUTanh, NewGELUActivation, SiLUActivation
@@ -36,6 +37,11 @@ class BlockPlan:
     scaling: float
     window: int
     is_parallel: bool
+
+    @cached_property
+    def cache_names(self) -> tuple[str, str, str, str]:
+        """Names of what GrowingLayer.append returns, in a program."""
+        return tuple(f"{name} {self.layer}" for name in ("keys", "values", "keys to the next head", "values to the next head"))
 
     def head_places(self, block: nn.Module) -> tuple[list[tuple[str, list[Piece]]], dict[str, tuple[int, int]]]:
         """The linears of q, k and v with their pieces, in the order in which their outputs lie one after another, and for each of

@@ -2,8 +2,9 @@
 
 For one token, a block makes some forty torch calls from Python, a few microseconds each, and starts a team of threads for each
 product. Here the first of some blocks runs the loops of all of them in a single call, in the same order: norm, q k v, attention
-with the cache, output, norm, feed-forward. The others see that the token has passed through them, and return it as it is. A block's
-own forward does everything else: prompts, batches, masks, training, other dtypes and devices, and blocks that no program can run.
+with the cache, output, norm, feed-forward. The others see that the token has passed through them, and return it as it is. A
+block's own forward does everything else: prompts, batches, masks, training, other dtypes and devices, and blocks that no program
+can run.
 """
 
 from __future__ import annotations
@@ -111,10 +112,9 @@ def _append(builder: ProgramBuilder, block: nn.Module, plan: BlockPlan, source: 
         builder.norm(block.get_submodule(norm), first, first, count)
     sizes = {attention.HEADS: plan.key_heads, attention.QUERIES_PER_KV: plan.heads // plan.key_heads, attention.WIDTH: plan.width,
              attention.WINDOW: plan.window}
-    cache = {attention.KEYS: f"keys{plan.layer}", attention.VALUES: f"values{plan.layer}", attention.LENGTH: "length",
-             attention.KEYS_HEAD: f"keys_head{plan.layer}", attention.VALUES_HEAD: f"values_head{plan.layer}",
-             attention.COS: "cos", attention.SIN: "sin", attention.ROTATED: "rotated"}
-    builder.attention(query, key, value, attended, sizes, plan.scaling, cache)
+    cache = {attention.LENGTH: "length", attention.COS: "cos", attention.SIN: "sin", attention.ROTATED: "rotated"}
+    cache |= zip((attention.KEYS, attention.VALUES, attention.KEYS_HEAD, attention.VALUES_HEAD), plan.cache_names, strict=True)
+    builder.attention(query, key, value, attended, plan.scaling, sizes, cache)
     name, piece, rows = plan.rows_of(block, "o")
     builder.linear(block.get_submodule(name), piece, attended, middle, rows, loops.ADD, source)
 
@@ -162,9 +162,9 @@ class DecodingBlock:
         cache = given.get("past_key_values", given.get("layer_past"))
         if x.shape[:2] != (1, 1) or type(cache) is not DynamicCache or x.requires_grad or x.dtype != torch.float32:
             return None
-        if not self._stack.is_used or not x.is_contiguous() or x.device.type != "cpu" or given.get("encoder_hidden_states") is not None:
+        if not self._stack.is_used or not x.is_contiguous() or x.device.type != "cpu":
             return None
-        if not _sees_all(given.get("attention_mask")):
+        if given.get("encoder_hidden_states") is not None or not _sees_all(given.get("attention_mask")):
             return None
         cos_sin = given.get("position_embeddings") or ()
         if any(t.dtype != torch.float32 or not t.is_contiguous() or t.numel() != t.shape[-1] for t in cos_sin):
@@ -176,17 +176,15 @@ class DecodingBlock:
         layers = [cache.layers[plan.layer] if plan.layer < len(cache.layers) else None for plan in plans]
         if not all(type(layer) is GrowingLayer and layer.is_one_sequence() for layer in layers):
             return None
-        if len({layer.keys.shape[2] for layer in layers}) > 1:
+        length = layers[0].get_seq_length() + 1
+        if any(layer.get_seq_length() + 1 != length for layer in layers):
             return None
         y = torch.empty_like(x)
-        numbers = {"x": x.data_ptr(), "y": y.data_ptr(), "cos": 0, "sin": 0, "rotated": 0}
+        numbers = {"x": x.data_ptr(), "y": y.data_ptr(), "length": length, "cos": 0, "sin": 0, "rotated": 0}
         if cos_sin:
             numbers |= {"cos": cos_sin[0].data_ptr(), "sin": cos_sin[1].data_ptr(), "rotated": cos_sin[0].numel()}
         for plan, layer in zip(plans, layers, strict=True):
-            layer.extend(layer.keys, layer.values, 1)
-            numbers[f"keys{plan.layer}"], numbers[f"values{plan.layer}"] = layer.keys.data_ptr(), layer.values.data_ptr()
-            numbers[f"keys_head{plan.layer}"], numbers[f"values_head{plan.layer}"] = layer.keys.stride(1), layer.values.stride(1)
-        numbers["length"] = layers[0].keys.shape[2]
+            numbers.update(zip(plan.cache_names, layer.append(), strict=True))
         program.run(numbers)
         setattr(y, PASSED, (self._stack, self._number + len(plans)))
         return y

@@ -10,13 +10,36 @@ CAPACITY = 256  # tokens of a new cache's buffers; they double when full
 
 
 class GrowingLayer(DynamicLayer):
-    """Keys and values [batch, heads, length, width] of a layer, as views of buffers with capacity for more tokens."""
+    """Keys and values [batch, heads, length, width] of a layer, as views of buffers with capacity for more tokens.
+
+    A program that appends a token (quant.nn.blocks) needs addresses, not tensors, so the views are made when they are asked for.
+    """
 
     def __init__(self):
-        super().__init__()
-        self._buffers: tuple[torch.Tensor, ...] = ()
-        self._views: tuple[torch.Tensor | None, ...] = (None, None)  # keys and values as last set here
+        self._buffers: list[torch.Tensor | None] = [None, None]  # of keys and values; None while `_held` is no view of one
+        self._held: list[torch.Tensor | None] = [None, None]  # the views, as last made or set
+        self._lengths = [0, 0]
         self._is_one_sequence = False
+        super().__init__()
+
+    @property
+    def keys(self) -> torch.Tensor | None:
+        return self._view(0)
+
+    @keys.setter
+    def keys(self, keys: torch.Tensor | None) -> None:
+        self._set(0, keys)
+
+    @property
+    def values(self) -> torch.Tensor | None:
+        return self._view(1)
+
+    @values.setter
+    def values(self, values: torch.Tensor | None) -> None:
+        self._set(1, values)
+
+    def get_seq_length(self) -> int:
+        return self._lengths[0]
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_, **__) -> tuple[torch.Tensor, torch.Tensor]:
         """Append the keys and values of new tokens; returns those of all tokens so far."""
@@ -25,48 +48,62 @@ class GrowingLayer(DynamicLayer):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         before = self.get_seq_length()
-        self.extend(key_states, value_states, key_states.shape[-2])
+        self._extend((key_states, value_states), key_states.shape[-2])
         self.keys[:, :, before:] = key_states
         self.values[:, :, before:] = value_states
         return self.keys, self.values
 
-    def extend(self, like_keys: torch.Tensor, like_values: torch.Tensor, count: int) -> None:
-        """Lengthen keys and values by `count` tokens, which the caller fills in.
+    def is_one_sequence(self) -> bool:
+        """Whether keys and values are of one sequence, float32 on the CPU, so that `append` can take a token."""
+        return self._is_one_sequence or self._check_one_sequence()
 
-        like_keys, like_values: give the other sizes, the dtype and the device of new buffers.
+    def append(self) -> tuple[int, int, int, int]:
+        """Lengthen a cache of one sequence by a token, whose keys and values the caller writes.
+
+        Returns the addresses of keys and values, and the floats from a head to the next of each.
         """
+        after = self._lengths[0] + 1
+        if not self._fits(after):
+            self._extend((self.keys, self.values), 1)
+        self._lengths[:] = after, after
+        keys, values = self._buffers
+        return keys.data_ptr(), values.data_ptr(), keys.stride(1), values.stride(1)
+
+    def _view(self, which: int) -> torch.Tensor | None:
+        held, buffer = self._held[which], self._buffers[which]
+        if buffer is not None and held.shape[2] != self._lengths[which]:
+            held = self._held[which] = buffer.narrow(2, 0, self._lengths[which])
+        return held
+
+    def _set(self, which: int, tensor: torch.Tensor | None) -> None:
+        """Take keys or values that somebody has made. Those that begin the buffer, as after a crop, are views of it."""
+        buffer = self._buffers[which]
+        if buffer is not None and (tensor is None or tensor.data_ptr() != buffer.data_ptr() or tensor.stride() != buffer.stride()
+                                   or tensor.shape[:2] != buffer.shape[:2]):
+            self._buffers[which] = None
+        self._held[which], self._lengths[which] = tensor, 0 if tensor is None or tensor.dim() < 4 else tensor.shape[2]
+        self._is_one_sequence = False
+
+    def _extend(self, like: tuple[torch.Tensor, torch.Tensor], count: int) -> None:
+        """Lengthen keys and values by `count` tokens, which the caller fills in. like: gives the other sizes, the dtype and the
+        device of new buffers."""
         after = self.get_seq_length() + count
         if not self._fits(after):
-            self._buffers = _enlarged(self.keys, like_keys, after), _enlarged(self.values, like_values, after)
-        keys, values = self._buffers
-        self.keys, self.values = self._views = keys.narrow(2, 0, after), values.narrow(2, 0, after)
-
-    def is_one_sequence(self) -> bool:
-        """Whether keys and values are of one sequence, float32 on the CPU, so that a program can append to them."""
-        if self._are_unchanged() and self._is_one_sequence:
-            return True
-        self._is_one_sequence = self.is_initialized and all(
-            held.dtype == torch.float32 and held.device.type == "cpu" and held.shape[0] == 1 and not held.requires_grad
-            for held in (self.keys, self.values)
-        )
-        return self._is_one_sequence
-
-    def _are_unchanged(self) -> bool:
-        """Whether keys and values are still the views that were made here."""
-        return self._views[0] is self.keys is not None and self._views[1] is self.values
+            for which in (0, 1):
+                self._buffers[which] = self._held[which] = _enlarged(self._view(which), like[which], after)
+        self._lengths[:] = after, after
 
     def _fits(self, length: int) -> bool:
-        """Whether the buffers have room for `length` tokens and still hold keys and values, which reordering the cache replaces.
+        """Whether the buffers have room for `length` tokens. Outside inference mode, those made in inference mode have none."""
+        return all(buffer is not None and length <= buffer.shape[2] and
+                   (torch.is_inference_mode_enabled() or not buffer.is_inference()) for buffer in self._buffers)
 
-        Outside inference mode, a buffer made in inference mode can't be written to.
-        """
-        if self._are_unchanged() and torch.is_inference_mode_enabled():
-            return length <= self._buffers[0].shape[2]
-        return bool(self._buffers) and length <= self._buffers[0].shape[2] and all(
-            held.data_ptr() == buffer.data_ptr() and held.shape[:2] == buffer.shape[:2] and held.stride() == buffer.stride()
-            and (torch.is_inference_mode_enabled() or not buffer.is_inference())
-            for held, buffer in zip((self.keys, self.values), self._buffers, strict=True)
+    def _check_one_sequence(self) -> bool:
+        self._is_one_sequence = self.is_initialized and self._lengths[0] == self._lengths[1] > 0 and all(
+            held.dtype == torch.float32 and held.device.type == "cpu" and held.shape[0] == 1 and not held.requires_grad
+            for held in self._held
         )
+        return self._is_one_sequence
 
 
 def _enlarged(held: torch.Tensor, new: torch.Tensor, length: int) -> torch.Tensor:
@@ -86,9 +123,10 @@ def grow_in_place(model: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, d
     if type(cache) is DynamicCache:
         if cache.layer_class_to_replicate is DynamicLayer:
             cache.layer_class_to_replicate = GrowingLayer
-        cache.layers = [
-            GrowingLayer() if not layer.is_initialized and _keeps_all(layer, model) else layer for layer in cache.layers
-        ]
+        if not all(type(layer) is GrowingLayer for layer in cache.layers):
+            cache.layers = [
+                GrowingLayer() if not layer.is_initialized and _keeps_all(layer, model) else layer for layer in cache.layers
+            ]
     return args, kwargs
 
 

@@ -20,8 +20,8 @@ ATTENTION = "decode"  # the name under which transformers knows `attention`
 
 
 def speed_up_decoding(model: nn.Module) -> None:
-    """Speed up a model in place, so far as it has these: decoder blocks run compiled programs, sdpa becomes `attention`, the cache
-    grows in place, GELU is one call of torch, and dropout is removed."""
+    """Speed up a model in place, so far as it has these: decoder blocks run compiled programs, sdpa becomes `attention`, the
+    cache grows in place, GELU is one call of torch, and dropout is removed."""
     for module in list(model.modules()):
         for name, child in module.named_children():
             if type(child) in (NewGELUActivation, GELUTanh):

@@ -10,6 +10,7 @@ import ctypes
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy
 import torch
 from torch import nn
 
@@ -43,9 +44,12 @@ class Program:
     """Jobs whose buffers and named addresses are filled in at each run; valid while `is_current`."""
 
     def __init__(self, builder: ProgramBuilder):
-        self._template, self._size = threads.program_of(builder.jobs), builder.size
-        self._kind = ctypes.c_int64 * (len(self._template) // 8)
-        self._offsets, self._places = builder.offsets, builder.places
+        self._template = numpy.frombuffer(threads.program_of(builder.jobs), numpy.int64).copy()
+        self._size, self._names = builder.size, tuple(builder.places)
+        self._buffer_places, offsets = (numpy.array(column) for column in zip(*builder.offsets, strict=True))
+        self._template[self._buffer_places] = offsets  # to which a run adds the address of its buffers
+        self._named_places = numpy.array([place for name in self._names for place in builder.places[name]])
+        self._repeats = numpy.array([len(builder.places[name]) for name in self._names])
         self._held, self._versions, self._hooks = builder.held, builder.versions, builder.hooks
 
     def is_current(self) -> bool:
@@ -54,14 +58,9 @@ class Program:
 
     def run(self, numbers: Mapping[str, int]) -> None:
         """Run all jobs. numbers: the addresses, and other numbers, that the names stand for."""
-        buffers = torch.empty(self._size)
-        program, base = self._kind.from_buffer_copy(self._template), buffers.data_ptr()
-        for place, offset in self._offsets:
-            program[place] = base + offset
-        for name, places in self._places.items():
-            number = numbers[name]
-            for place in places:
-                program[place] = number
+        buffers, program = torch.empty(self._size), self._template.copy()
+        program[self._buffer_places] += buffers.data_ptr()
+        program[self._named_places] = numpy.repeat(numpy.array([numbers[name] for name in self._names]), self._repeats)
         threads.perform(program)
 
 
@@ -110,7 +109,8 @@ class ProgramBuilder:
 
     def linear(self, module: nn.Module, piece: Piece, source: Vector, target: Vector, rows: range | None = None, then: int = 0,
                other: Vector | None = None) -> None:
-        """Multiply with a piece of a linear, or some of its rows, and add the linear's bias. then, other: see quant.kernels.loops."""
+        """Multiply with a piece of a linear, or some of its rows, and add the linear's bias. then, other: the epilogue and its
+        vector (quant.kernels.loops)."""
         rows = rows or range(piece.rows)
         bias = self._address(_bias_of(module, piece, rows))
         if isinstance(piece.weight, QWeight):
@@ -123,15 +123,15 @@ class ProgramBuilder:
             job = self._float_job(piece.weight, bias, then, rows)
         self._add(job, {loops.X: source, loops.Y: target} | ({} if other is None else {loops.OTHER: other}))
 
-    def attention(self, query: tuple[int, int], key: tuple[int, int], value: tuple[int, int], target: Vector, sizes: dict[int, int],
-                  scaling: float, cache: Mapping[int, str]) -> None:
+    def attention(self, query: tuple[int, int], key: tuple[int, int], value: tuple[int, int], target: Vector, scaling: float,
+                  sizes: Mapping[int, int], cache: Mapping[int, str]) -> None:
         """Attend to the cache, which gets the new key and value. query, key, value: offset of the first head, and floats from a
         head to the next. sizes: numbers of the job; cache: the names of the others."""
         job = threads.Job()
         job[threads.PARTS], job[threads.WORK] = sizes[attention.HEADS], attention.ATTEND_TO_CACHE
         job[attention.SCALING] = self._number(scaling)
         strides = {attention.QUERY_HEAD: query[1], attention.NEW_KEY_HEAD: key[1], attention.NEW_VALUE_HEAD: value[1]}
-        for place, number in (sizes | strides).items():
+        for place, number in {**sizes, **strides}.items():
             job[place] = number
         self._add(job, {attention.QUERY: query[0], attention.NEW_KEY: key[0], attention.NEW_VALUE: value[0],
                         attention.OUT: target} | dict(cache))
@@ -147,7 +147,7 @@ class ProgramBuilder:
         job = threads.Job()
         job[loops.CODES] = self._address(weight) + (0 if is_transposed else 4 * rows.start * inputs)
         job[loops.ROWS], job[loops.COLUMNS], job[loops.BIAS], job[loops.THEN] = len(rows), inputs, bias, then
-        height = max(1, min(FLOAT_PART // inputs, len(rows) // cpu.LEAST_PARTS))
+        height = max(1, min(FLOAT_PART // inputs, cpu.height_of_part(len(rows))))
         job[loops.HEIGHT], job[threads.PARTS] = height, -(-len(rows) // height)
         job[threads.WORK] = float_rows.MULTIPLY_COLUMNS_OF_FLOATS if is_transposed else float_rows.MULTIPLY_ROWS_OF_FLOATS
         return job
