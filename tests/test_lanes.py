@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quant.errors import InputError
-from quant.kernels import cpu, lanes, reference, wide
+from quant.kernels import cpu, lanes, reference, windows
 from quant.speed.environment import environment
 from quant.tensor.qtensor import quantize
 from quant.tensor.scheme import Scheme
@@ -87,7 +87,7 @@ def test_the_environment_names_the_vectors():
 
 @pytest.mark.parametrize("bits, size", list(product(range(2, 9), (32, 64))))
 def test_every_code_of_a_block_has_one_lane(bits, size):
-    places = [wide.code_of(bits, size, vector, lane) for vector in range(size // 16) for lane in range(16)]
+    places = [windows.code_of(bits, size, 16, vector, lane) for vector in range(size // 16) for lane in range(16)]
     assert sorted(places) == list(range(size))
 
 

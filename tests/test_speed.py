@@ -15,7 +15,9 @@ from quant.speed.watch import Watch
 
 RATIOS = {
     "int8_vs_fp32", "int4_vs_fp32", "nf4_vs_fp32", "int8_vs_llamacpp_q8_0", "int4_vs_llamacpp_q4_0", "int8_vs_bnb_int8",
-    "nf4_vs_bnb_nf4", "prefill_vs_fp32",
+    "nf4_vs_bnb_nf4", "nf4_vs_int4", "fp4_vs_int4", "int3_vs_int4", "int2_vs_int4", "mixed_vs_int4_per_byte",
+    "prefill_32_vs_fp32", "prefill_8_vs_fp32", "prefill_32_vs_bf16", "prefill_8_vs_bf16",
+    "prefill_vs_fp32",
 }  # fmt: skip
 BUSY = Load(cores=2, threads=2, loop_slowdown=3.5, involuntary_switches_per_s=200.0, others_cpu=1.9, stolen_cpu=0.0)
 WITHOUT_TORCH = """
@@ -47,7 +49,7 @@ def bench(tmp_path_factory):
 def test_every_variant_is_measured_in_turn(bench):
     assert set(bench["ratios"]) == RATIOS and bench["ratios"] == bench["models"]["tiny"]["ratios"]
     variants = bench["models"]["tiny"]["variants"]
-    assert len(variants) == 11
+    assert len(variants) == 15
     for found in variants.values():
         assert len(found["decode"]["ms"]["raw"]) == 4  # half of the rounds, each of a slice of 16 tokens and one of 4
         assert len(found["prefill_long"]["ms"]["raw"]) == len(found["prefill"]["ms"]["raw"]) == 2
@@ -69,6 +71,8 @@ def test_numbers_fit_each_other(bench):
 @pytest.mark.slow
 def test_the_table_has_a_line_for_each(bench):
     lines = decode.table("tiny", bench["models"]["tiny"])
+    assert sum(line.startswith(("roofline: ", "threads: ", "ratios of speeds")) for line in lines) == 3
+    assert set(bench["models"]["tiny"]["decode_ms_by_threads"]["int4"]) == {"1", "2"}
     for variant in bench["models"]["tiny"]["variants"]:
         assert sum(line.startswith(f"{variant} ") for line in lines) == 1
 

@@ -11,6 +11,8 @@ import torch
 
 from quant.kernels import reference
 from quant.methods import Preparation
+from quant.model.architectures import architecture_of
+from quant.model.config import read_config
 from quant.nn.decoding import speed_up_decoding
 from quant.nn.modules import QWeight
 from quant.runners import Runner, open_runner
@@ -22,12 +24,17 @@ from quant.speed.samples import ratios_of_pairs, spread
 from quant.tensor.qtensor import dequantize
 from quant.variants import variants
 
-THREADS = 2
-OURS = ("int8", "int4", "nf4")
+OURS = ("int8", "int4", "nf4", "fp4", "int3", "int2", "mixed")
+MIXED = {"q": 3, "k": 3, "v": 6, "o": 5, "gate": 3, "up": 3, "down": 5}  # bits by role, as a budget of 4 gives them
 ROWS = {  # as in params.yaml, without defaults
     "int8": {"method": "quant", "include": ["*"]},
     "int4": {"method": "quant", "include": ["*"], "bits": 4, "group_size": 64},
     "nf4": {"method": "quant", "include": ["*"], "bits": 4, "group_size": 64, "codebook": "nf4"},
+    "fp4": {"method": "quant", "include": ["*"], "bits": 4, "group_size": 64, "codebook": "fp4"},
+    "int3": {"method": "quant", "include": ["*"], "bits": 3, "group_size": 64},
+    "int2": {"method": "quant", "include": ["*"], "bits": 2, "group_size": 64},
+    "mixed": {"method": "quant", "include": ["*"], "bits": 4, "group_size": 64,
+              "schemes": {role: {"bits": bits} for role, bits in MIXED.items()}},
     "bnb_int8": {"method": "bitsandbytes", "type": "int8"},
     "bnb_nf4": {"method": "bitsandbytes", "type": "nf4"},
     "llamacpp_q8_0": {"method": "llama_cpp", "type": "Q8_0"},
@@ -35,14 +42,16 @@ ROWS = {  # as in params.yaml, without defaults
 }
 RATIOS = (  # pairs of variants whose decoding speeds are divided
     ("int8", "fp32"), ("int4", "fp32"), ("nf4", "fp32"), ("int8", "llamacpp_q8_0"), ("int4", "llamacpp_q4_0"),
-    ("int8", "bnb_int8"), ("nf4", "bnb_nf4"),
+    ("int8", "bnb_int8"), ("nf4", "bnb_nf4"), ("nf4", "int4"), ("fp4", "int4"), ("int3", "int4"), ("int2", "int4"),
 )  # fmt: skip
 
 
 def quantize_all(base: Path, folder: Path, tell: Callable[[str], None]) -> dict[str, Path]:
     """Build every variant of ROWS from the model in `base`: name -> its folder in `folder`."""
-    made, prepared = {}, folder / "prepared"
-    for variant in variants({"variants": ROWS})[1:]:
+    made, prepared, found = {}, folder / "prepared", architecture_of(read_config(base))
+    roles = {role for roles in found.inside.values() for role in ((roles,) if isinstance(roles, str) else roles)}
+    mixed = {**ROWS["mixed"], "schemes": {role: given for role, given in ROWS["mixed"]["schemes"].items() if role in roles}}
+    for variant in variants({"variants": {**ROWS, "mixed": mixed}})[1:]:
         method = variant.method
         if method.prepare and not (prepared / method.name).exists():
             tell(f"preparing for {method.label}")
@@ -54,13 +63,13 @@ def quantize_all(base: Path, folder: Path, tell: Callable[[str], None]) -> dict[
     return made
 
 
-def open_all(base: Path, made: Mapping[str, Path], max_tokens: int) -> dict[str, Runner]:
+def open_all(base: Path, made: Mapping[str, Path], max_tokens: int, threads: int) -> dict[str, Runner]:
     """Load the base in float32 and bfloat16, all variants of `made`, and two that share weights with one of these:
     fp32_our_decoding (fp32 with this project's decoding) and int8_dequantized_each_call (int8, dequantized whole)."""
-    runners = {"fp32": open_runner(base, threads=THREADS), "bf16": open_runner(base, "bfloat16", threads=THREADS)}
+    runners = {"fp32": open_runner(base, threads=threads), "bf16": open_runner(base, "bfloat16", threads=threads)}
     runners["fp32_our_decoding"] = _sharing_weights(runners["fp32"])
     speed_up_decoding(runners["fp32_our_decoding"].model)
-    runners |= {name: open_runner(folder, threads=THREADS, max_tokens=max_tokens) for name, folder in made.items()}
+    runners |= {name: open_runner(folder, threads=threads, max_tokens=max_tokens) for name, folder in made.items()}
     runners["int8_dequantized_each_call"] = _sharing_weights(runners["int8"])
     for module in runners["int8_dequantized_each_call"].model.modules():
         if isinstance(module, QWeight):
@@ -82,8 +91,9 @@ class _Dequantizing(reference.Matmul):
         return torch.nn.functional.linear(x, dequantize(self.weight), bias)
 
 
-def timed(runners: dict[str, Runner], lengths: Mapping[str, int], tokens: int, rounds: int) -> dict:
-    """Time all runners in alternation: medians, ratios and raw samples, for JSON. lengths: phase -> tokens of its prompt."""
+def timed(runners: dict[str, Runner], lengths: Mapping[str, int], tokens: int, rounds: int, threads: int) -> dict:
+    """Time all runners in alternation: medians, ratios and raw samples, for JSON. lengths: phase -> tokens of its prompt.
+    threads: that the runners use."""
     random = torch.Generator().manual_seed(0)
     prompts = {phase: torch.randint(0, 2000, (length,), generator=random) for phase, length in lengths.items()}
     bandwidths = [memory_read_gb_per_s("cpu")]
@@ -98,15 +108,43 @@ def timed(runners: dict[str, Runner], lengths: Mapping[str, int], tokens: int, r
             phase: {"ms": spread(ms[name]), "speed_over_fp32": spread(ratios_of_pairs(ms["fp32"], ms[name]))}
             for phase, ms in samples.ms.items()
         }
+    ratios = _ratios(samples, lengths) | {"mixed_vs_int4_per_byte": _per_byte(samples.ms["decode"], found)}
     return {
-        "environment": environment(), "threads": THREADS, "memory_read_gb_per_s": bandwidth, "tokens": tokens, "rounds": rounds,
-        "prompts": dict(lengths), "variants": found, "ratios": _ratios(samples),
+        "environment": environment(), "threads": threads, "memory_read_gb_per_s": bandwidth, "tokens": tokens, "rounds": rounds,
+        "prompts": dict(lengths), "variants": found, "ratios": {name: ratio["median"] for name, ratio in ratios.items()},
+        "ratio_mads": {name: ratio["mad"] for name, ratio in ratios.items()},
     }  # fmt: skip
 
 
-def _ratios(samples: Samples) -> dict[str, float]:
-    """Median ratios of decoding speeds over paired samples, and of prefill for our slowest format at the longest prompt."""
-    decode, prefill = samples.ms["decode"], samples.ms.get("prefill_long", samples.ms["prefill"])
-    ratios = {f"{a}_vs_{b}": spread(ratios_of_pairs(decode[b], decode[a]))["median"] for a, b in RATIOS}
-    slowest = min(spread(ratios_of_pairs(prefill["fp32"], prefill[name]))["median"] for name in OURS)
-    return ratios | {"prefill_vs_fp32": slowest}
+def _ratios(samples: Samples, lengths: Mapping[str, int]) -> dict[str, dict]:
+    """Ratios of speeds over paired samples: decoding by RATIOS; prompts of each length, for our slowest format."""
+    decode = samples.ms["decode"]
+    ratios = {f"{a}_vs_{b}": spread(ratios_of_pairs(decode[b], decode[a])) for a, b in RATIOS}
+    for other in ("fp32", "bf16"):
+        for phase, length in lengths.items():
+            ms = samples.ms[phase]
+            found = [spread(ratios_of_pairs(ms[other], ms[name])) for name in OURS]
+            ratios[f"prefill_{length}_vs_{other}"] = min(found, key=lambda ratio: ratio["median"])
+    return ratios | {"prefill_vs_fp32": ratios[f"prefill_{max(lengths.values())}_vs_fp32"]}
+
+
+def _per_byte(decode: Mapping[str, list[float]], found: Mapping[str, dict]) -> dict:
+    """Bytes a second of a mix of widths over those of 4 bits for all, as ratios of pairs."""
+    factor = found["mixed"]["weight_bytes_per_token"] / found["int4"]["weight_bytes_per_token"]
+    return spread([factor * ratio for ratio in ratios_of_pairs(decode["int4"], decode["mixed"])])
+
+
+def scaling(runners: Mapping[str, Runner], prompt: int, tokens: int, most: int) -> dict[str, dict[int, float]]:
+    """Milliseconds a token of this project's int8 and int4 with 1, 2, 4, ... up to `most` of torch's threads."""
+    counts = sorted({2**k for k in range(most.bit_length()) if 2**k <= most} | {most})
+    found: dict[str, dict[int, float]] = {name: {} for name in ("int8", "int4")}
+    before = torch.get_num_threads()
+    try:
+        for count in counts:
+            torch.set_num_threads(count)
+            of_both = measure({name: runners[name] for name in found}, {"prefill": torch.arange(prompt) % 1000}, tokens, 3)
+            for name, samples in of_both.ms["decode"].items():
+                found[name][count] = spread(samples)["median"]
+    finally:
+        torch.set_num_threads(before)
+    return found

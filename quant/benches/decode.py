@@ -1,8 +1,8 @@
-"""Speed of quantized models: python -m quant.benches.decode [gpt2-124m] [llama-1b]    (make bench: both)
+"""Speed of quantized models: python -m quant.benches.decode [--threads N] [gpt2-124m] [llama-1b]    (make bench: both)
 
 Models of real shapes with random weights, all quantized here, run in one process in alternation, so that a shared machine's
 drift affects all equally: transformers in float32 and bfloat16, weights dequantized at every call (the naive way), this
-project's int8, int4 and NF4 (every weight, embedding and head included), bitsandbytes, and llama.cpp.
+project's variants from 8 to 2 bits and a mix of widths (every weight, embedding and head included), bitsandbytes, and llama.cpp.
 
 Decoding a token reads every weight once, so its time is printed with the rate at which weights were read, and that rate's share
 of the memory bandwidth. Writes reports/bench.json with all raw samples; models that are not named keep their earlier results.
@@ -58,33 +58,37 @@ def _llama_1b() -> PreTrainedConfig:
 MAIN = "gpt2-124m"  # the model whose ratios stand first in the file
 MODELS = {
     MAIN: BenchmarkModel(_gpt2_124m, {"prefill_long": 512, "prefill": 128}, tokens=64, rounds=6),
-    "llama-1b": BenchmarkModel(_llama_1b, {"prefill": 128}, tokens=8, rounds=4),
+    "llama-1b": BenchmarkModel(_llama_1b, {"prefill_long": 512, "prefill": 128}, tokens=8, rounds=3),
 }
 
 
 def main(arguments: list[str]) -> None:
     parser = Parser(prog="python -m quant.benches.decode", description=__doc__.partition(":")[0] + ".")
     parser.add_argument("models", nargs="*", metavar="MODEL", help=f"{' or '.join(MODELS)}; all of them without one")
-    names = parser.parse_args(arguments).models
+    parser.add_argument("--threads", type=int, default=TimingPlan.threads, metavar="N", help="of every runtime (%(default)s)")
+    given = parser.parse_args(arguments)
+    names, threads = given.models, given.threads
+    if not 1 <= threads <= (os.cpu_count() or 1):
+        raise InputError(f"--threads is {threads}; expected 1 to {os.cpu_count()}, the processor's cores")
     unknown = [name for name in names if name not in MODELS]
     if unknown:
         raise InputError(f"unknown model {', '.join(unknown)}; known: {', '.join(MODELS)}")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    watch = watch_machine(TimingPlan.threads, TimingPlan.wait)  # as in the pipeline by default
+    watch = watch_machine(threads, TimingPlan.wait)
     if watch.is_busy:
         spare_the_processor()  # for all models, which is why they share one watch
     found = read_json(OUT)["models"] if OUT.is_file() else {}
     for name in names or MODELS:
-        found[name] = measure(name, MODELS[name], watch)
+        found[name] = measure(name, MODELS[name], watch, threads)
         print("\n".join(table(name, found[name])), flush=True)
         first = MAIN if MAIN in found else name
         write_json(OUT, significant({"ratios": found[first]["ratios"], "ratios_are_of": first, "models": found}, 5))
     print(f"written to {OUT}")
 
 
-def measure(name: str, model: BenchmarkModel, watch: Watch) -> dict:
+def measure(name: str, model: BenchmarkModel, watch: Watch, threads: int = TimingPlan.threads) -> dict:
     """Make a model of this shape and all its variants in a temporary folder, and time them; see contestants.timed."""
-    from quant.benches.contestants import open_all, quantize_all, timed
+    from quant.benches.contestants import open_all, quantize_all, scaling, timed
     from quant.benches.random_model import write_random_model
 
     def tell(line: str) -> None:
@@ -96,8 +100,9 @@ def measure(name: str, model: BenchmarkModel, watch: Watch) -> dict:
         write_random_model(model.config(), base)
         made = quantize_all(base, Path(temporary), tell)
         tell("loading")
-        runners = open_all(base, made, sum(model.prompts.values()) + model.tokens)
-        result = timed(runners, model.prompts, model.tokens, watch.shorten(model.rounds))
+        runners = open_all(base, made, sum(model.prompts.values()) + model.tokens, threads)
+        result = timed(runners, model.prompts, model.tokens, watch.shorten(model.rounds), threads)
+        result["decode_ms_by_threads"] = scaling(runners, model.prompts["prefill"], model.tokens, threads)
         watch.still_quiet()
         return {**result, "machine_load": watch.to_dict()}
 
@@ -120,8 +125,20 @@ def table(name: str, result: dict) -> list[str]:
         lines.append(line)
     if result["machine_load"]["is_busy"]:
         lines.append("Other work ran on this machine: don't trust these times.")
-    lines += ["", "ratios of speeds: " + ", ".join(f"{pair} {ratio:.2f}" for pair, ratio in result["ratios"].items()), ""]
+    lines += ["", "roofline: weights over the memory's rate would take "
+              + ", ".join(f"{_roof(result, name):.1f} ms ({name}, {result['variants'][name]['share_of_bandwidth']:.0%} reached)"
+                          for name in ("int8", "int4", "int3", "int2"))]
+    lines += ["threads: " + "; ".join(
+        f"{name} " + ", ".join(f"{count}: {ms:.2f} ms" for count, ms in by_count.items())
+        for name, by_count in result["decode_ms_by_threads"].items())]
+    lines += ["ratios of speeds ± MAD: " + ", ".join(
+        f"{pair} {ratio:.2f} ± {result['ratio_mads'][pair]:.2f}" for pair, ratio in result["ratios"].items()), ""]
     return lines
+
+
+def _roof(result: dict, name: str) -> float:
+    """Milliseconds in which the memory can deliver the weights that a token needs."""
+    return result["variants"][name]["weight_bytes_per_token"] / result["memory_read_gb_per_s"] / 1e6
 
 
 def _with_mad(found: dict, width: int) -> str:

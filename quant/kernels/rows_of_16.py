@@ -6,7 +6,8 @@ import numpy
 from numba import njit
 
 from quant.kernels.vectors import BLOCK
-from quant.kernels.wide import LANES, code_of, rows_dot
+from quant.kernels.wide import LANES, rows_dot
+from quant.kernels.windows import code_of
 
 LOOKUP_BITS = (2, 3, 4, 5)  # widths whose codes may be indices into a table; other tables are decoded code by code
 
@@ -16,7 +17,7 @@ _ORDERS = numpy.zeros((2, 7, 2 * BLOCK), numpy.int64)
 for _large in (0, 1):
     for _bits in range(2, 9):
         for _place in range(BLOCK << _large):
-            _ORDERS[_large, _bits - 2, _place] = code_of(_bits, BLOCK << _large, *divmod(_place, LANES))
+            _ORDERS[_large, _bits - 2, _place] = code_of(_bits, BLOCK << _large, LANES, *divmod(_place, LANES))
 
 # Functions for groups of 32 codes, of 64, of 128, of another multiple of 64, and of another multiple of 32.
 _dot2_g32, _dot3_g32, _dot4_g32, _dot5_g32, _dot6_g32, _dot7_g32, _dot8_g32 = (rows_dot(bits, 32, 1) for bits in range(2, 9))

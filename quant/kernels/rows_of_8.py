@@ -5,17 +5,28 @@ from __future__ import annotations
 import numpy
 from numba import float32, njit, uint8
 
-from quant.kernels.vectors import BLOCK, HAS_SHUFFLE, equal_steps, looked_up, row_dot, spread_halves
+from quant.kernels.vectors import BLOCK, HAS_SHUFFLE, equal_steps, looked_up, masked_bit, masked_steps, row_dot
+from quant.kernels.windows import code_of
 
 LOOKUP_BITS = (4,)  # widths whose codes may be indices into a table; other tables are decoded code by code
 
 _FAST = {"reassoc", "contract", "nsz"}
 
-# In a row's product, codes of 4 bits are counted from 0, and `offsets` subtract the middle: this saves an instruction.
+# In a row's product, codes of 4 bits, and narrower ones in groups of a multiple of 64, are counted from 0, and `offsets` subtract
+# the middle: this saves an instruction.
 _dot2, _dot3, _dot4, _dot5, _dot6, _dot7, _dot8 = (
     row_dot(equal_steps(bits, 0 if bits == 4 else 2 ** (bits - 1)), 4 * bits) for bits in range(2, 9)
 )
-_dot_spread, _dot_spread_1, _dot_spread_2 = (row_dot(spread_halves, 32, blocks, 2 * BLOCK) for blocks in (0, 1, 2))
+_masked2, _masked2_1, _masked2_2 = (row_dot(masked_steps(2), 16, blocks, 2 * BLOCK) for blocks in (0, 1, 2))
+_masked3, _masked3_1, _masked3_2 = (row_dot(masked_steps(3), 24, blocks, 2 * BLOCK) for blocks in (0, 1, 2))
+_masked4, _masked4_1, _masked4_2 = (row_dot(masked_steps(4), 32, blocks, 2 * BLOCK) for blocks in (0, 1, 2))
+# The order of 64 activations and what they are multiplied with, a row for each width from 2 to 4 bits.
+_ORDERS, _FACTORS = numpy.zeros((3, 2 * BLOCK), numpy.int64), numpy.zeros((3, 2 * BLOCK), numpy.float32)
+for _bits in (2, 3, 4):
+    for _place in range(2 * BLOCK):
+        _vector, _lane = divmod(_place, 8)
+        _ORDERS[_bits - 2, _place] = code_of(_bits, 2 * BLOCK, 8, _vector, _lane)
+        _FACTORS[_bits - 2, _place] = 2.0 ** -masked_bit(_bits, _vector, _lane)
 _dot_shuffled, _dot_shuffled_1, _dot_shuffled_2, _dot_shuffled_4 = (row_dot(looked_up, 16, blocks) for blocks in (0, 1, 2, 4))
 
 @njit(nogil=True, fastmath=_FAST)
@@ -57,16 +68,33 @@ else:
 
 
 @njit(nogil=True)
+def dot_masked(bits, codes, x, lookup_planes, offsets, scales, groups, blocks):  # see row_dot; blocks: of 64 codes
+    if bits == 4:
+        if blocks == 1:
+            return _masked4_1(codes, x, lookup_planes, offsets, scales, groups, blocks)
+        if blocks == 2:
+            return _masked4_2(codes, x, lookup_planes, offsets, scales, groups, blocks)
+        return _masked4(codes, x, lookup_planes, offsets, scales, groups, blocks)
+    if bits == 3:
+        if blocks == 1:
+            return _masked3_1(codes, x, lookup_planes, offsets, scales, groups, blocks)
+        if blocks == 2:
+            return _masked3_2(codes, x, lookup_planes, offsets, scales, groups, blocks)
+        return _masked3(codes, x, lookup_planes, offsets, scales, groups, blocks)
+    if blocks == 1:
+        return _masked2_1(codes, x, lookup_planes, offsets, scales, groups, blocks)
+    if blocks == 2:
+        return _masked2_2(codes, x, lookup_planes, offsets, scales, groups, blocks)
+    return _masked2(codes, x, lookup_planes, offsets, scales, groups, blocks)
+
+
+@njit(nogil=True)
 def dot_steps(bits, codes, x, lookup_planes, offsets, scales, groups, blocks):  # see row_dot
+    if bits <= 4 and blocks % 2 == 0:
+        return dot_masked(bits, codes, x, lookup_planes, offsets, scales, groups, blocks // 2)
     if bits == 8:
         return _dot8(codes, x, lookup_planes, offsets, scales, groups, blocks)
     if bits == 4:
-        if blocks == 2:
-            return _dot_spread_1(codes, x, lookup_planes, offsets, scales, groups, blocks // 2)
-        if blocks == 4:
-            return _dot_spread_2(codes, x, lookup_planes, offsets, scales, groups, blocks // 2)
-        if blocks % 2 == 0:
-            return _dot_spread(codes, x, lookup_planes, offsets, scales, groups, blocks // 2)
         return _dot4(codes, x, lookup_planes, offsets, scales, groups, blocks)
     if bits == 2:
         return _dot2(codes, x, lookup_planes, offsets, scales, groups, blocks)
@@ -91,15 +119,12 @@ def ordered(x, half):  # float32 [columns] -> float32 [columns]
 
 
 @njit(nogil=True, fastmath=_FAST)
-def spread(x):  # float32 [columns] -> float32 [columns]
-    """Reorder x for spread_halves: in every 64, number 8 * i + k goes to 8 * k + i, scaled by 16 ** -k (k = 7: unscaled)."""
-    out = numpy.empty_like(x)
-    for start in range(0, len(x), 64):
-        factor = float32(1)
-        for k in range(8):
-            for lane in range(8):
-                out[start + 8 * k + lane] = x[start + 8 * lane + k] * factor
-            factor = factor / float32(16) if k < 6 else float32(1)
+def masked(x, bits):  # float32 [columns], int64 -> float32 [columns]
+    """Reorder and scale x for `masked_steps`."""
+    out, order, factors = numpy.empty_like(x), _ORDERS[bits - 2], _FACTORS[bits - 2]
+    for start in range(0, len(x), 2 * BLOCK):
+        for place in range(2 * BLOCK):
+            out[start + place] = x[start + order[place]] * factors[place]
     return out
 
 
@@ -123,9 +148,11 @@ def prepared(x, bits, is_table, blocks):
     x: float32 [columns]; bits: of a code; is_table: whether codes are indices into a table; blocks: of 32 codes, in a group.
     Returns float32 [columns] and float32 [groups * 8].
     """
-    offsets = _group_offsets(x, len(x) // (BLOCK * blocks), 8 if bits == 4 and not is_table else 0)
-    if bits == 4 and not is_table and blocks % 2 == 0:
-        return spread(x), offsets
+    is_masked = not is_table and bits <= 4 and blocks % 2 == 0
+    middle = 1 << (bits - 1) if is_masked or (bits == 4 and not is_table) else 0
+    offsets = _group_offsets(x, len(x) // (BLOCK * blocks), middle)
+    if is_masked:
+        return masked(x, bits), offsets
     if bits == 4:
         return ordered(x, 4 if is_table else 8), offsets
     return x, offsets

@@ -15,6 +15,7 @@ from numba.extending import intrinsic
 
 from quant.kernels.lanes import features
 from quant.kernels.prefetch import prefetch
+from quant.kernels.windows import code_of, first_bit, window_start
 
 BLOCK = 32  # codes decoded per step; only groups of whole blocks take this path
 
@@ -73,16 +74,42 @@ def equal_steps(bits: int, counted_from: int):
     return {8: bytes_, 4: halves}.get(bits, others)
 
 
-def spread_halves(builder, codes, place, lookup_planes):
-    """Decode 64 half-bytes in equal steps from 0 into eight vectors of 8 floats, with the fewest instructions.
+def masked_steps(bits: int):
+    """Make a decoder of 64 codes of 2, 3 or 4 bits in equal steps from 0: eight vectors of 8 floats, by the fewest instructions.
 
-    Eight numbers of 32 bits hold 8 codes each. Vector k keeps code k of each by a mask, without a shift, so it is 16 ** k times
-    too large; quant.kernels.loops.spread divides the activations by that. Code 7 reaches the sign bit and is shifted down.
+    A window of 32 bits holds 8 or 16 codes (quant.kernels.windows). Vector k keeps code k of each by a mask, without a shift. So
+    it is 2 ** masked_bit times too large; quant.kernels.rows_of_8 divides the activations by that.
     """
-    eights = _load(builder, codes, place, _EIGHT)
-    for k in range(7):
-        yield builder.sitofp(builder.and_(eights, _all(_EIGHT, 15 << (4 * k))), _FLOATS)
-    yield builder.sitofp(builder.lshr(eights, _all(_EIGHT, 28)), _FLOATS)
+
+    starts = [window_start(bits, code_of(bits, 2 * BLOCK, 8, 0, lane)) // 8 for lane in range(8)]
+
+    def load_windows(builder, codes, place):
+        if bits == 4:
+            return _load(builder, codes, place, _EIGHT)
+        kind, rest = ir.VectorType(_I8, 16), 8 * bits - 16  # two reads that overlap, or the same one twice
+        first, second = (_load(builder, codes, builder.add(place, ir.Constant(_I64, start)), kind) for start in (0, rest))
+        bytes_ = [min(start + i, 8 * bits - 1) for start in starts for i in range(4)]
+        places = (byte if number < 16 else byte + 16 - rest for number, byte in enumerate(bytes_))  # lanes 4 to 7: of the second
+        return builder.bitcast(_shuffled(builder, first, second, places), _EIGHT)
+
+    def decode(builder, codes, place, lookup_planes):
+        windows = load_windows(builder, codes, place)
+        for vector in range(8):
+            down = first_bit(bits, code_of(bits, 2 * BLOCK, 8, vector, 7)) - masked_bit(bits, vector, 7)
+            masks = ir.Constant(_EIGHT, [(2**bits - 1) << masked_bit(bits, vector, lane) for lane in range(8)])
+            kept = builder.lshr(windows, _all(_EIGHT, down)) if down else windows
+            is_alone = down == 32 - bits  # nothing else is left
+            yield builder.sitofp(kept if is_alone else builder.and_(kept, masks), _FLOATS)
+
+    return decode
+
+
+def masked_bit(bits: int, vector: int, lane: int) -> int:
+    """Number of the first bit of a code where `masked_steps` masks it: that in its window, unless a code of the vector reaches
+    the sign. Then all are moved down: by one bit, or to the lower end if all reach it."""
+    places = [first_bit(bits, code_of(bits, 2 * BLOCK, 8, vector, other)) for other in range(8)]
+    reach = [place + bits == 32 for place in places]
+    return places[lane] - (32 - bits if all(reach) else int(any(reach)))
 
 
 def looked_up(builder, codes, place, lookup_planes):

@@ -1,9 +1,8 @@
 """Products of rows of packed codes with one row of activations in vectors of 16 floats (AVX-512), as LLVM instructions.
 
-A block of codes is loaded at once. Each of 16 numbers of 32 bits, a window, gets the bytes of the codes that its lane decodes;
-vector k of the block holds code k of every window. Up to 5 bits, a permutation looks the floats up in a table of 16 or 32: it
-ignores the higher bits of an index, so that shifting a code down is all it needs, whatever the grid. Wider codes, always in
-equal steps, become integers with a sign, then floats.
+A block of codes is loaded at once and cut into windows, one for each of 16 lanes (quant.kernels.windows). Up to 5 bits, a
+permutation looks the floats up in a table of 16 or 32: it ignores the higher bits of an index, so that shifting a code down is
+all it needs, whatever the grid. Wider codes, always in equal steps, become integers with a sign, then floats.
 """
 
 from __future__ import annotations
@@ -15,23 +14,13 @@ from numba.core.cgutils import get_or_insert_function
 from numba.extending import intrinsic
 
 from quant.kernels.prefetch import prefetch
+from quant.kernels.windows import code_of, first_bit, window_start
 
 LANES = 16
 LOOKUP_BITS = 5  # widest codes that are looked up
 
 _I8, _I32, _I64, _FLOAT = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
 _BYTES, _WORDS, _FLOATS = ir.VectorType(_I8, 64), ir.VectorType(_I32, LANES), ir.VectorType(_FLOAT, LANES)
-
-
-def code_of(bits: int, size: int, vector: int, lane: int) -> int:
-    """Number, within a block of `size` codes, of the code that lands in a lane of a vector.
-
-    A window holds as many codes, a power of two, as fit 32 bits. Where a block has fewer windows than there are lanes, several
-    lanes share a window, each with its own codes.
-    """
-    held = 1 << ((32 // bits).bit_length() - 1)
-    windows, vectors = size // held, size // LANES
-    return lane % windows * held + lane // windows * vectors + vector
 
 
 def _constants(kind: ir.VectorType, numbers) -> ir.Constant:
@@ -65,18 +54,16 @@ def _load_block(builder, address, size: int) -> ir.Value:
 def _values(builder, block, bits: int, size: int, tables: list[ir.Value]):
     """Decode a block of codes into size / 16 vectors of floats; at 8 bits they are 2**24 times too large."""
     bytes_ = bits * size // 8
-    vectors = [[code_of(bits, size, k, lane) for lane in range(LANES)] for k in range(size // LANES)]
+    vectors = [[code_of(bits, size, LANES, k, lane) for lane in range(LANES)] for k in range(size // LANES)]
     if bits == 8:
         signed = builder.xor(block, _all(_BYTES, 128))
         for codes in vectors:  # 64: a zero byte
             places = [place for code in codes for place in (64, 64, 64, code)]
             yield builder.sitofp(builder.bitcast(_bytes_of(builder, signed, _all(_BYTES, 0), places), _WORDS), _FLOATS)
         return
-    held = 1 << ((32 // bits).bit_length() - 1)
-    starts = [code // held * held * bits for code in vectors[0]]  # first bit of each lane's window
-    places = [min(start // 8 + i, bytes_ - 1) for start in starts for i in range(4)]
+    places = [min(window_start(bits, code) // 8 + i, bytes_ - 1) for code in vectors[0] for i in range(4)]
     windows = builder.bitcast(_bytes_of(builder, block, block, places), _WORDS)
-    shifts = [[code * bits - start // 8 * 8 for code, start in zip(codes, starts, strict=True)] for codes in vectors]
+    shifts = [[first_bit(bits, code) for code in codes] for codes in vectors]
     if bits <= LOOKUP_BITS:
         for down in shifts:
             index = builder.lshr(windows, _constants(_WORDS, down)) if any(down) else windows
@@ -100,7 +87,7 @@ def rows_dot(bits: int, size: int, unrolled: int):
     bits: of a code; size: codes of a block, 32 or 64; unrolled: blocks per group where the number is fixed; 0: any number, in a
     loop. The function built takes:
         codes          uint8 [rows, row_bytes]
-        x              float32 [columns], each block in the order of `code_of`
+        x              float32 [columns], each block in the order of quant.kernels.windows
         values         float32 [16], at 5 bits [32]: the table, repeated up to this size; not read for wider codes
         scales         float32 [rows, groups]
         y              float32 [rows]: written from `first` to before `last`
