@@ -140,6 +140,11 @@ def test_a_program_computes_what_the_block_does(quantized, ids, architecture, re
         torch_threads(count)
         assert torch.allclose(expected, decoded(model, ids[:1])[0], atol=2e-5), f"{count} threads"
         assert len(runs) == 12 * count, "one program for every token but the prompt, through all blocks"
+    several = torch.cat([ids, ids.flip(1), ids.roll(1, 1)])
+    found = decoded(model, several)[0]
+    assert len(runs) == 12 * 4, "and for all sequences of a batch"
+    with without_programs(model):
+        assert torch.allclose(found, decoded(model, several)[0], atol=2e-5), "a batch"
 
 
 @pytest.mark.parametrize("values", [{"include": ["attention"]}, {"include": ["q"]}, {"include": ["*"], "blocks": [1]}],
@@ -161,7 +166,7 @@ def test_blocks_of_another_build_go_their_own_way(quantized, ids, architecture, 
     assert not runs
 
 
-def test_a_program_is_for_a_token_alone_that_sees_all(quantized, ids, monkeypatch):
+def test_a_program_is_for_tokens_that_see_all(quantized, ids, monkeypatch):
     model = quantized("gpt2", RECIPES["int8"])
     runs = performed(monkeypatch)
     mask = torch.ones(1, 13, dtype=torch.long)
@@ -173,8 +178,8 @@ def test_a_program_is_for_a_token_alone_that_sees_all(quantized, ids, monkeypatc
             return model(ids[:1, 12:13], past_key_values=cache, attention_mask=mask).logits
 
     with without_programs(model):
-        batch, single = decoded(model, ids)[0], masked()
-    assert torch.allclose(batch, decoded(model, ids)[0], atol=1e-5), "a batch"
+        batch, single = decoded(model, ids.repeat(5, 1))[0], masked()
+    assert torch.allclose(batch, decoded(model, ids.repeat(5, 1))[0], atol=1e-5), "a large batch"
     assert torch.allclose(single, masked(), atol=1e-5), "a mask"
     half = AutoModelForCausalLM.from_pretrained(model.name_or_path, dtype=torch.bfloat16).eval()
     assert torch.allclose(decoded(half, ids[:1])[0].float(), batch[:1], atol=0.1), "bfloat16"

@@ -18,11 +18,12 @@ from quant.kernels import threads
 from quant.kernels.threads import FIRST, claim, compiled_loop, finish, pointer
 
 # Places in a job of quant.kernels.threads: addresses of float32 numbers, then sizes and, from KEYS_BATCH on, strides in elements.
-# Only ATTEND_TO_CACHE uses NEW_KEY, NEW_VALUE, COS, SIN and what follows VALUES_HEAD; its HEADS counts key heads.
-# ROTATED: dimensions of a head, from the first, that RoPE turns; WINDOW: most tokens that the new one attends to.
+# Only ATTEND_TO_CACHE uses NEW_KEY, NEW_VALUE, COS, SIN and what follows VALUES_HEAD; its HEADS counts key heads. POSITION_BATCH:
+# stride of COS and SIN. ROTATED: dimensions of a head, from the first, that RoPE turns. WINDOW: most tokens that a new one
+# attends to.
 (QUERY, KEYS, VALUES, OUT, SCALING, NEW_KEY, NEW_VALUE, COS, SIN, BATCH, HEADS, QUERIES_PER_KV, LENGTH, WIDTH, KEYS_BATCH,
- KEYS_HEAD, VALUES_BATCH, VALUES_HEAD, QUERY_HEAD, NEW_KEY_HEAD, NEW_VALUE_HEAD, ROTATED, WINDOW,
- FIELDS) = range(FIRST, FIRST + 24)
+ KEYS_HEAD, VALUES_BATCH, VALUES_HEAD, QUERY_BATCH, QUERY_HEAD, NEW_KEY_BATCH, NEW_KEY_HEAD, NEW_VALUE_BATCH, NEW_VALUE_HEAD,
+ POSITION_BATCH, ROTATED, WINDOW, FIELDS) = range(FIRST, FIRST + 28)
 _FAST = {"reassoc", "contract", "nsz"}
 
 
@@ -92,24 +93,27 @@ def _attend_to_cache(job_pointer):
     job = carray(job_pointer, FIELDS)
     heads, queries_per_kv, length, width = job[HEADS], job[QUERIES_PER_KV], job[LENGTH], job[WIDTH]
     scaling = carray(pointer(job[SCALING]), 1, numpy.float32)[0]
-    cos = carray(pointer(job[COS]), job[ROTATED], numpy.float32)
-    sin = carray(pointer(job[SIN]), job[ROTATED], numpy.float32)
-    out = carray(pointer(job[OUT]), (heads * queries_per_kv, width), numpy.float32)
+    out = carray(pointer(job[OUT]), (job[BATCH] * heads * queries_per_kv, width), numpy.float32)
     weights, query, first = numpy.empty(length, numpy.float32), numpy.empty(width, numpy.float32), max(0, length - job[WINDOW])
     while True:
-        head = claim(job_pointer)
-        if head >= heads:
+        part = claim(job_pointer)
+        if part >= job[BATCH] * heads:
             break
-        keys = carray(pointer(job[KEYS] + 4 * head * job[KEYS_HEAD]), (length, width), numpy.float32)
-        values = carray(pointer(job[VALUES] + 4 * head * job[VALUES_HEAD]), (length, width), numpy.float32)
-        new_key = carray(pointer(job[NEW_KEY] + 4 * head * job[NEW_KEY_HEAD]), width, numpy.float32)
-        new_value = carray(pointer(job[NEW_VALUE] + 4 * head * job[NEW_VALUE_HEAD]), width, numpy.float32)
-        _rotate(new_key, cos, sin, keys[length - 1])
-        values[length - 1][:] = new_value
+        sequence, head = part // heads, part % heads
+        cos = carray(pointer(job[COS] + 4 * sequence * job[POSITION_BATCH]), job[ROTATED], numpy.float32)
+        sin = carray(pointer(job[SIN] + 4 * sequence * job[POSITION_BATCH]), job[ROTATED], numpy.float32)
+        keys_at = job[KEYS] + 4 * (sequence * job[KEYS_BATCH] + head * job[KEYS_HEAD])
+        values_at = job[VALUES] + 4 * (sequence * job[VALUES_BATCH] + head * job[VALUES_HEAD])
+        keys = carray(pointer(keys_at), (length, width), numpy.float32)
+        values = carray(pointer(values_at), (length, width), numpy.float32)
+        key_at = job[NEW_KEY] + 4 * (sequence * job[NEW_KEY_BATCH] + head * job[NEW_KEY_HEAD])
+        value_at = job[NEW_VALUE] + 4 * (sequence * job[NEW_VALUE_BATCH] + head * job[NEW_VALUE_HEAD])
+        _rotate(carray(pointer(key_at), width, numpy.float32), cos, sin, keys[length - 1])
+        values[length - 1][:] = carray(pointer(value_at), width, numpy.float32)
         for i in range(head * queries_per_kv, (head + 1) * queries_per_kv):
-            given = carray(pointer(job[QUERY] + 4 * i * job[QUERY_HEAD]), width, numpy.float32)
-            _rotate(given, cos, sin, query)
-            _attend(query, keys[first:], values[first:], scaling, weights, out[i])
+            query_at = job[QUERY] + 4 * (sequence * job[QUERY_BATCH] + i * job[QUERY_HEAD])
+            _rotate(carray(pointer(query_at), width, numpy.float32), cos, sin, query)
+            _attend(query, keys[first:], values[first:], scaling, weights, out[sequence * heads * queries_per_kv + i])
         finish(job_pointer)
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 
 from quant.kernels import loops, threads
+from quant.kernels.lanes import LANES
 from quant.kernels.loops import BIAS, CODES, COUNT, GATHERED, HEIGHT, ROWS, SCALES, THEN, ZEROS, X, Y
 from quant.kernels.vectors import BLOCK
 from quant.tensor.grids import LinearGrid, grid_of
@@ -25,6 +26,10 @@ PARTS_PER_THREAD = 4  # least number of parts of a weight with enough rows, so t
 DECODED_PART = 2**16  # weights in a part of a tile to decode
 
 MULTIPLY_ROW, MULTIPLY_ROWS, _DECODE = (loop.address for loop in (loops.multiply_row, loops.multiply_rows, loops.decode))
+if LANES == 16:
+    from quant.kernels.batch import MULTIPLY_BATCH
+else:
+    MULTIPLY_BATCH = None
 
 
 class Matmul:
@@ -45,10 +50,11 @@ class Matmul:
         codes = weight.codes.contiguous()
         scales = scales.expand(self.rows, -1).contiguous()  # one scale for all is repeated for every row
         zeros = None if zeros is None else zeros.expand(self.rows, -1).contiguous()
-        values = values.repeat(-(-16 // len(values)))  # a vector's table has 16
+        values = values.repeat(-(-32 // len(values)))  # a vector's table has 16 or 32
         lookup_planes = values[:16].view(torch.uint8).view(-1, 4).T.repeat(1, 2).contiguous()
         self._held = codes, scales, zeros, values, lookup_planes  # kept alive: a job has only their addresses
         groups, size = scales.shape[1], weight.scheme.columns_per_group(self.columns)
+        self._group_size = size
         is_vector = decoder == loops.EQUAL_STEPS or bits in loops.LOOKUP_BITS
         self._is_blocked = is_vector and size % BLOCK == 0 and groups * size == self.columns
         self._row_bytes = [0 if tensor is None else tensor.stride(0) * tensor.element_size() for tensor in self._held[:3]]
@@ -71,11 +77,11 @@ class Matmul:
             if bias is not None:
                 bias = bias.float().contiguous()
                 job[BIAS] = bias.data_ptr()
-            threads.run(MULTIPLY_ROW if count == 1 and self._is_blocked else MULTIPLY_ROWS, job)
+            threads.run(self._loop(count), job)
         return y if y.dtype == x.dtype else y.to(x.dtype)
 
-    def job(self, bias: int, then: int, rows: range | None = None) -> threads.Job:
-        """A program's job that multiplies one row of activations; the caller fills in X, Y and, if `then` needs it, OTHER.
+    def job(self, count: int, bias: int, then: int, rows: range | None = None) -> threads.Job:
+        """A program's job that multiplies a few rows of activations; the caller fills in X, Y and, if `then` needs it, OTHER.
 
         bias: address of float32 [out], or 0; then: the epilogue, such as quant.kernels.loops.ADD; rows: of the weight, instead of
         all; Y, OTHER and the bias begin with the first of them.
@@ -85,9 +91,15 @@ class Matmul:
             job[place] += rows.start * size
         job[ROWS], job[HEIGHT] = len(rows), self._height(len(rows))
         job[threads.PARTS] = -(-len(rows) // job[HEIGHT])
-        job[threads.WORK] = MULTIPLY_ROW if self._is_blocked else MULTIPLY_ROWS
-        job[COUNT], job[BIAS], job[THEN] = 1, bias, then
+        job[threads.WORK] = self._loop(count)
+        job[COUNT], job[BIAS], job[THEN] = count, bias, then
         return job
+
+    def _loop(self, count: int) -> int:
+        """The loop that multiplies so many rows of activations, at most FEW_ROWS."""
+        if self._is_blocked and (count == 1 or (MULTIPLY_BATCH and self._group_size % (2 * BLOCK) == 0)):
+            return MULTIPLY_ROW if count == 1 else MULTIPLY_BATCH
+        return MULTIPLY_ROWS
 
     def _height(self, rows: int) -> int:
         """Rows of a part of a product with so many rows."""

@@ -58,7 +58,7 @@ def _decode_steps(bits, codes, out, lookup_planes, block, scale, zero):  # see b
 
 
 @njit(nogil=True, fastmath=_FAST)
-def _group_sums(x, groups):  # float32 [columns] -> float32 [groups]
+def group_sums(x, groups):  # float32 [columns] -> float32 [groups]
     """Sum each group of x, to be multiplied by the group's zero."""
     sums, size = numpy.empty(groups, numpy.float32), len(x) // max(groups, 1)
     for group in range(groups):
@@ -157,7 +157,7 @@ def multiply_row(job_pointer):
     y = carray(pointer(job[Y]), rows, numpy.float32)
     other = carray(pointer(job[OTHER]), rows if job[OTHER] else 0, numpy.float32)
     x = carray(pointer(job[X]), columns, numpy.float32)
-    sums = _group_sums(x, groups if len(zeros) else 0)
+    sums = group_sums(x, groups if len(zeros) else 0)
     is_table, blocks = job[DECODER] != EQUAL_STEPS, columns // groups // BLOCK
     x, offsets = prepared(x, bits, is_table, blocks)
     while True:
@@ -187,7 +187,7 @@ def multiply_rows(job_pointer):
     x = carray(pointer(job[X]), (count, columns), numpy.float32)
     y = carray(pointer(job[Y]), (count, rows), numpy.float32)
     bias = carray(pointer(job[BIAS]), rows if job[BIAS] else 0, numpy.float32)
-    other = carray(pointer(job[OTHER]), rows if job[OTHER] else 0, numpy.float32)
+    other = carray(pointer(job[OTHER]), (count if job[OTHER] else 0, rows), numpy.float32)
     buffer = numpy.empty(columns, numpy.float32)
     while True:
         start = claim(job_pointer) * height
@@ -199,7 +199,7 @@ def multiply_rows(job_pointer):
                 total = dot(x[i], buffer)
                 if len(bias):
                     total += bias[row]
-                y[i, row] = epilogue(total, job[THEN], other[row] if len(other) else float32(0))
+                y[i, row] = epilogue(total, job[THEN], other[i, row] if len(other) else float32(0))
         finish(job_pointer)
 
 

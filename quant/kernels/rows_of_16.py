@@ -7,6 +7,7 @@ from numba import njit
 
 from quant.kernels.vectors import BLOCK
 from quant.kernels.wide import LANES, rows_dot
+from quant.kernels.wide_batch import batch_dot
 from quant.kernels.windows import code_of
 
 LOOKUP_BITS = (2, 3, 4, 5)  # widths whose codes may be indices into a table; other tables are decoded code by code
@@ -133,3 +134,54 @@ def products(bits, is_table, codes, x, values, lookup_planes, offsets, scales, y
             _dot8_even(codes, x, values, scales, y, row_bytes, groups, blocks // 2, first, last)
         else:
             _dot8_any(codes, x, values, scales, y, row_bytes, groups, blocks, first, last)
+
+
+def _batch_of(bits: int):
+    """Build `batch_products` for one width: of eight rows of activations, of four, of two, and of one."""
+    of_8, of_4, of_2, of_1 = (batch_dot(bits, count) for count in (8, 4, 2, 1))
+
+    @njit(nogil=True)
+    def batch_products(codes, x, values, scales, y, blocks, first, last):
+        (rows, row_bytes), (count, columns), groups, done = codes.shape, x.shape, scales.shape[1], 0
+        while done < count:
+            some, out, rest = x[done:], y[done:], count - done
+            if rest >= 8:
+                of_8(codes, some, values, scales, out, row_bytes, columns, rows, groups, blocks, first, last)
+                done += 8
+            elif rest >= 4:
+                of_4(codes, some, values, scales, out, row_bytes, columns, rows, groups, blocks, first, last)
+                done += 4
+            elif rest >= 2:
+                of_2(codes, some, values, scales, out, row_bytes, columns, rows, groups, blocks, first, last)
+                done += 2
+            else:
+                of_1(codes, some, values, scales, out, row_bytes, columns, rows, groups, blocks, first, last)
+                done += 1
+
+    return batch_products
+
+
+_batch2, _batch3, _batch4, _batch5, _batch6, _batch7, _batch8 = (_batch_of(bits) for bits in range(2, 9))
+
+
+@njit(nogil=True)
+def batch_products(bits, codes, x, values, scales, y, blocks, first, last):
+    """Multiply the rows from `first` to before `last` with a few rows of activations, into the same columns of y.
+
+    codes: uint8 [rows, row_bytes]; x: float32 [n, columns], each row as `prepared` makes it; values: as for `products`; scales:
+    float32 [rows, groups]; y: float32 [n, rows]; blocks: of 64 codes, in a group.
+    """
+    if bits == 2:
+        _batch2(codes, x, values, scales, y, blocks, first, last)
+    elif bits == 3:
+        _batch3(codes, x, values, scales, y, blocks, first, last)
+    elif bits == 4:
+        _batch4(codes, x, values, scales, y, blocks, first, last)
+    elif bits == 5:
+        _batch5(codes, x, values, scales, y, blocks, first, last)
+    elif bits == 6:
+        _batch6(codes, x, values, scales, y, blocks, first, last)
+    elif bits == 7:
+        _batch7(codes, x, values, scales, y, blocks, first, last)
+    else:
+        _batch8(codes, x, values, scales, y, blocks, first, last)

@@ -28,7 +28,7 @@ from numba.extending import intrinsic
 from quant.kernels.lanes import LANES
 
 LOOP = types.void(types.CPointer(types.int64))  # signature of a compiled loop
-SIZE = 28  # numbers in a job
+SIZE = 32  # numbers in a job
 NEXT = 0  # parts claimed so far
 DONE = 1  # parts finished so far
 PARTS = 2  # in a program's jobs: number of parts

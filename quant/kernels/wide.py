@@ -20,7 +20,7 @@ LANES = 16
 LOOKUP_BITS = 5  # widest codes that are looked up
 
 _I8, _I32, _I64, _FLOAT = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
-_BYTES, _WORDS, _FLOATS = ir.VectorType(_I8, 64), ir.VectorType(_I32, LANES), ir.VectorType(_FLOAT, LANES)
+_BYTES, _WORDS, FLOATS = ir.VectorType(_I8, 64), ir.VectorType(_I32, LANES), ir.VectorType(_FLOAT, LANES)
 
 
 def _constants(kind: ir.VectorType, numbers) -> ir.Constant:
@@ -35,23 +35,23 @@ def _bytes_of(builder, a, b, places) -> ir.Value:
     return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_I32, 64), list(places)))
 
 
-def _load(builder, address, kind) -> ir.Value:
+def load(builder, address, kind) -> ir.Value:
     return builder.load(builder.bitcast(address, kind.as_pointer()), align=1)
 
 
-def _load_block(builder, address, size: int) -> ir.Value:
+def load_block(builder, address, size: int) -> ir.Value:
     """The `size` bytes at an address as the first of 64; nothing behind them is read."""
     if size & (size - 1) == 0:
-        block = _load(builder, address, ir.VectorType(_I8, size))
+        block = load(builder, address, ir.VectorType(_I8, size))
         return _bytes_of(builder, block, block, (i % size for i in range(64)))
     half = 1 << (size.bit_length() - 1)  # two reads that overlap; a masked read takes several times as long from memory
     first, second = (
-        _load(builder, builder.gep(address, [ir.Constant(_I64, start)]), ir.VectorType(_I8, half)) for start in (0, size - half)
+        load(builder, builder.gep(address, [ir.Constant(_I64, start)]), ir.VectorType(_I8, half)) for start in (0, size - half)
     )
     return _bytes_of(builder, first, second, (i if i < half else min(i, size - 1) + 2 * half - size for i in range(64)))
 
 
-def _values(builder, block, bits: int, size: int, tables: list[ir.Value]):
+def decoded(builder, block, bits: int, size: int, tables: list[ir.Value]):
     """Decode a block of codes into size / 16 vectors of floats; at 8 bits they are 2**24 times too large."""
     bytes_ = bits * size // 8
     vectors = [[code_of(bits, size, LANES, k, lane) for lane in range(LANES)] for k in range(size // LANES)]
@@ -59,7 +59,7 @@ def _values(builder, block, bits: int, size: int, tables: list[ir.Value]):
         signed = builder.xor(block, _all(_BYTES, 128))
         for codes in vectors:  # 64: a zero byte
             places = [place for code in codes for place in (64, 64, 64, code)]
-            yield builder.sitofp(builder.bitcast(_bytes_of(builder, signed, _all(_BYTES, 0), places), _WORDS), _FLOATS)
+            yield builder.sitofp(builder.bitcast(_bytes_of(builder, signed, _all(_BYTES, 0), places), _WORDS), FLOATS)
         return
     places = [min(window_start(bits, code) // 8 + i, bytes_ - 1) for code in vectors[0] for i in range(4)]
     windows = builder.bitcast(_bytes_of(builder, block, block, places), _WORDS)
@@ -68,17 +68,17 @@ def _values(builder, block, bits: int, size: int, tables: list[ir.Value]):
         for down in shifts:
             index = builder.lshr(windows, _constants(_WORDS, down)) if any(down) else windows
             if bits < LOOKUP_BITS:
-                kind, name = ir.FunctionType(_FLOATS, [_FLOATS, _WORDS]), "llvm.x86.avx512.permvar.sf.512"
+                kind, name = ir.FunctionType(FLOATS, [FLOATS, _WORDS]), "llvm.x86.avx512.permvar.sf.512"
                 yield builder.call(get_or_insert_function(builder.module, kind, name), [tables[0], index])
             else:
-                kind, name = ir.FunctionType(_FLOATS, [_FLOATS, _WORDS, _FLOATS]), "llvm.x86.avx512.vpermi2var.ps.512"
+                kind, name = ir.FunctionType(FLOATS, [FLOATS, _WORDS, FLOATS]), "llvm.x86.avx512.vpermi2var.ps.512"
                 yield builder.call(get_or_insert_function(builder.module, kind, name), [tables[0], index, tables[1]])
         return
     signs = [sum(1 << (down[lane] + bits - 1) for down in shifts) for lane in range(LANES)]  # a code's upper bit is its sign
     windows = builder.xor(windows, _constants(_WORDS, signs))
     for down in shifts:
         top = builder.shl(windows, _constants(_WORDS, (32 - bits - shift for shift in down)))
-        yield builder.sitofp(builder.ashr(top, _all(_WORDS, 32 - bits)), _FLOATS)
+        yield builder.sitofp(builder.ashr(top, _all(_WORDS, 32 - bits)), FLOATS)
 
 
 def rows_dot(bits: int, size: int, unrolled: int):
@@ -103,27 +103,27 @@ def rows_dot(bits: int, size: int, unrolled: int):
             )
             bytes_in_row, group_count, block_count, first_row, last_row = arguments[5:]
             codes_at = builder.bitcast(codes_at, _I8.as_pointer())
-            multiply_add = get_or_insert_function(builder.module, ir.FunctionType(_FLOATS, [_FLOATS] * 3), "llvm.fma.v16f32")
+            multiply_add = get_or_insert_function(builder.module, ir.FunctionType(FLOATS, [FLOATS] * 3), "llvm.fma.v16f32")
             add_up = get_or_insert_function(
-                builder.module, ir.FunctionType(_FLOAT, [_FLOAT, _FLOATS]), "llvm.vector.reduce.fadd.v16f32"
+                builder.module, ir.FunctionType(_FLOAT, [_FLOAT, FLOATS]), "llvm.vector.reduce.fadd.v16f32"
             )
-            zero, one, nothing = ir.Constant(_I64, 0), ir.Constant(_I64, 1), _all(_FLOATS, 0.0)
+            zero, one, nothing = ir.Constant(_I64, 0), ir.Constant(_I64, 1), _all(FLOATS, 0.0)
             count = (LANES << (bits == LOOKUP_BITS)) // LANES if bits <= LOOKUP_BITS else 0
-            tables = [_load(builder, builder.gep(values_at, [ir.Constant(_I64, LANES * k)]), _FLOATS) for k in range(count)]
-            total_at = cgutils.alloca_once(builder, _FLOATS)
+            tables = [load(builder, builder.gep(values_at, [ir.Constant(_I64, LANES * k)]), FLOATS) for k in range(count)]
+            total_at = cgutils.alloca_once(builder, FLOATS)
             code_at, activation_at = (cgutils.alloca_once(builder, _I64) for _ in range(2))  # offsets of the next block
-            partial_at = [cgutils.alloca_once(builder, _FLOATS) for _ in range(size // LANES)]
+            partial_at = [cgutils.alloca_once(builder, FLOATS) for _ in range(size // LANES)]
 
             def products(sums):
                 """Add a block's products to partial sums, and step to the next block."""
                 place, x_place = builder.load(code_at), builder.load(activation_at)
                 address = builder.gep(codes_at, [place])
                 prefetch(builder, address)
-                block = _load_block(builder, address, bits * size // 8)
-                for k, vector in enumerate(_values(builder, block, bits, size, tables)):
+                block = load_block(builder, address, bits * size // 8)
+                for k, vector in enumerate(decoded(builder, block, bits, size, tables)):
                     x_address = builder.gep(x_at, [builder.add(x_place, ir.Constant(_I64, LANES * k))])
                     some = k % len(sums)
-                    sums[some] = builder.call(multiply_add, [vector, _load(builder, x_address, _FLOATS), sums[some]])
+                    sums[some] = builder.call(multiply_add, [vector, load(builder, x_address, FLOATS), sums[some]])
                 builder.store(builder.add(place, ir.Constant(_I64, bits * size // 8)), code_at)
                 builder.store(builder.add(x_place, ir.Constant(_I64, size)), activation_at)
                 return sums

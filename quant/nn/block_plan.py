@@ -10,9 +10,10 @@ from torch import nn
 from transformers.activations import GELUActivation, GELUTanh, NewGELUActivation, SiLUActivation
 
 from quant.model.architectures import ARCHITECTURES, fused_rows
-from quant.nn.program import Piece, Unfit, pieces_of
+from quant.nn.program import Heads, Piece, Unfit, pieces_of
 
 ACTIVATIONS = ("act", "act_fn", "activation_fn")  # names of the function, which has no weights and so no role
+STRIDES = ("keys to the next sequence", "values to the next sequence", "keys to the next head", "values to the next head")
 NOT_PLANNED = ("pre_feedforward_layernorm",)  # blocks with these norms do something else
 
 
@@ -39,31 +40,33 @@ class BlockPlan:
     is_parallel: bool
 
     @cached_property
-    def cache_names(self) -> tuple[str, str, str, str]:
+    def cache_names(self) -> tuple[str, ...]:
         """Names of what GrowingLayer.append returns, in a program."""
-        return tuple(f"{name} {self.layer}" for name in ("keys", "values", "keys to the next head", "values to the next head"))
+        return tuple(f"{name} {self.layer}" for name in ("keys", "values", *STRIDES))
 
-    def head_places(self, block: nn.Module) -> tuple[list[tuple[str, list[Piece]]], dict[str, tuple[int, int]]]:
-        """The linears of q, k and v with their pieces, in the order in which their outputs lie one after another, and for each of
-        the three roles the place of its first head in those outputs and the step to the next head."""
-        names = list(dict.fromkeys(self.modules[role] for role in "qkv"))
-        linears, places, start = [], {}, 0
-        for name in names:
-            pieces = pieces_of(block.get_submodule(name))
-            order = [row for piece in pieces for first, stop in piece.ranges for row in range(first, stop)]
-            place_of = {row: start + place for place, row in enumerate(order)}
-            roles = tuple(role for role in "qkv" if self.modules[role] == name)
-            for role, ranges in fused_rows(self.config, roles, len(order)).items():
-                rows = [row for first, stop in ranges for row in range(first, stop)]
-                firsts = [place_of[row] for row in rows[:: self.width]]
-                step = firsts[1] - firsts[0] if len(firsts) > 1 else self.width
-                expected = [firsts[0] + head * step + i for head in range(len(firsts)) for i in range(self.width)]
-                if [place_of[row] for row in rows] != expected:
-                    raise Unfit
-                places[role] = firsts[0], step
-            linears.append((name, pieces))
-            start += len(order)
-        return linears, places
+    def linears(self, block: nn.Module) -> list[tuple[str, list[Piece]]]:
+        """The linears of q, k and v, and their pieces."""
+        names = dict.fromkeys(self.modules[role] for role in "qkv")
+        return [(name, pieces_of(block.get_submodule(name))) for name in names]
+
+    def heads_of(self, role: str, block: nn.Module, starts: Mapping[tuple[str, int], int]) -> Heads:
+        """Where the heads of q, k or v lie, if each piece of a linear has a buffer of its own. starts: name of the linear and
+        number of the piece -> offset of its buffer."""
+        name = self.modules[role]
+        pieces = pieces_of(block.get_submodule(name))
+        roles = tuple(other for other in "qkv" if self.modules[other] == name)
+        ranges = fused_rows(self.config, roles, sum(piece.rows for piece in pieces))[role]
+        rows = [row for first, stop in ranges for row in range(first, stop)]
+        for number, piece in enumerate(pieces):
+            place_of = {row: place for place, row in enumerate(row for first, stop in piece.ranges for row in range(first, stop))}
+            if rows[0] not in place_of:
+                continue
+            places = [place_of.get(row) for row in rows]
+            step = places[self.width] - places[0] if len(places) > self.width and places[self.width] is not None else self.width
+            if places != [places[0] + head * step + i for head in range(len(rows) // self.width) for i in range(self.width)]:
+                raise Unfit
+            return Heads(starts[name, number] + places[0], step, piece.rows)
+        raise Unfit
 
     def rows_of(self, block: nn.Module, role: str) -> tuple[str, Piece, range]:
         """The linear of a role, the piece that has all its rows, and where in the piece they are."""

@@ -1,10 +1,10 @@
-"""Runs consecutive decoder blocks on one token as a single program of compiled loops (quant.kernels.threads).
+"""Runs consecutive decoder blocks on a token as a single program of compiled loops (quant.kernels.threads).
 
-For one token, a block makes some forty torch calls from Python, a few microseconds each, and starts a team of threads for each
-product. Here the first of some blocks runs the loops of all of them in a single call, in the same order: norm, q k v, attention
-with the cache, output, norm, feed-forward. The others see that the token has passed through them, and return it as it is. A
-block's own forward does everything else: prompts, batches, masks, training, other dtypes and devices, and blocks that no program
-can run.
+For one token, of one or of a few sequences, a block makes some forty torch calls from Python, a few microseconds each, and starts
+a team of threads for each product. Here the first of some blocks runs the loops of all of them in a single call, in the same
+order: norm, q k v, attention with the cache, output, norm, feed-forward. The others see that the token has passed through them,
+and return it as it is. A block's own forward does everything else: prompts, large batches, masks, training, other dtypes and
+devices, and blocks that no program can run.
 """
 
 from __future__ import annotations
@@ -24,35 +24,36 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
     from quant.nn.block_plan import BlockPlan
-    from quant.nn.program import Program, ProgramBuilder
+    from quant.nn.program import Heads, Program, ProgramBuilder
 
+MOST_SEQUENCES = 8
 PASSED = "_passed_blocks"  # attribute of a token's hidden state: the stack, and the number of blocks that it has passed
 
 
 @dataclass
 class Stack:
-    """All decoder blocks of a model. is_used: false lets every block run its own forward. programs: number of the first block ->
-    the program from there on, and its plans; None where no program can run the block."""
+    """All decoder blocks of a model. is_used: false lets every block run its own forward. programs: number of the first block and
+    number of sequences -> the program from there on, and its plans; None where no program can run the block."""
 
     blocks: list[nn.Module]
     config: PreTrainedConfig
     is_used: bool = True
-    programs: dict[int, tuple[Program, list[BlockPlan]] | None] = field(default_factory=dict)
+    programs: dict[tuple[int, int], tuple[Program, list[BlockPlan]] | None] = field(default_factory=dict)
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "programs": {}}  # a copy's programs must not have addresses of these blocks' weights
 
-    def program_at(self, number: int) -> tuple[Program, list[BlockPlan]] | None:
-        """The program of the most blocks from a number on that has no hook in its way."""
-        found = self.programs.get(number, False)
+    def program_at(self, number: int, count: int) -> tuple[Program, list[BlockPlan]] | None:
+        """The program of the most blocks from a number on that has no hook in its way, for `count` sequences."""
+        found = self.programs.get((number, count), False)
         if found is False or (found and not found[0].is_current()):
-            found = self.programs[number] = self._build(number)
+            found = self.programs[number, count] = self._build(number, count)
             if found and not found[0].is_current():  # there is a hook
-                del self.programs[number]
+                del self.programs[number, count]
                 return None
         return found
 
-    def _build(self, number: int) -> tuple[Program, list[BlockPlan]] | None:
+    def _build(self, number: int, count: int) -> tuple[Program, list[BlockPlan]] | None:
         from quant.nn.block_plan import plan_of  # here, because loops are compiled when imported
         from quant.nn.program import Program, ProgramBuilder, Unfit
 
@@ -63,13 +64,13 @@ class Stack:
                 break
             try:
                 plan = plan_of(block, self.config.model_type, self.config)
-                _append(ProgramBuilder(), block, plan, "x", "y")  # alone, to see whether it fits
+                _append(ProgramBuilder(count), block, plan, "x", "y")  # alone, to see whether it fits
             except Unfit:
                 break
             plans.append(plan)
         if not plans:
             return None
-        builder = ProgramBuilder()
+        builder = ProgramBuilder(count)
         chosen = self.blocks[number : number + len(plans)]
         width = _width(chosen[0], plans[0])
         between = [builder.buffer(width), builder.buffer(width)]
@@ -94,26 +95,26 @@ def _append(builder: ProgramBuilder, block: nn.Module, plan: BlockPlan, source: 
     """Append the jobs of one block. Raises Unfit where one of its modules has no loop."""
     from quant.kernels import attention, loops
 
-    linears, places = plan.head_places(block)
     hidden = _width(block, plan)
-    heads = sum(piece.rows for _, pieces in linears for piece in pieces)
-    normed, qkv = builder.buffer(hidden), builder.buffer(heads)
-    attended, middle = builder.buffer(plan.heads * plan.width), builder.buffer(hidden)
+    normed, middle = builder.buffer(hidden), builder.buffer(hidden)
+    attended = builder.buffer(plan.heads * plan.width)
 
     builder.norm(block.get_submodule(plan.norms[0]), source, normed)
-    start = qkv
-    for name, pieces in linears:
-        for piece in pieces:
-            builder.linear(block.get_submodule(name), piece, normed, start)
-            start += piece.rows
-    query, key, value = ((qkv + places[role][0], places[role][1]) for role in "qkv")
-    for norm, (first, step), count in zip(plan.head_norms or (), (query, key), (plan.heads, plan.key_heads), strict=False):
-        _check_adjacent(step, plan.width)
-        builder.norm(block.get_submodule(norm), first, first, count)
+    starts: dict[tuple[str, int], int] = {}
+    for name, pieces in plan.linears(block):
+        for number, piece in enumerate(pieces):
+            starts[name, number] = builder.buffer(piece.rows)
+            builder.linear(block.get_submodule(name), piece, normed, starts[name, number])
+    query, key, value = (plan.heads_of(role, block, starts) for role in "qkv")
+    for norm, heads, count in zip(plan.head_norms or (), (query, key), (plan.heads, plan.key_heads), strict=False):
+        _check_adjacent(heads, count, plan.width)
+        builder.norm(block.get_submodule(norm), heads.first, heads.first, count)
     sizes = {attention.HEADS: plan.key_heads, attention.QUERIES_PER_KV: plan.heads // plan.key_heads, attention.WIDTH: plan.width,
              attention.WINDOW: plan.window}
-    cache = {attention.LENGTH: "length", attention.COS: "cos", attention.SIN: "sin", attention.ROTATED: "rotated"}
-    cache |= zip((attention.KEYS, attention.VALUES, attention.KEYS_HEAD, attention.VALUES_HEAD), plan.cache_names, strict=True)
+    cache = {attention.LENGTH: "length", attention.COS: "cos", attention.SIN: "sin", attention.ROTATED: "rotated",
+             attention.POSITION_BATCH: "position to the next sequence"}
+    cache |= zip((attention.KEYS, attention.VALUES, attention.KEYS_BATCH, attention.VALUES_BATCH, attention.KEYS_HEAD,
+                  attention.VALUES_HEAD), plan.cache_names, strict=True)
     builder.attention(query, key, value, attended, plan.scaling, sizes, cache)
     name, piece, rows = plan.rows_of(block, "o")
     builder.linear(block.get_submodule(name), piece, attended, middle, rows, loops.ADD, source)
@@ -132,15 +133,16 @@ def _append(builder: ProgramBuilder, block: nn.Module, plan: BlockPlan, source: 
     builder.linear(block.get_submodule(name), piece, inner, target, rows, loops.ADD, middle)
 
 
-def _check_adjacent(step: int, width: int) -> None:
+def _check_adjacent(heads: Heads, count: int, width: int) -> None:
+    """Raise Unfit unless all heads of all sequences follow one another."""
     from quant.nn.program import Unfit
 
-    if step != width:
+    if heads.to_next_head != width or heads.to_next_sequence != count * width:
         raise Unfit
 
 
 class DecodingBlock:
-    """Mixin placed before a block's class: a single token runs the program, all else the block's own forward."""
+    """Mixin placed before a block's class: a single token, of a few sequences, runs the program, all else the own forward."""
 
     _stack: Stack
     _number: int
@@ -160,29 +162,35 @@ class DecodingBlock:
     def _decoded(self, x: torch.Tensor, given: dict) -> torch.Tensor | None:
         """Run the program on a token that attends to all before it; None where the block's own forward must run."""
         cache = given.get("past_key_values", given.get("layer_past"))
-        if x.shape[:2] != (1, 1) or type(cache) is not DynamicCache or x.requires_grad or x.dtype != torch.float32:
+        count = x.shape[0]
+        if x.dim() != 3 or x.shape[1] != 1 or count > MOST_SEQUENCES or x.dtype != torch.float32:
+            return None
+        if type(cache) is not DynamicCache or x.requires_grad:
             return None
         if not self._stack.is_used or not x.is_contiguous() or x.device.type != "cpu":
             return None
         if given.get("encoder_hidden_states") is not None or not _sees_all(given.get("attention_mask")):
             return None
         cos_sin = given.get("position_embeddings") or ()
-        if any(t.dtype != torch.float32 or not t.is_contiguous() or t.numel() != t.shape[-1] for t in cos_sin):
+        if any(t.dtype != torch.float32 or not t.is_contiguous() or t.shape[:2] not in ((1, 1), (count, 1)) for t in cos_sin):
             return None
-        found = self._stack.program_at(self._number)
+        found = self._stack.program_at(self._number, count)
         if not found:
             return None
         program, plans = found
         layers = [cache.layers[plan.layer] if plan.layer < len(cache.layers) else None for plan in plans]
-        if not all(type(layer) is GrowingLayer and layer.is_one_sequence() for layer in layers):
+        if not all(type(layer) is GrowingLayer and layer.is_plain(count) for layer in layers):
             return None
         length = layers[0].get_seq_length() + 1
         if any(layer.get_seq_length() + 1 != length for layer in layers):
             return None
         y = torch.empty_like(x)
-        numbers = {"x": x.data_ptr(), "y": y.data_ptr(), "length": length, "cos": 0, "sin": 0, "rotated": 0}
+        numbers = {"x": x.data_ptr(), "y": y.data_ptr(), "length": length, "cos": 0, "sin": 0, "rotated": 0,
+                   "position to the next sequence": 0}
         if cos_sin:
-            numbers |= {"cos": cos_sin[0].data_ptr(), "sin": cos_sin[1].data_ptr(), "rotated": cos_sin[0].numel()}
+            cos, sin = cos_sin
+            numbers |= {"cos": cos.data_ptr(), "sin": sin.data_ptr(), "rotated": cos.shape[-1],
+                        "position to the next sequence": cos.stride(0) if len(cos) > 1 else 0}
         for plan, layer in zip(plans, layers, strict=True):
             numbers.update(zip(plan.cache_names, layer.append(), strict=True))
         program.run(numbers)

@@ -19,7 +19,7 @@ class GrowingLayer(DynamicLayer):
         self._buffers: list[torch.Tensor | None] = [None, None]  # of keys and values; None while `_held` is no view of one
         self._held: list[torch.Tensor | None] = [None, None]  # the views, as last made or set
         self._lengths = [0, 0]
-        self._is_one_sequence = False
+        self._plain_count = 0  # sequences of a cache that a program can append to; 0: not known, or none can
         super().__init__()
 
     @property
@@ -53,21 +53,21 @@ class GrowingLayer(DynamicLayer):
         self.values[:, :, before:] = value_states
         return self.keys, self.values
 
-    def is_one_sequence(self) -> bool:
-        """Whether keys and values are of one sequence, float32 on the CPU, so that `append` can take a token."""
-        return self._is_one_sequence or self._check_one_sequence()
+    def is_plain(self, count: int) -> bool:
+        """Whether keys and values are of `count` sequences, float32 on the CPU, so that `append` can take a token of each."""
+        return self._plain_count == count or self._check_plain(count)
 
-    def append(self) -> tuple[int, int, int, int]:
-        """Lengthen a cache of one sequence by a token, whose keys and values the caller writes.
+    def append(self) -> tuple[int, ...]:
+        """Lengthen a plain cache by a token of each sequence, whose keys and values the caller writes.
 
-        Returns the addresses of keys and values, and the floats from a head to the next of each.
+        Returns the addresses of keys and values, and their floats from a sequence to the next, and from a head to the next.
         """
         after = self._lengths[0] + 1
         if not self._fits(after):
             self._extend((self.keys, self.values), 1)
         self._lengths[:] = after, after
         keys, values = self._buffers
-        return keys.data_ptr(), values.data_ptr(), keys.stride(1), values.stride(1)
+        return (keys.data_ptr(), values.data_ptr(), keys.stride(0), values.stride(0), keys.stride(1), values.stride(1))
 
     def _view(self, which: int) -> torch.Tensor | None:
         held, buffer = self._held[which], self._buffers[which]
@@ -82,7 +82,7 @@ class GrowingLayer(DynamicLayer):
                                    or tensor.shape[:2] != buffer.shape[:2]):
             self._buffers[which] = None
         self._held[which], self._lengths[which] = tensor, 0 if tensor is None or tensor.dim() < 4 else tensor.shape[2]
-        self._is_one_sequence = False
+        self._plain_count = 0
 
     def _extend(self, like: tuple[torch.Tensor, torch.Tensor], count: int) -> None:
         """Lengthen keys and values by `count` tokens, which the caller fills in. like: gives the other sizes, the dtype and the
@@ -98,12 +98,13 @@ class GrowingLayer(DynamicLayer):
         return all(buffer is not None and length <= buffer.shape[2] and
                    (torch.is_inference_mode_enabled() or not buffer.is_inference()) for buffer in self._buffers)
 
-    def _check_one_sequence(self) -> bool:
-        self._is_one_sequence = self.is_initialized and self._lengths[0] == self._lengths[1] > 0 and all(
-            held.dtype == torch.float32 and held.device.type == "cpu" and held.shape[0] == 1 and not held.requires_grad
+    def _check_plain(self, count: int) -> bool:
+        is_plain = self.is_initialized and self._lengths[0] == self._lengths[1] > 0 and all(
+            held.dtype == torch.float32 and held.device.type == "cpu" and held.shape[0] == count and not held.requires_grad
             for held in self._held
         )
-        return self._is_one_sequence
+        self._plain_count = count if is_plain else 0
+        return is_plain
 
 
 def _enlarged(held: torch.Tensor, new: torch.Tensor, length: int) -> torch.Tensor:

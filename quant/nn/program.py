@@ -1,7 +1,7 @@
-"""Builds a program of compiled loops (quant.kernels.threads) from the modules of a model, for one token.
+"""Builds a program of compiled loops (quant.kernels.threads) from the modules of a model, for one token of each sequence.
 
-A job reads and writes vectors of float32: buffers of the program, or those that a name stands for until the program runs. Every
-method appends a job, and raises Unfit where no loop can do what the module does.
+A job reads and writes vectors of float32, those of all sequences one after another: buffers of the program, or those that a name
+stands for until the program runs. Every method appends a job, and raises Unfit where no loop can do what the module does.
 """
 
 from __future__ import annotations
@@ -40,6 +40,15 @@ class Piece:
         return sum(stop - start for start, stop in self.ranges)
 
 
+@dataclass(frozen=True)
+class Heads:
+    """Where the heads of queries, keys or values lie in a buffer, in floats: the first of the first sequence, and the steps."""
+
+    first: int
+    to_next_head: int
+    to_next_sequence: int
+
+
 class Program:
     """Jobs whose buffers and named addresses are filled in at each run; valid while `is_current`."""
 
@@ -65,13 +74,14 @@ class Program:
 
 
 class ProgramBuilder:
-    """Collects jobs in order; `Program(builder)` runs them.
+    """Collects jobs in order; `Program(builder)` runs them. count: of sequences.
 
     hooks: dictionaries of hooks that must stay empty. held: tensors whose addresses the jobs have. versions: weights, and their
     versions of now.
     """
 
-    def __init__(self):
+    def __init__(self, count: int = 1):
+        self.count = count
         self.size = 0  # floats of all buffers
         self.jobs: list[ctypes.Array] = []
         self.places: dict[str, list[int]] = {}  # name -> places of its number in the program
@@ -80,17 +90,17 @@ class ProgramBuilder:
         self.versions: list[tuple[QWeight, int]] = []
         self.hooks: list[dict] = []
 
-    def buffer(self, count: int) -> int:
-        """Reserve a buffer of `count` floats on a cache line; returns its offset."""
-        start, self.size = self.size, self.size + -(-count // LINE) * LINE
+    def buffer(self, width: int) -> int:
+        """Reserve a buffer of `width` floats for each sequence, on a cache line; returns its offset."""
+        start, self.size = self.size, self.size + -(-self.count * width // LINE) * LINE
         return start
 
     def skip(self, modules: Sequence[nn.Module]) -> None:
         """Note that these modules will not be called, so that they may have no hooks."""
         self.hooks += [hooks for module in modules for hooks in (module._forward_hooks, module._forward_pre_hooks)]
 
-    def norm(self, module: nn.Module, source: Vector, target: Vector, count: int = 1) -> None:
-        """Normalize `count` vectors, one after another; source and target may be the same."""
+    def norm(self, module: nn.Module, source: Vector, target: Vector, heads: int = 1) -> None:
+        """Normalize a vector of each sequence, or of each of its heads; source and target may be the same."""
         kind = module.norm if isinstance(module, QNorm) else module
         weight = module.weight.dense() if isinstance(module, QNorm) else module.weight
         if isinstance(module, QNorm):
@@ -101,7 +111,8 @@ class ProgramBuilder:
         if name.startswith("Gemma"):  # Gemma's weights are stored less one
             weight = 1 + weight.detach()
         job = threads.Job()
-        job[threads.PARTS], job[threads.WORK], job[norm.WIDTH], job[norm.COUNT] = 1, norm.NORMALIZE, weight.numel(), count
+        job[threads.PARTS], job[threads.WORK], job[norm.WIDTH] = 1, norm.NORMALIZE, weight.numel()
+        job[norm.COUNT] = self.count * heads
         job[norm.CENTERED] = int(isinstance(kind, nn.LayerNorm))
         job[norm.EPSILON] = self._number(kind.variance_epsilon if hasattr(kind, "variance_epsilon") else kind.eps)
         job[norm.WEIGHT], job[norm.BIAS] = self._address(weight), self._address(getattr(module, "bias", None))
@@ -118,22 +129,25 @@ class ProgramBuilder:
             if not isinstance(matmul, cpu.Matmul):
                 raise Unfit
             self.versions.append((piece.weight, piece.weight.version))
-            job = matmul.job(bias, then, rows)
+            job = matmul.job(self.count, bias, then, rows)
         else:
             job = self._float_job(piece.weight, bias, then, rows)
         self._add(job, {loops.X: source, loops.Y: target} | ({} if other is None else {loops.OTHER: other}))
 
-    def attention(self, query: tuple[int, int], key: tuple[int, int], value: tuple[int, int], target: Vector, scaling: float,
-                  sizes: Mapping[int, int], cache: Mapping[int, str]) -> None:
-        """Attend to the cache, which gets the new key and value. query, key, value: offset of the first head, and floats from a
-        head to the next. sizes: numbers of the job; cache: the names of the others."""
+    def attention(self, query: Heads, key: Heads, value: Heads, target: Vector, scaling: float, sizes: Mapping[int, int],
+                  cache: Mapping[int, str]) -> None:
+        """Attend to the cache, which gets the new keys and values. sizes: numbers of the job; cache: the names of the others."""
         job = threads.Job()
-        job[threads.PARTS], job[threads.WORK] = sizes[attention.HEADS], attention.ATTEND_TO_CACHE
-        job[attention.SCALING] = self._number(scaling)
-        strides = {attention.QUERY_HEAD: query[1], attention.NEW_KEY_HEAD: key[1], attention.NEW_VALUE_HEAD: value[1]}
+        job[threads.PARTS], job[threads.WORK] = self.count * sizes[attention.HEADS], attention.ATTEND_TO_CACHE
+        job[attention.SCALING], job[attention.BATCH] = self._number(scaling), self.count
+        strides = {
+            attention.QUERY_BATCH: query.to_next_sequence, attention.QUERY_HEAD: query.to_next_head,
+            attention.NEW_KEY_BATCH: key.to_next_sequence, attention.NEW_KEY_HEAD: key.to_next_head,
+            attention.NEW_VALUE_BATCH: value.to_next_sequence, attention.NEW_VALUE_HEAD: value.to_next_head,
+        }
         for place, number in {**sizes, **strides}.items():
             job[place] = number
-        self._add(job, {attention.QUERY: query[0], attention.NEW_KEY: key[0], attention.NEW_VALUE: value[0],
+        self._add(job, {attention.QUERY: query.first, attention.NEW_KEY: key.first, attention.NEW_VALUE: value.first,
                         attention.OUT: target} | dict(cache))
 
     def _float_job(self, module: nn.Module, bias: int, then: int, rows: range) -> ctypes.Array:
@@ -147,6 +161,7 @@ class ProgramBuilder:
         job = threads.Job()
         job[loops.CODES] = self._address(weight) + (0 if is_transposed else 4 * rows.start * inputs)
         job[loops.ROWS], job[loops.COLUMNS], job[loops.BIAS], job[loops.THEN] = len(rows), inputs, bias, then
+        job[loops.COUNT] = self.count
         height = max(1, min(FLOAT_PART // inputs, cpu.height_of_part(len(rows))))
         job[loops.HEIGHT], job[threads.PARTS] = height, -(-len(rows) // height)
         job[threads.WORK] = float_rows.MULTIPLY_COLUMNS_OF_FLOATS if is_transposed else float_rows.MULTIPLY_ROWS_OF_FLOATS
