@@ -24,6 +24,7 @@ from quant.calibration.moments import damped
 from quant.calibration.nested_refit import refit_nested
 from quant.tensor.grids import Grid, grid_of
 from quant.tensor.groups import Groups, choose_groups, store_groups
+from quant.tensor.products import product
 from quant.tensor.qtensor import QTensor, assemble
 from quant.tensor.scheme import Scheme
 
@@ -136,7 +137,7 @@ class _Problem:
         for _ in range(sweeps):
             changed = 0
             for start, stop in _runs(self.columns, BLOCK):
-                pull = self.single[start:stop] @ missing  # H (w - q) of the block's columns
+                pull = product(self.single[start:stop], missing)  # H (w - q) of the block's columns
 
                 def step(j: int, start: int = start, pull: torch.Tensor = pull) -> torch.Tensor:
                     old = values[start + j].clone()
@@ -157,7 +158,7 @@ class _Problem:
         scales, zeros = groups.scale_values(), groups.zero_values()
         if self.scheme.double_quant or scales.shape[0] != self.rows:  # rows share what is stored: they can't be fitted one by one
             return groups
-        pull = self.single @ (self.target - _Reader(self, groups).values(codes)).float()
+        pull = product(self.single, (self.target - _Reader(self, groups).values(codes)).float())
         steps, whole = self.grid.decode(codes), None  # [columns, rows]
         if self.scheme.zeros == "whole" and zeros is not None:  # the zero is a code: it moves with the scale
             whole = torch.where(scales == 0, 0.0, zeros / scales)
@@ -260,8 +261,7 @@ def _least_squares(steps: torch.Tensor, pull: torch.Tensor, second: torch.Tensor
         right = grouped.sum(1).double()
         normal = torch.zeros(count, count, stop - start, dtype=torch.float64)  # the lower triangle
         for group, (first, last) in enumerate(_runs(columns, size)):
-            torch.mm(second[first:, first:last], some[first:last], out=spread[first:columns])
-            spread[first:columns] *= some[first:]
+            torch.mul(product(second[first:, first:last], some[first:last]), some[first:], out=spread[first:columns])
             normal[group:, group] = grouped[group:].sum(1)
         normal = normal.permute(2, 0, 1)
         diagonal = normal.diagonal(dim1=-2, dim2=-1)
