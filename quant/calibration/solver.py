@@ -29,6 +29,7 @@ from quant.tensor.qtensor import QTensor, assemble
 from quant.tensor.scheme import Scheme
 
 BLOCK = 128  # columns that are rounded before the rest of the matrix is corrected for all of them by one product
+HALVED = 512  # columns of a cost that are computed together
 FEW = 16  # columns of a block that are corrected for each other one at a time
 SPREAD = 2**19  # numbers of a matrix that a refit handles at a time: they stay in the processor's cache
 DAMPING = 0.01  # added to the diagonal of H, relative to its mean
@@ -101,7 +102,12 @@ class _Problem:
     def solution(self, codes: torch.Tensor, groups: Groups) -> _Solution:
         """Codes and scales, with what they cost."""
         error = self.target - _Reader(self, groups).values(codes)
-        return _Solution(codes, groups, (self.second @ error).mul_(error).sum(0))
+        cost = torch.zeros(self.rows, dtype=torch.float64)
+        for start, stop in _runs(self.columns, HALVED):  # H is symmetric: what lies right of a block on the diagonal counts twice
+            pull = torch.addmm(self.second[start:stop, start:stop] @ error[start:stop], self.second[start:stop, stop:],
+                               error[stop:], alpha=2)
+            cost += pull.mul_(error[start:stop]).sum(0)
+        return _Solution(codes, groups, cost)
 
     def nearest(self, groups: Groups) -> _Solution:
         """The nearest code of every weight."""
@@ -185,7 +191,7 @@ class _Reader:
         self._zeros = None if zeros is None else zeros.expand(problem.rows, -1).T.contiguous()
 
     def round(self, column: int, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The nearest codes, uint8 [rows], of a column's weights, and the values they stand for, float64 [rows]."""
+        """The nearest codes, uint8 [rows], of a column's weights, and the values they stand for, float32 [rows]."""
         group, steps = self._group_of[column], weights.float()
         if self._zeros is not None:
             steps = steps - self._zeros[group]
@@ -194,11 +200,14 @@ class _Reader:
 
     def values(self, codes: torch.Tensor) -> torch.Tensor:
         """float64 [columns, rows]"""
-        return torch.stack([self._value(codes[j], group) for j, group in enumerate(self._group_of)])
+        values, groups = torch.empty(codes.shape, dtype=torch.float64), torch.tensor(self._group_of)
+        for start, stop in _runs(len(codes), BLOCK):
+            values[start:stop] = self._value(codes[start:stop], groups[start:stop])
+        return values
 
-    def _value(self, codes: torch.Tensor, group: int) -> torch.Tensor:
+    def _value(self, codes: torch.Tensor, group: int | torch.Tensor) -> torch.Tensor:
         values = self._grid.decode(codes).mul_(self._scales[group])
-        return (values if self._zeros is None else values.add_(self._zeros[group])).double()
+        return values if self._zeros is None else values.add_(self._zeros[group])
 
 
 @dataclass(frozen=True)
