@@ -7,6 +7,7 @@ from test_classes import opened
 
 from quant.calibration.skeleton import Skeleton, run_block
 from quant.model.checkpoint import Checkpoint
+from quant.tensor.products import FastProducts
 
 
 def logits_of(skeleton, ids, outside=None):
@@ -19,7 +20,7 @@ def logits_of(skeleton, ids, outside=None):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_blocks_one_by_one_give_the_logits_of_the_whole_model(make_model, ids, architecture):
     folder = make_model(architecture)
-    with torch.inference_mode():
+    with torch.inference_mode(), FastProducts():
         expected = opened(folder)(ids).logits
     skeleton = Skeleton(Checkpoint(folder))
     with torch.no_grad():
@@ -49,5 +50,5 @@ def test_other_weights_outside_the_blocks_are_used_where_asked_and_then_forgotte
 
 def test_weights_in_half_precision_are_computed_with_in_float32(make_model, ids):
     folder = make_model("gpt2", torch.float16)
-    with torch.no_grad():
+    with torch.no_grad(), FastProducts():
         assert torch.equal(logits_of(Skeleton(Checkpoint(folder)), ids), opened(folder)(ids).logits)

@@ -8,11 +8,13 @@ import torch
 
 from quant.calibration.skeleton import open_float
 from quant.model.inventory import Inventory
+from quant.tensor.products import FastProducts
 
 BATCH_TOKENS = 2048
 
 
 @torch.no_grad()
+@FastProducts()
 def mean_squares(base: Path, inventory: Inventory, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
     """Of every matrix by its weight's name: the mean square of each column's input, float32 [columns].
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
+from quant.tensor.products import product
+
 TARGET_DAMPING = 0.05
 WIDE = 1024  # columns of the symmetric product that are computed together
 
@@ -45,10 +47,10 @@ class Moments:
         """
         for start in range(0, quantized.shape[1], WIDE):
             some = quantized[:, start : start + WIDE]
-            self.second[start : start + WIDE, start:] += (some.T @ quantized[:, start:]).double()
+            self.second[start : start + WIDE, start:] += product(some.T, quantized[:, start:]).double()
         self.mean += quantized.sum(0, dtype=torch.float64)
         if lack is not None:
-            self.cross += (lack.T @ quantized).double()
+            self.cross += product(lack.T, quantized).double()
             self.mean_lack += lack.sum(0, dtype=torch.float64)
         self.count += len(quantized)
 

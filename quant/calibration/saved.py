@@ -15,6 +15,7 @@ from quant.files import sha256_of, write_json
 from quant.model.safetensors_file import read_header, read_tensor
 from quant.model.selection import Part, Selected
 from quant.outside import read_json
+from quant.tensor.products import LIBRARY
 from quant.tensor.qtensor import QTensor, dequantize, layout
 
 UNQUANTIZED = "unquantized:"  # before the names of weights that only changed
@@ -25,7 +26,7 @@ MEMORY = 2**31  # bytes of inputs that are held in memory; more are kept in a fi
 def fingerprint(base: Path, prepared: Path, settings: Mapping) -> str:
     """Of everything that the results of a pass depend on, but for the code."""
     inputs = [[path.name, sha256_of(path)] for folder in (base, prepared) for path in sorted(folder.glob("*")) if path.is_file()]
-    return sha256(json.dumps([settings, inputs, torch.get_num_threads()], sort_keys=True).encode()).hexdigest()
+    return sha256(json.dumps([settings, inputs, torch.get_num_threads(), LIBRARY], sort_keys=True).encode()).hexdigest()
 
 
 class Saved:

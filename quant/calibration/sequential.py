@@ -23,6 +23,7 @@ from quant.calibration.skeleton import Skeleton, run_block
 from quant.calibration.solver import Curvature, Solver
 from quant.model.selection import Part, Selected
 from quant.progress import progress
+from quant.tensor.products import FastProducts
 from quant.tensor.qtensor import QTensor, dequantize, quantize
 
 EXAMPLE_COLUMNS = 32
@@ -110,6 +111,7 @@ class _Block:
                 self._solve(name, moments, curvatures)
         return floats_after, self._run_quantized(quantized)
 
+    @FastProducts()
     def _run_quantized(self, hidden: torch.Tensor) -> torch.Tensor:
         """The hidden states that leave the quantized block. Only the last layer is run where its inputs are known."""
         after = torch.empty_like(hidden)
@@ -207,6 +209,7 @@ class _Block:
                 inputs[group][batch] = value.view_as(inputs[group][batch])  # OPT joins windows and tokens
         return inputs, after
 
+    @FastProducts()
     def _moments(self, layers: Layers, floats_in: torch.Tensor, floats: torch.Tensor, quantized: torch.Tensor) -> Moments:
         """Of layers within the block. floats_in: their inputs in the float block; floats, quantized: the block's inputs."""
         first, is_added = layers.names[0], layers.added == ADDED_AT_START
@@ -220,6 +223,7 @@ class _Block:
             moments.add(given.flatten(0, -2), lack.flatten(0, -2))
         return moments
 
+    @FastProducts()
     def _moments_at_end(self, name: str, floats_after: torch.Tensor, quantized: torch.Tensor) -> Moments:
         """Of the last layer, whose output is added to the residual stream. floats_after: the output of the float block."""
         layer, moments = self.quantized.get_submodule(name), None

@@ -23,6 +23,7 @@ from quant.model.checkpoint import Checkpoint
 from quant.model.config import read_config
 from quant.model.inventory import Weight
 from quant.model.opening import opened_by_transformers
+from quant.tensor.products import FastProducts
 
 
 class Stop(Exception):
@@ -101,6 +102,7 @@ class Skeleton:
         return [seen[number] for number in range(self.count)]
 
     @torch.no_grad()
+    @FastProducts()
     def logits(self, hidden: torch.Tensor, weights: Mapping[str, torch.Tensor] | None = None) -> torch.Tensor:
         """The logits, float32 [windows, length, vocabulary], from what leaves the last block. weights: as for `embed`."""
         tokens = torch.zeros(hidden.shape[:2], dtype=torch.long)
@@ -154,6 +156,7 @@ class Skeleton:
                 self.model.get_parameter(name).data = value
 
 
+@FastProducts()
 def run_block(block: nn.Module, hidden: torch.Tensor, kwargs: dict) -> torch.Tensor:
     """The hidden states that leave a block."""
     output = block(hidden, **kwargs)

@@ -24,10 +24,12 @@ from quant.calibration.moments import damped
 from quant.calibration.nested_refit import refit_nested
 from quant.tensor.grids import Grid, grid_of
 from quant.tensor.groups import Groups, choose_groups, store_groups
+from quant.tensor.products import product
 from quant.tensor.qtensor import QTensor, assemble
 from quant.tensor.scheme import Scheme
 
 BLOCK = 128  # columns that are rounded before the rest of the matrix is corrected for all of them by one product
+HALVED = 512  # columns of a cost that are computed together
 FEW = 16  # columns of a block that are corrected for each other one at a time
 SPREAD = 2**19  # numbers of a matrix that a refit handles at a time: they stay in the processor's cache
 DAMPING = 0.01  # added to the diagonal of H, relative to its mean
@@ -100,7 +102,12 @@ class _Problem:
     def solution(self, codes: torch.Tensor, groups: Groups) -> _Solution:
         """Codes and scales, with what they cost."""
         error = self.target - _Reader(self, groups).values(codes)
-        return _Solution(codes, groups, (self.second @ error).mul_(error).sum(0))
+        cost = torch.zeros(self.rows, dtype=torch.float64)
+        for start, stop in _runs(self.columns, HALVED):  # H is symmetric: what lies right of a block on the diagonal counts twice
+            pull = torch.addmm(self.second[start:stop, start:stop] @ error[start:stop], self.second[start:stop, stop:],
+                               error[stop:], alpha=2)
+            cost += pull.mul_(error[start:stop]).sum(0)
+        return _Solution(codes, groups, cost)
 
     def nearest(self, groups: Groups) -> _Solution:
         """The nearest code of every weight."""
@@ -136,7 +143,7 @@ class _Problem:
         for _ in range(sweeps):
             changed = 0
             for start, stop in _runs(self.columns, BLOCK):
-                pull = self.single[start:stop] @ missing  # H (w - q) of the block's columns
+                pull = product(self.single[start:stop], missing)  # H (w - q) of the block's columns
 
                 def step(j: int, start: int = start, pull: torch.Tensor = pull) -> torch.Tensor:
                     old = values[start + j].clone()
@@ -157,7 +164,7 @@ class _Problem:
         scales, zeros = groups.scale_values(), groups.zero_values()
         if self.scheme.double_quant or scales.shape[0] != self.rows:  # rows share what is stored: they can't be fitted one by one
             return groups
-        pull = self.single @ (self.target - _Reader(self, groups).values(codes)).float()
+        pull = product(self.single, (self.target - _Reader(self, groups).values(codes)).float())
         steps, whole = self.grid.decode(codes), None  # [columns, rows]
         if self.scheme.zeros == "whole" and zeros is not None:  # the zero is a code: it moves with the scale
             whole = torch.where(scales == 0, 0.0, zeros / scales)
@@ -184,7 +191,7 @@ class _Reader:
         self._zeros = None if zeros is None else zeros.expand(problem.rows, -1).T.contiguous()
 
     def round(self, column: int, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The nearest codes, uint8 [rows], of a column's weights, and the values they stand for, float64 [rows]."""
+        """The nearest codes, uint8 [rows], of a column's weights, and the values they stand for, float32 [rows]."""
         group, steps = self._group_of[column], weights.float()
         if self._zeros is not None:
             steps = steps - self._zeros[group]
@@ -193,11 +200,14 @@ class _Reader:
 
     def values(self, codes: torch.Tensor) -> torch.Tensor:
         """float64 [columns, rows]"""
-        return torch.stack([self._value(codes[j], group) for j, group in enumerate(self._group_of)])
+        values, groups = torch.empty(codes.shape, dtype=torch.float64), torch.tensor(self._group_of)
+        for start, stop in _runs(len(codes), BLOCK):
+            values[start:stop] = self._value(codes[start:stop], groups[start:stop])
+        return values
 
-    def _value(self, codes: torch.Tensor, group: int) -> torch.Tensor:
+    def _value(self, codes: torch.Tensor, group: int | torch.Tensor) -> torch.Tensor:
         values = self._grid.decode(codes).mul_(self._scales[group])
-        return (values if self._zeros is None else values.add_(self._zeros[group])).double()
+        return values if self._zeros is None else values.add_(self._zeros[group])
 
 
 @dataclass(frozen=True)
@@ -260,8 +270,7 @@ def _least_squares(steps: torch.Tensor, pull: torch.Tensor, second: torch.Tensor
         right = grouped.sum(1).double()
         normal = torch.zeros(count, count, stop - start, dtype=torch.float64)  # the lower triangle
         for group, (first, last) in enumerate(_runs(columns, size)):
-            torch.mm(second[first:, first:last], some[first:last], out=spread[first:columns])
-            spread[first:columns] *= some[first:]
+            torch.mul(product(second[first:, first:last], some[first:last]), some[first:], out=spread[first:columns])
             normal[group:, group] = grouped[group:].sum(1)
         normal = normal.permute(2, 0, 1)
         diagonal = normal.diagonal(dim1=-2, dim2=-1)

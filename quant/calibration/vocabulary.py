@@ -20,6 +20,7 @@ from torch.nn.functional import cross_entropy
 
 from quant.model.inventory import Weight
 from quant.progress import progress
+from quant.tensor.products import product
 
 BATCH_LOGITS = 2**23
 RARE = 0.05  # of the mean row weight, added to each: rows that the text does not contain are still worth something
@@ -56,9 +57,9 @@ def vocabulary_moments(model: torch.nn.Module, tokens: torch.Tensor, seed: int) 
     for batch in progress(tokens.split(size), "importance of the vocabulary"):
         states, gradients, probabilities = _one_batch(model, batch, generator)
         spread = 1 - probabilities.square().sum(-1)
-        head += ((states * spread.unsqueeze(-1)).T @ states).double()
+        head += product((states * spread.unsqueeze(-1)).T, states).double()
         head_rows += (probabilities * (1 - probabilities)).sum(0, dtype=torch.float64)
-        embedding += (gradients.T @ gradients).double()
+        embedding += product(gradients.T, gradients).double()
         embedding_rows += torch.bincount(batch.flatten(), minlength=vocabulary).double()
     count = tokens.numel()
     return VocabularyMoments(head / count, embedding / count, head_rows / count, embedding_rows / count)

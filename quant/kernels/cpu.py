@@ -2,7 +2,7 @@
 
 For one row of activations (decoding a token), every code is read once, so memory bandwidth sets the pace. For a few rows, each
 row of the weight is decoded once, into the core's L1 cache, and serves all of them. For many rows (a prompt), the weight is
-decoded tile by tile, and torch multiplies the tiles.
+decoded tile by tile, and torch multiplies the tiles (quant.tensor.products).
 
 Activations are widened to float32 and not rounded. Sums are float32, in another order than the reference's: the results differ
 by rounding only.
@@ -16,6 +16,7 @@ from quant.kernels import loops, threads
 from quant.kernels.lanes import LANES
 from quant.kernels.loops import BIAS, CODES, COUNT, GATHERED, HEIGHT, ROWS, SCALES, THEN, ZEROS, X, Y
 from quant.kernels.vectors import BLOCK
+from quant.tensor import products
 from quant.tensor.grids import LinearGrid, grid_of
 from quant.tensor.qtensor import QTensor
 
@@ -130,7 +131,7 @@ class Matmul:
             for place, size in zip((CODES, SCALES, ZEROS), self._row_bytes, strict=True):
                 job[place] += start * size
             threads.run(_DECODE, job)
-            torch.matmul(x, tile[:rows].T, out=y[:, start : start + rows])
+            y[:, start : start + rows] = products.linear(x, tile[:rows])
 
 
 def height_of_part(rows: int) -> int:

@@ -20,6 +20,7 @@ from quant.quality.protocol import ScoringProtocol
 from quant.quality.score import Batch
 from quant.quality.windows import Tokens
 from quant.runners import RunnerWithStates
+from quant.tensor import products
 
 ABOUT, STATES = "about.json", "states.f32"
 TOLERANCE = 1e-3  # relative to the largest logit; float32 sums in another order differ by about 1e-5
@@ -56,7 +57,7 @@ class Recorder:
         write_json(self._folder / ABOUT, {**self._about, "width": width, "vocabulary": self.vocabulary})
 
     def _begin(self, logits: torch.Tensor, states: torch.Tensor) -> None:
-        again = torch.nn.functional.linear(states, self._head)
+        again = products.linear(states, self._head)
         self._is_linear = again.shape == logits.shape and bool((again - logits).abs().max() <= TOLERANCE * logits.abs().max())
         if self._is_linear:
             shape = (self._count, states.shape[1])
@@ -89,7 +90,7 @@ class Reference:
 
     def rows(self, batch: Batch) -> torch.Tensor:
         states = numpy.concatenate([self._states[window.scored_tokens] for window in batch.windows])
-        return torch.nn.functional.linear(torch.from_numpy(states).to(self._head.device), self._head)
+        return products.linear(torch.from_numpy(states).to(self._head.device), self._head)
 
 
 def _about(tokens: Tokens, protocol: ScoringProtocol, context: int) -> dict:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from quant.tensor import products
+
 PROJECT = "quant"  # the distribution whose requirements are listed, as pyproject.toml names it
 LLAMA_CPP = "llama_cpp_python"  # installed by set-up, so it is not among the requirements
 FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16")
@@ -18,7 +20,8 @@ CODE = ("quant", "stages")  # folders whose changes can change a measurement
 
 
 def environment() -> dict:
-    """Processor, vectors of the CPU's loops, memory, GPU, versions of all required packages, and the code's commit, for JSON."""
+    """Processor, what the CPU's loops and products use of it, memory, GPU, versions of all required packages, and the code's
+    commit, for JSON."""
     from quant.kernels import lanes  # here, because numba is slow to import and only a measurement needs it
 
     cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
@@ -30,6 +33,7 @@ def environment() -> dict:
         "cpu": fields.get("model name", platform.processor()),
         "cpu_flags": [flag for flag in FLAGS if flag in flags],
         "cpu_vectors": lanes.description(),
+        "cpu_products": products.LIBRARY,
         "cores": os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,

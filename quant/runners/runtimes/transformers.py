@@ -17,6 +17,7 @@ from quant.model.checkpoint import Checkpoint
 from quant.model.opening import opened_by_transformers
 from quant.runners import Options, StoredTensor
 from quant.runners.bfloat16 import compute_in_float32, has_bfloat16
+from quant.tensor.products import FastProducts
 
 
 class Runner:
@@ -45,6 +46,7 @@ class Runner:
         self._cache = None
 
     @torch.inference_mode()
+    @FastProducts()  # not of `prefill` and `decode`, which are timed: there a model runs as transformers runs it
     def logits(self, tokens: torch.Tensor) -> torch.Tensor:
         return self.model(tokens.to(self.device), use_cache=False).logits.float()
 
