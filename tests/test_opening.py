@@ -101,3 +101,12 @@ def test_how_a_child_ends(monkeypatch, tmp_path, code, words):
     with pytest.raises(InputError, match=words):
         probe.try_in_child(tmp_path / "model.gguf")
     assert signal.Signals["SIGABRT"] == 6
+
+
+@pytest.mark.parametrize(("words", "line"), [
+    ([], "the following arguments are required: file"), (["no/such"], "no/such does not exist"),
+    (["README.md"], "README.md is not a GGUF file"),
+])  # fmt: skip
+def test_a_try_by_hand_is_one_line(words, line):
+    done = subprocess.run([sys.executable, "-m", "quant.gguf.probe", *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith(f"error: {line}") and len(done.stderr.splitlines()) == 1
