@@ -11,6 +11,7 @@ from quant.errors import InputError
 from quant.hub.fetch import fetch_model
 from quant.hub.source import ModelSource
 from quant.model.architectures import ARCHITECTURES as TABLE
+from quant.model.config import translating_tokenizers
 
 PTB = ROOT.parent / "shared" / "models" / "ptb-gpt2"
 
@@ -93,6 +94,21 @@ def test_a_tokenizer_that_asks_for_code_or_is_broken(planted, name, values, mess
     source, change = planted
     change(name, **values)
     refused(source, message)
+
+
+@pytest.mark.parametrize("model", [
+    {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": [["a", "b"]]},
+    {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]], "continuing_subword_prefix": "##"},
+], ids=["no merged token", "prefix"])  # fmt: skip
+def test_a_panic_of_the_library_is_one_line_and_shows_no_trace(planted, capfd, model):
+    """Rust prints where it panicked to the file descriptor itself, which comes back; what is no panic passes through."""
+    source, change = planted
+    change("tokenizer.json", model=model)
+    refused(source, "tokenizer.json can't be read: .*fetch the model again")
+    with pytest.raises(KeyboardInterrupt), translating_tokenizers("x"):
+        raise KeyboardInterrupt
+    os.write(2, b"still here")
+    assert capfd.readouterr().err == "still here"
 
 
 @pytest.mark.parametrize("text", ["{", "null", "\0\1\2", "[" * 5000, '{"a": NaN}', '{"a": "\\ud800"}', '{"a": 1e999}',
