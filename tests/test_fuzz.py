@@ -38,7 +38,7 @@ from quant.text.read import count_lines, read_corpus
 from quant.text.source import TextSource
 from quant.variants import variant
 
-CASES, SEED = int(os.environ.get("FUZZ_CASES", "2000")), os.environ.get("FUZZ_SEED", "0")
+CASES, SEED = int(os.environ.get("FUZZ_CASES", "10000")), os.environ.get("FUZZ_SEED", "0")
 SECONDS, MEMORY = 2.0, 64 * 2**20  # most of a case, above the size of what it reads
 
 ODD = [
@@ -276,8 +276,8 @@ def test_texts(folder):
 
 
 def test_rows_of_params():
-    def read(text):
-        value = parse_yaml(text, "params.yaml")
+    def read(data):
+        value = parse_json(data, "params")
         found = value.get("variants") if isinstance(value, dict) else None
         for name in list(found) if isinstance(found, dict) else ():
             with suppress(InputError):
@@ -285,8 +285,7 @@ def test_rows_of_params():
                 if made.method.recipe(made.values):
                     _ = made.method.recipe(made.values).block_numbers
 
-    attempt_many("params", lambda chance: as_json(chance.mutated(PARAMS)).decode("utf-8", "surrogatepass"), read,
-                 [as_json(PARAMS).decode()])
+    attempt_many("params", lambda chance: as_json(chance.mutated(PARAMS)), read, [as_json(PARAMS)])
 
 
 def test_all_of_params():
@@ -296,6 +295,18 @@ def test_all_of_params():
         assert all(line.isprintable() and len(line) < 2100 for line in found), found
 
     attempt_many("all of params", lambda chance: as_json(chance.mutated(WHOLE)), read)
+
+
+def test_yaml():
+    text = yaml.safe_dump({"quant": {"bits": 8}, "variants": {"a": {"method": "quant", "blocks": [0, "1-1"]}}})
+
+    def draw(chance):
+        words = ("&a ", "*a", "<<: *a\n", "!!binary ", "!!python/object:os.system ", "2024-99-99", "? ", "\t", "[" * 99, ".nan")
+        at = chance.randrange(len(text))
+        changed = text[:at] + chance.choice((chance.text(), *words)) + text[at + chance.choice((0, 0, 9)):]
+        return chance.garbled(changed.encode("utf-8", "replace")).decode("utf-8", "replace")
+
+    attempt_many("YAML", draw, lambda text: parse_yaml(text, "params.yaml"))
 
 
 def test_bytes():
