@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, build_variant
 
 from quant.errors import InputError
 from quant.gguf import probe
@@ -27,6 +27,15 @@ def test_a_config_that_only_the_library_refuses(make_model, tmp_path, lie):
         open_runner(folder)
     except InputError as error:
         assert str(folder) in str(error) and str(error).isprintable()
+
+
+def test_an_artifact_without_its_schemes_is_refused(make_model, tmp_path):
+    """transformers opens it, and fills the layers that it finds no weights for with random numbers."""
+    folder = build_variant(make_model("llama"), "quant", {"bits": 4, "group_size": 32}, tmp_path / "int4")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": None}))
+    with pytest.raises(InputError, match=r"has nothing to load into model\.layers\.0\.\S+ and \d+ more"):
+        open_runner(folder)
 
 
 def test_an_error_of_the_library_names_the_folder():

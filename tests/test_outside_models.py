@@ -5,13 +5,15 @@ import os
 import shutil
 
 import pytest
-from conftest import ARCHITECTURES, EMBEDDED, ROOT, config_of
+from conftest import ARCHITECTURES, EMBEDDED, ROOT, build_variant, config_of
 
 from quant.errors import InputError
+from quant.export import export
 from quant.hub.fetch import fetch_model
 from quant.hub.source import ModelSource
 from quant.model.architectures import ARCHITECTURES as TABLE
 from quant.model.config import translating_tokenizers
+from quant.publish.push import _files_of
 
 PTB = ROOT.parent / "shared" / "models" / "ptb-gpt2"
 
@@ -154,6 +156,24 @@ def test_links_within_the_folder_and_to_the_blobs_of_the_hubs_cache_are_kept(mak
     fetch_model(ModelSource(str(snapshot)), tmp_path / "out")
     assert (tmp_path / "out" / "vocab.txt").read_bytes() == (tmp_path / "out" / "tokenizer.json").read_bytes()
     assert not any(path.is_symlink() for path in (tmp_path / "out").iterdir())
+
+
+def test_a_link_out_of_an_artifact_is_neither_exported_nor_pushed_and_one_to_dvcs_cache_is(make_model, tmp_path):
+    artifact = build_variant(make_model("llama"), "quant", {"bits": 4, "group_size": 32}, tmp_path / "int4")
+    secret, cached = tmp_path / "secret", tmp_path / "files" / "md5" / "ab" / ("c" * 30)
+    cached.parent.mkdir(parents=True)
+    for path in (secret, cached):
+        path.write_text("text")
+    (artifact / "vocab.txt").symlink_to(cached)
+    export(artifact, tmp_path / "out", "compressed-tensors")
+    assert (tmp_path / "out" / "vocab.txt").read_text() == "text" and "vocab.txt" in _files_of(artifact)
+    (artifact / "vocab.txt").unlink()
+    (artifact / "vocab.txt").symlink_to(secret)
+    with pytest.raises(InputError, match="is a link that leaves its folder"):
+        export(artifact, tmp_path / "another", "compressed-tensors")
+    with pytest.raises(InputError, match="is a link that leaves its folder"):
+        _files_of(artifact)
+    assert not (tmp_path / "another").exists()
 
 
 def test_a_companion_that_is_too_large(planted):
