@@ -30,7 +30,7 @@ from hub_server import Hub, sha256  # noqa: E402
 
 from quant.files import sha256_of  # noqa: E402
 
-PATIENCE = 900  # seconds for a run that nothing disturbs
+PATIENCE = 3600  # seconds for a run that nothing disturbs, on a busy machine
 ROWS = {
     "whole": {"method": "quant", "include": ["*"], "benchmark": False},
     "int4": {"method": "quant", "bits": 4, "group_size": 32, "benchmark": False},
