@@ -1,6 +1,6 @@
 """Mutated headers, configs, indexes, manifests, artifacts, tokenizers, cards, texts and params: accepted, or one line; no more.
 
-FUZZ_CASES in the environment sets the number of cases of each kind, FUZZ_SEED which ones; `make fuzz` runs a million of each.
+FUZZ_CASES in the environment sets the number of cases of each kind, FUZZ_SEED which ones; `make fuzz` runs a million in all.
 They are drawn by `random`, so that a million take minutes. One that fails is printed.
 """
 

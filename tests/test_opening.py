@@ -79,6 +79,17 @@ def test_a_gguf_that_no_manifest_lists_is_tried_in_a_child(runtimes, tmp_path, m
 
 
 @pytest.mark.slow
+def test_a_gguf_with_another_byte_than_its_manifest_lists_never_reaches_llama_cpp(runtimes, tmp_path, monkeypatch):
+    folder = shutil.copytree(runtimes["gguf-q8_0"], tmp_path / "gguf")
+    data = bytearray((folder / "model.gguf").read_bytes())
+    data[824] ^= 1
+    (folder / "model.gguf").write_bytes(data)
+    monkeypatch.setattr("quant.runners.runtimes.llama_cpp.bindings", None)
+    with pytest.raises(InputError, match="is not the file that its manifest lists \\(another sha256\\)"):
+        open_runner(folder)
+
+
+@pytest.mark.slow
 def test_a_gguf_that_may_abort_is_one_line(runtimes, tmp_path):
     """Two equal tokens, at which llama.cpp ends its process; a file cut in its tensors; one that is whole."""
 
