@@ -103,8 +103,13 @@ def found_in(project: Project) -> dict[str, str]:
 
 
 def leftovers(project: Project) -> list[str]:
-    paths = (path for name in ("models", "data", "reports", "exported") for path in (project.folder / name).rglob(".*"))
-    return [str(path) for path in paths if path.name.endswith((".partial", ".lock"))]
+    """Files of killed writers, locks of git, changes on its stash, and a HEAD that is on no branch."""
+    paths = (path for name in ("models", "data", "reports", "exported", ".git") for path in (project.folder / name).rglob("*"))
+    found = [str(path) for path in paths if path.name.endswith((".partial", ".lock"))]
+    for words, is_whole in ((["stash", "list"], lambda text: not text), (["symbolic-ref", "HEAD"], bool)):
+        said = subprocess.run(["git", *words], cwd=project.folder, capture_output=True, text=True).stdout
+        found += [] if is_whole(said) else [f"git {' '.join(words)}: {said}"]
+    return found
 
 
 def run(project: Project, words: list[str], **more: str) -> subprocess.CompletedProcess:
@@ -134,50 +139,62 @@ def finish(project: Project, command: list[str], tally: Counter) -> None:
         time.sleep(2)
 
 
-def disturb(project: Project, command: list[str], chance: random.Random, longest: float, tally: Counter) -> None:
-    """Start the pipeline, or an export, and kill it once."""
+def disturb(project: Project, command: list[str], chance: random.Random, longest: float, tally: Counter) -> bool:
+    """Start the pipeline, or an export, and kill it once. Returns whether it still ran then."""
     kind = chance.choice(["process", "group", "parent", "process", "group", "dvc.lock", "rwlock"])
     run(project, ["-m", "quant.recover"])
     if kind in ("dvc.lock", "rwlock"):
-        run(project, ["-c", WRITING, kind, str(chance.random()), *command])
+        was_killed = run(project, ["-c", WRITING, kind, str(chance.random()), *command]).returncode == -signal.SIGKILL
+        where = "in writing"
     elif chance.random() < 0.15 and (project.folder / "models/int4").is_dir():
-        kill(project, EXPORT, kind, chance.uniform(0.2, 8))
-        tally["in export"] += 1
+        was_killed, _ = kill(project, EXPORT, kind, chance.uniform(0.2, 8))
+        where = "in export"
     else:
-        said = kill(project, ["-m", "dvc", *command], kind, chance.uniform(0.2, longest))
-        tally["in " + (re.findall(r"Running stage '(.+?)[@']", said) or ["the beginning"])[-1]] += 1
-    tally[kind] += 1
+        was_killed, said = kill(project, ["-m", "dvc", *command], kind, chance.uniform(0.2, longest))
+        where = "in " + (re.findall(r"Running stage '(.+?)[@']", said) or ["no stage"])[-1]
+    tally.update({kind: 1, where: 1} if was_killed else {"ended before the kill": 1})
+    return was_killed
 
 
-def kill(project: Project, words: list[str], kind: str, seconds: float, **more: str) -> str:
-    """Start a command, kill it, its group or its parent after some seconds, and return what it had printed."""
+def kill(project: Project, words: list[str], kind: str, seconds: float, **more: str) -> tuple[bool, str]:
+    """Start a command, and kill it, its group or its parent after some seconds: whether it still ran, and what it had printed."""
     words = [sys.executable, *words]
     command = words if kind != "parent" else ["sh", "-c", '"$@"; exit $?', "sh", *words]
     with tempfile.TemporaryFile() as output:
         started = subprocess.Popen(command, cwd=project.folder, env={**environment(), **more}, start_new_session=True,
                                    stdout=output, stderr=output)
         time.sleep(seconds)
-        (os.killpg if kind == "group" else os.kill)(started.pid, signal.SIGKILL)
-        started.wait()
+        was_running = started.poll() is None
+        if was_running:
+            (os.killpg if kind == "group" else os.kill)(started.pid, signal.SIGKILL)
+            started.wait()
         output.seek(0)
-        return output.read().decode(errors="replace")
+        return was_running, output.read().decode(errors="replace")
 
 
-def pushed(project: Project, kind: str | None = None, seconds: float = 0) -> tuple[dict[str, str], float]:
-    """What a Hub holds after a push, killed and repeated where a kind of kill is given; and the seconds of the last push."""
+def pushed(project: Project, kind: str | None = None, seconds: float = 0) -> tuple[dict[str, str], float, bool]:
+    """What a Hub holds after a push, the seconds of it, and whether another was killed before it, if a kind of kill is given."""
     hub = Hub()
     try:
         with tempfile.TemporaryDirectory() as home:
-            hub_is = {key: value for key, value in hub.environment(Path(home), HF_TOKEN="hf_torture").items() if "HF_" in key}
-            if kind:
-                kill(project, PUSH, kind, seconds, **hub_is)
+            hub_is = {key: value for key, value in hub.environment(Path(home), HF_TOKEN="hf_torture", HF_HUB_OFFLINE="0").items()
+                      if key.startswith("HF_") or key == "NO_PROXY"}
+            was_killed = kind is not None and kill(project, PUSH, kind, seconds, **hub_is)[0]
             start = time.monotonic()
             done = run(project, PUSH, **hub_is)
             if done.returncode or "Traceback" in done.stderr:
                 raise SystemExit(f"the same push fails after a kill:\n{(done.stdout + done.stderr)[-6000:]}")
-            return {name: sha256(data) for name, data in hub.files(REPOSITORY).items()}, time.monotonic() - start
+            held = {name: sha256(data) for name, data in hub.files(REPOSITORY).items()}
+            return held, time.monotonic() - start, was_killed
     finally:
         hub.close()
+
+
+def undisturbed(project: Project, tally: Counter) -> tuple[dict[str, str], float]:
+    """The hashes after a run without a kill, and the seconds that it took."""
+    start = time.monotonic()
+    finish(project, RUNS["repro"], tally)
+    return found_in(project), time.monotonic() - start
 
 
 def main() -> None:
@@ -186,28 +203,24 @@ def main() -> None:
     parser.add_argument("--round", type=int, default=8, help="kills before a round is run to its end and compared")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    chance, tally = random.Random(given.seed), Counter()
+    chance, tally, done = random.Random(given.seed), Counter(), 0
     with tempfile.TemporaryDirectory() as name:
         first = make_project(Path(name) / "undisturbed")
-        start = time.monotonic()
-        finish(first, RUNS["repro"], tally)
-        expected, seconds = found_in(first), time.monotonic() - start
-        on_hub, seconds_of_push = pushed(first)
+        expected, seconds = undisturbed(first, tally)
+        on_hub, seconds_of_push, _ = pushed(first)
         print(f"undisturbed: {len(expected)} files in {seconds:.0f} s, a push in {seconds_of_push:.0f} s", flush=True)
-        done = 0
         while done < given.kills:
             project = make_project(Path(name) / f"killed-{done}")
-            which = chance.choice(list(RUNS))
-            kills = min(given.round, given.kills - done)
-            for _ in range(kills - 1):
-                disturb(project, RUNS[which], chance, seconds / 4, tally)
+            which, kills = chance.choice(list(RUNS)), min(given.round, given.kills - done) - 1
+            for _ in range(kills):  # on average they come at the end of the run together
+                done += disturb(project, RUNS[which], chance, 2 * seconds / given.round, tally)
             finish(project, RUNS[which], tally)
             found = found_in(project)
             different = sorted(path for path in {*expected, *found} if expected.get(path) != found.get(path))
             kind = chance.choice(["process", "group", "parent"])
-            held, _ = pushed(project, kind, chance.uniform(0.2, seconds_of_push))
-            done += kills
-            tally.update({kind: 1, "in push": 1, f"rounds of {which}": 1})
+            held, _, was_killed = pushed(project, kind, chance.uniform(0.2, seconds_of_push))
+            done += was_killed
+            tally.update({f"rounds of {which}": 1, **({kind: 1, "in push": 1} if was_killed else {})})
             print(f"{done} of {given.kills} kills: {dict(tally)}", flush=True)
             if different or leftovers(project) or held != on_hub:
                 raise SystemExit(f"different after kills: {different[:10]}; left over: {leftovers(project)}; on the Hub: {held}")
