@@ -20,21 +20,23 @@ EXPERIMENTS, PARAMS = Path(".dvc/tmp/exps"), Path("params.yaml")
 BEGINNING, RUNNING = EXPERIMENTS / "rwlock", EXPERIMENTS / "run/workspace/workspace.json"
 MOVED = re.compile(r"checkout: moving from (\S+) to ([0-9a-f]{40})")
 PASSED = ("dvc: ", "commit: dvc: ", "reset: moving to HEAD")  # how entries in git's log of HEAD begin that leave no branch
+MOMENT = 60  # seconds, after which a lock of git's is not of DVC's beginning, on any machine
 LEFT = "what a killed dvc exp run left in the files"
 
 
 def put_back() -> list[str]:
     """Repair what a killed `dvc exp run` left of git's HEAD, index and stash, and say in a line each what was done."""
     beginning, running = _was_killed(BEGINNING, _holder), _was_killed(RUNNING, lambda found: found.get("pid"))
-    if not beginning and not running:
+    branch, is_certain = _branch_left()
+    if False in (beginning, running) or not (beginning or running or is_certain):
         return []
-    marker = BEGINNING if beginning else RUNNING
-    since, done = marker.stat().st_mtime, []
+    done, marker = [], BEGINNING if beginning else RUNNING
+    since = marker.stat().st_mtime if beginning or running else 0  # another dvc exp run, after the killed one, has tidied up
     lock = Path(_git("rev-parse", "--git-path", "index.lock") or "nowhere")
-    if lock.is_file() and lock.stat().st_mtime >= since:
+    age = lock.stat().st_mtime - since if lock.is_file() and since else -1
+    if age >= 0 and (branch or (beginning and age < MOMENT)):
         lock.unlink()
         done.append(f"{lock} was left by a killed dvc exp run; removed")
-    branch = _branch_left()
     if branch:
         _git("symbolic-ref", "-m", f"quant.recover: back on {branch}", "HEAD", f"refs/heads/{branch}")
         done.append(f"HEAD was detached by a killed dvc exp run; back on {branch}")
@@ -42,8 +44,7 @@ def put_back() -> list[str]:
     if beginning:
         done += _unstash(since, branch is not None)
         write_text(BEGINNING, "{}")
-    else:
-        RUNNING.unlink()
+    RUNNING.unlink(missing_ok=not running)
     return done
 
 
@@ -67,28 +68,33 @@ def _unstash(since: float, was_detached: bool) -> list[str]:
     return [*told, *([f"{LEFT} is on git's stash: git stash show"] if is_aside else [])]
 
 
-def _branch_left() -> str | None:
-    """The branch that DVC left when it detached HEAD, if it still is where it was; None where HEAD is on a branch."""
+def _branch_left() -> tuple[str | None, bool]:
+    """The branch that DVC left when it detached HEAD, if it still is where it was, None where HEAD is on a branch; and whether it
+    certainly was DVC: it came back to the branch once, and left again for the stages."""
     if _git("symbolic-ref", "--quiet", "HEAD"):
-        return None
-    for entry in _git("log", "--walk-reflogs", "--format=%gs", "HEAD").splitlines():
+        return None, False
+    entries = _git("log", "--walk-reflogs", "--format=%gs", "HEAD").splitlines()
+    for number, entry in enumerate(entries):
         moved = MOVED.fullmatch(entry)
         if moved and not re.fullmatch("[0-9a-f]{40}", moved[1]):
-            return moved[1] if _git("rev-parse", "--verify", "--quiet", f"refs/heads/{moved[1]}") == moved[2] else None
+            is_there = _git("rev-parse", "--verify", "--quiet", f"refs/heads/{moved[1]}") == moved[2]
+            before = [f"dvc: Restore HEAD to '{moved[1]}'", entry]
+            return (moved[1], entries[number + 1 : number + 3] == before) if is_there else (None, False)
         if not moved and not entry.startswith(PASSED):
-            return None
-    return None
+            return None, False
+    return None, False
 
 
-def _was_killed(path: Path, process_of: Callable) -> bool:
-    """Whether the process that a file of DVC's names does not run any more, or the file was cut while DVC wrote it."""
+def _was_killed(path: Path, process_of: Callable) -> bool | None:
+    """Whether the process that a file of DVC's names does not run any more, or the file was cut while DVC wrote it; None: it
+    names none."""
     if not path.is_file():
-        return False
+        return None
     try:
         process = process_of(json.loads(path.read_bytes()))
     except ValueError:
         return True
-    return process is not None and not runs(str(process))
+    return None if process is None else not runs(str(process))
 
 
 def _holder(found: dict) -> int | None:

@@ -50,8 +50,10 @@ def is_whole(branch):
     return git("symbolic-ref", "--short", "HEAD") == branch and texts == ("mine", "new")
 
 
+@pytest.mark.parametrize("ran_again", [False, True])
 @pytest.mark.usefixtures("project")
-def test_killed_while_stages_ran():
+def test_killed_while_stages_ran(ran_again):
+    """Another run, which ends well, leaves HEAD where the killed one had put it."""
     branch = git("symbolic-ref", "--short", "HEAD")
     for _ in range(2):  # as DVC does: before, and for the stages
         git("checkout", "--detach", git("rev-parse", "HEAD"))
@@ -60,6 +62,11 @@ def test_killed_while_stages_ran():
     note(RUNNING, pid=os.getpid())
     assert put_back() == [] and RUNNING.exists(), "it runs"
     note(RUNNING, pid=dead_process())
+    if ran_again:
+        RUNNING.unlink()
+        head = git("rev-parse", "HEAD")
+        git("update-ref", "-m", f"dvc: Restore HEAD to '{head}'", "HEAD", head)
+        git("checkout", "--detach", head)
     assert put_back() == [f"HEAD was detached by a killed dvc exp run; back on {branch}"]
     assert is_whole(branch) and put_back() == [] and not RUNNING.exists()
 
