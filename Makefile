@@ -5,7 +5,7 @@
 # make bench   speed of quantized models with the shapes of real ones; about 20 minutes
 # make cluster Ray, to run stages on more machines (quant/cluster/README.md)
 # make peers   the environment of other projects' quantizers; make peers-report compares them with this project's rows
-# make fuzz   20,000 mutated inputs of each kind, none of which may do more than be refused in a line
+# make fuzz   a million mutated inputs of seventeen kinds, none of which may do more than be refused in a line; ten minutes
 # make torture   kills the pipeline fifty times and compares what the same command then makes; an hour
 # make lock   writes the locks of quant/supply/ anew from requirements.txt and tests/requirements.txt, with the hashes of the index
 # make licences   the licence of every distribution that is installed
@@ -16,6 +16,8 @@ ACTIVE := . $(VENV)/bin/activate &&
 # Every file that it installs has a hash in quant/supply/; what has no wheel is built by the setuptools of quant/supply/build.lock
 LOCKED := pip install --quiet --require-hashes --no-deps --no-build-isolation
 export DVC_NO_ANALYTICS := true
+# In a locale without UTF-8 DVC can't run in a folder such as ü
+export PYTHONUTF8 := 1
 # What PYTEST runs: two processes, one test file at a time each, the longest files first (tests/conftest.py)
 PYTEST := python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
@@ -53,7 +55,7 @@ peers-report: setup peers
 	@touch $@
 
 fuzz: setup $(VENV)/ready-to-test
-	$(ACTIVE) FUZZ_CASES=20000 python -m pytest tests/test_fuzz.py
+	$(ACTIVE) FUZZ_CASES=60000 python -m pytest --numprocesses 2 --no-loadscope-reorder tests/test_fuzz.py
 
 torture: setup $(VENV)/ready-to-test
 	$(ACTIVE) python tests/torture.py

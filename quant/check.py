@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 
 from quant.command import Parser, run
+from quant.device import require_driver
 from quant.errors import InputError
 from quant.files import write_json
 from quant.pipeline import parameters
@@ -133,6 +134,8 @@ def main(arguments: list[str]) -> None:
         print(f"error: {line}", file=sys.stderr)
     if last:
         raise InputError(last)
+    if params["device"] == "cuda" and not os.environ.get("RAY_ADDRESS"):  # on a cluster others may have one
+        require_driver()
     model, source = _asked(given, params)
     model.require_valid()
     text = describe_text(source) if source else None

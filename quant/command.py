@@ -17,6 +17,10 @@ REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, 
 NO_MEMORY = ("can't allocate memory", "failed to map segment from shared object")  # of torch, of the loader of libraries
 
 
+OUT_OF_MEMORY = ("not enough memory (none was left); python -m quant.check MODEL says what each stage needs; close other "
+                 "programs, or take a smaller model")
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser that raises InputError instead of printing its usage and exiting."""
 
@@ -35,6 +39,8 @@ def remedy(error: Exception) -> str | None:
     """One line for an error that comes from the user's input or machine: a full disk, no right, no memory; None for a bug."""
     if isinstance(error, InputError):
         return str(error)
+    if type(error) is MemoryError and not error.args:  # there may be too little left to make a message
+        return OUT_OF_MEMORY
     text = printable(str(error), 300)
     number = getattr(error, "errno", None)
     wrapped = re.search(r"\(os error (\d+)\)|unable to mmap .*\((\d+)\)", str(error))  # of safetensors and of torch
@@ -45,8 +51,7 @@ def remedy(error: Exception) -> str | None:
     if number in REFUSED:
         return f"can't use a file or a folder ({text}); this user must be able to read it, and to write where results go"
     if isinstance(error, MemoryError) or number == errno.ENOMEM or any(words in str(error) for words in NO_MEMORY):
-        return (f"not enough memory ({text or 'none was left'}); python -m quant.check MODEL says what each stage needs; close "
-                "other programs, or take a smaller model")
+        return OUT_OF_MEMORY.replace("none was left", text)
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 from pathlib import Path
@@ -10,10 +11,19 @@ from quant.config import check_choice
 from quant.errors import InputError
 
 DEVICES = ("auto", "cpu", "cuda")
+NO_GPU = "device is cuda, but there is no CUDA GPU here; set device to auto or cpu"
 
 
 def check_device(device: str) -> None:
     check_choice("device", device, DEVICES)
+
+
+def require_driver() -> None:
+    """Raise InputError where there is no driver of a CUDA GPU, without importing torch, which takes a second."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        raise InputError(NO_GPU) from None
 
 
 def resolve_device(device: str) -> str:
@@ -22,7 +32,7 @@ def resolve_device(device: str) -> str:
 
     check_device(device)
     if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("device is cuda, but torch finds no CUDA GPU here; set device to auto or cpu")
+        raise InputError(NO_GPU)
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 

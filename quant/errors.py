@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 MOST = 2000  # characters of a message
 
 
@@ -35,3 +37,11 @@ def printable(text: str, most: int = MOST) -> str:
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, or the name of its type."""
     return printable((str(error).strip() or type(error).__name__).splitlines()[0], 400)
+
+
+def is_ours(error: BaseException) -> bool:
+    """Whether a line of this project raised an error, which is then a bug, and not one of a library."""
+    frame = error.__traceback__
+    while frame.tb_next:
+        frame = frame.tb_next
+    return Path(frame.tb_frame.f_code.co_filename).is_relative_to(Path(__file__).resolve().parent)

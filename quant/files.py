@@ -55,7 +55,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     for stale in path.parent.glob(f".{escape(path.name)}.{TOKEN}.*.partial"):
-        if not _runs(stale.suffixes[-2].removeprefix(".")):
+        if not runs(stale.suffixes[-2].removeprefix(".")):
             stale.unlink(missing_ok=True)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.{os.getpid()}.partial")
     try:
@@ -101,7 +101,7 @@ def _replace_folder(new: Path, path: Path, aside: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _runs(process: str) -> bool:
+def runs(process: str) -> bool:
     """Whether a process of this number runs."""
     try:
         os.kill(int(process), 0)

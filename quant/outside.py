@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import reprlib
 from datetime import date
 from pathlib import Path
@@ -21,6 +22,7 @@ DEEPEST = 50
 MOST_VALUES = 500_000  # of a JSON document: about 64 MiB of objects
 MOST_IN_YAML = 20_000
 LARGEST_JSON, LARGEST_YAML = 64 * MIB, MIB // 8
+CACHED_BY_DVC = re.compile(r"/files/md5/[0-9a-f]{2}/[0-9a-f]{30}$")
 MOST_DIGITS = 40  # of a whole number: tokenizers commonly give the longest text as int(1e30)
 
 _short = reprlib.Repr()
@@ -97,11 +99,11 @@ def plain_file(path: Path, largest: int | None = None) -> Path:
 def file_within(path: Path, folder: Path, largest: int | None = None) -> Path:
     """The path, if it leads to a plain file in `folder`. Raises InputError for a link that leaves the folder.
 
-    A snapshot in the Hub client's cache links to the blobs beside it; those links are kept.
+    A snapshot in the Hub client's cache links to the blobs beside it, and DVC may link to its cache; those links are kept.
     """
     target, home = plain_file(path, largest).resolve(), Path(folder).resolve()
     blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else None
-    if not target.is_relative_to(home) and target.parent != blobs:
+    if not target.is_relative_to(home) and target.parent != blobs and not CACHED_BY_DVC.search(target.as_posix()):
         raise InputError(f"{path} is a link that leaves its folder, to {target}; such a file would be copied, and shared, with "
                          "the model: put a copy of the file there if it belongs to the model")
     return path

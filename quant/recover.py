@@ -2,7 +2,8 @@
 
 DVC writes dvc.lock and .dvc/tmp/rwlock in place. A kill in the middle of that leaves an empty file, or dvc.lock cut at any line,
 which DVC reads without a word as a run of fewer stages. So every stage first keeps a copy of dvc.lock (DVC does not write while a
-stage runs), and this command, which `make repro` runs first, puts back the records that a cut one lacks.
+stage runs), and this command, which `make repro` runs first, puts back the records that a cut one lacks. It also puts git back on
+its branch after a kill of `dvc exp run`: see quant.interrupted.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 from quant.command import run
 from quant.errors import InputError
 from quant.files import atomic_file, write_text
+from quant.interrupted import put_back
 
 LOCK, DEFINITION, PARAMS, PRIVATE = Path("dvc.lock"), Path("dvc.yaml"), Path("params.yaml"), Path(".dvc/tmp")
 GOOD, CUT = PRIVATE / "dvc.lock.good", PRIVATE / "dvc.lock.cut"
@@ -41,7 +43,8 @@ def keep_lock() -> None:
 
 def recover() -> list[str]:
     """Repair what a kill left of DVC's files, and say in a line each what was done. Nothing is touched while DVC writes."""
-    done = []
+    with _held(REPO_GUARD) as is_held:
+        done = put_back() if is_held else []
     with _held(RWLOCK_GUARD) as is_held:
         if is_held and RWLOCK.is_file() and not _is_json(RWLOCK):
             write_text(RWLOCK, "{}")

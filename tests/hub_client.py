@@ -57,6 +57,7 @@ def serve() -> None:
     """Fork a child for every line of stdin."""
     import quant.hub.fetch
     import quant.preflight.facts
+    import quant.publish.push
     import quant.text.read  # noqa: F401
 
     assert "huggingface_hub" not in sys.modules
@@ -93,6 +94,7 @@ def answer(call: str, environment: dict[str, str] | None = None, **keywords) -> 
     from quant.hub.fetch import fetch_model
     from quant.hub.source import ModelSource
     from quant.preflight.facts import facts_of
+    from quant.publish.push import Publication, push
     from quant.text.read import HubFile, read_corpus, read_hub_file
     from quant.text.source import TextSource
 
@@ -101,6 +103,8 @@ def answer(call: str, environment: dict[str, str] | None = None, **keywords) -> 
         "parameters": lambda source: facts_of(ModelSource(source)).inventory.parameters,
         "corpus": lambda **values: asdict(read_corpus(TextSource.from_dict(values))),
         "rows": lambda **values: read_hub_file(HubFile(**values)),
+        "push": lambda folder, repo: push(Publication("nf4", repo, {path.name: path for path in Path(folder).iterdir()}, "card",
+                                                      None), None, False, lambda _: True),
     }
     retry.WAITS = WAITS
     os.environ.update(environment or {})

@@ -24,6 +24,7 @@ HELPERS = {
     "quant/__init__.py": "a docstring",
     "stages/__init__.py": "a docstring",
     "quant/recover.py": "DVC's own files",
+    "quant/interrupted.py": "git's branch and stash",
     "quant/outside.py": "refuses wrong files; what is accepted stays as it is",
     "quant/errors.py": "the error a user reads",
     "quant/progress.py": "a bar on a terminal, sizes in messages",
@@ -101,7 +102,7 @@ def test_every_result_depends_on_the_versions_that_compute_it():
 # From the ground up: a room imports rooms that stand before it.
 FLOORS = (
     # the ground floor: single files
-    "errors", "outside", "files", "refusal", "config", "progress", "command", "pins", "recover", "cluster",
+    "errors", "outside", "files", "refusal", "config", "progress", "command", "pins", "interrupted", "recover", "cluster",
     "pipeline", "device",
     "tensor", "kernels", "model", "gguf", "nn", "transformers_format", "runners", "hub", "text", "quality",
     "training", "calibration", "speed", "methods", "variants", "family", "preflight", "export", "report", "publish",

@@ -257,3 +257,15 @@ def test_a_text_is_described(tmp_path):
 def test_what_can_not_be_checked_is_one_line(words, message):
     with chdir(ROOT), pytest.raises(InputError, match=message):
         main(words)
+
+
+def test_a_gpu_that_is_not_there_is_told_before_a_model_is_looked_at(tmp_path, monkeypatch):
+    def absent(name):
+        raise OSError(f"{name}: cannot open shared object file")
+
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({**PARAMS, "device": "cuda", "model": {"source": "no/such"}}))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ctypes.CDLL", absent)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(InputError, match="device is cuda, but there is no CUDA GPU here; set device to auto or cpu"):
+        main([])

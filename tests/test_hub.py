@@ -158,6 +158,10 @@ def download_stage(folder, environment) -> str:
     return text
 
 
+ODD_ANSWERS = {"nameless": b"{}", "list": b"[1]", "number": b"5", "siblings": b'{"id": "tiny/siblings", "siblings": 3}',
+               "entry": b'{"id": "tiny/entry", "sha": 5, "siblings": [{"size": "many"}]}', "null": b"null"}
+
+
 @pytest.mark.slow
 def test_each_failure_is_one_line_that_says_what_to_do(hub, hub_client, files, tmp_path):
     hub.add("tiny/model", files)
@@ -168,6 +172,9 @@ def test_each_failure_is_one_line_that_says_what_to_do(hub, hub_client, files, t
     hub.add("tiny/cut", {**files, "model.safetensors": files["model.safetensors"][:-9]})
     hub.add("tiny/strange", {**files, "config.json": b'{"model_type": "strange"}'})
     hub.add("tiny/portal", files)
+    for name, answer in ODD_ANSWERS.items():
+        hub.add(f"tiny/{name}", files)
+        hub.faults.append(Fault(f"GET /api/models/tiny/{name}*", times=99, replace=answer))
     for name in ("busy", "waits", "down", "shaky"):
         hub.add(f"tiny/{name}", files)
     hub.faults += [
@@ -193,6 +200,7 @@ def test_each_failure_is_one_line_that_says_what_to_do(hub, hub_client, files, t
         (fetch("tiny/cut", out), "truncated"),
         (fetch("tiny/strange", out), "architecture 'strange' has no table of roles"),
         (fetch("tiny/portal", out), "127.0.0.1", "does not answer like a Hub for tiny/portal"),
+        *((fetch(f"tiny/{name}", out), "127.0.0.1", "does not answer like a Hub") for name in ODD_ANSWERS),
         (fetch("tiny/model", out, HF_TOKEN="hf_wörd"), "a character that can't be sent", "check HF_TOKEN"),
         (fetch("tiny/private", out, HF_TOKEN="hf_another"), "denies access (403"),
         (fetch("tiny/waits", out), None),

@@ -1,5 +1,6 @@
-"""`make clean` names what it will remove, with sizes, and removes that alone, and only when told to."""
+"""`make clean` names what it will remove, with sizes, and removes that alone, when told to; what all of make exports."""
 
+import os
 import shutil
 import subprocess
 
@@ -31,3 +32,10 @@ def test_clean_says_what_it_removes_and_waits_for_a_yes(tmp_path):
     assert clean(tmp_path, "y\n").returncode == 0
     assert not any((tmp_path / name).exists() for name in made) and all((tmp_path / name).is_file() for name in kept)
     assert "nothing to remove" in clean(tmp_path, "").stdout
+
+
+def test_dvc_runs_in_any_folder_and_locale():
+    """DVC fails in a folder such as ü where Python takes names in the locale's encoding."""
+    done = subprocess.run(["make", "--eval", "show: ; @echo $$PYTHONUTF8.$$DVC_NO_ANALYTICS", "show"], cwd=ROOT, text=True,
+                          env={**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0"}, capture_output=True)
+    assert done.stdout == "1.true\n", done.stderr

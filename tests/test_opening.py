@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, build_variant
 
 from quant.errors import InputError
 from quant.gguf import probe
@@ -27,6 +27,15 @@ def test_a_config_that_only_the_library_refuses(make_model, tmp_path, lie):
         open_runner(folder)
     except InputError as error:
         assert str(folder) in str(error) and str(error).isprintable()
+
+
+def test_an_artifact_without_its_schemes_is_refused(make_model, tmp_path):
+    """transformers opens it, and fills the layers that it finds no weights for with random numbers."""
+    folder = build_variant(make_model("llama"), "quant", {"bits": 4, "group_size": 32}, tmp_path / "int4")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": None}))
+    with pytest.raises(InputError, match=r"has nothing to load into model\.layers\.0\.\S+ and \d+ more"):
+        open_runner(folder)
 
 
 def test_an_error_of_the_library_names_the_folder():
@@ -70,6 +79,17 @@ def test_a_gguf_that_no_manifest_lists_is_tried_in_a_child(runtimes, tmp_path, m
 
 
 @pytest.mark.slow
+def test_a_gguf_with_another_byte_than_its_manifest_lists_never_reaches_llama_cpp(runtimes, tmp_path, monkeypatch):
+    folder = shutil.copytree(runtimes["gguf-q8_0"], tmp_path / "gguf")
+    data = bytearray((folder / "model.gguf").read_bytes())
+    data[824] ^= 1
+    (folder / "model.gguf").write_bytes(data)
+    monkeypatch.setattr("quant.runners.runtimes.llama_cpp.bindings", None)
+    with pytest.raises(InputError, match="is not the file that its manifest lists \\(another sha256\\)"):
+        open_runner(folder)
+
+
+@pytest.mark.slow
 def test_a_gguf_that_may_abort_is_one_line(runtimes, tmp_path):
     """Two equal tokens, at which llama.cpp ends its process; a file cut in its tensors; one that is whole."""
 
@@ -101,3 +121,12 @@ def test_how_a_child_ends(monkeypatch, tmp_path, code, words):
     with pytest.raises(InputError, match=words):
         probe.try_in_child(tmp_path / "model.gguf")
     assert signal.Signals["SIGABRT"] == 6
+
+
+@pytest.mark.parametrize(("words", "line"), [
+    ([], "the following arguments are required: file"), (["no/such"], "no/such does not exist"),
+    (["README.md"], "README.md is not a GGUF file"),
+])  # fmt: skip
+def test_a_try_by_hand_is_one_line(words, line):
+    done = subprocess.run([sys.executable, "-m", "quant.gguf.probe", *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith(f"error: {line}") and len(done.stderr.splitlines()) == 1

@@ -5,12 +5,15 @@ import os
 import shutil
 
 import pytest
-from conftest import ARCHITECTURES, EMBEDDED, ROOT, config_of
+from conftest import ARCHITECTURES, EMBEDDED, ROOT, build_variant, config_of
 
 from quant.errors import InputError
+from quant.export import export
 from quant.hub.fetch import fetch_model
 from quant.hub.source import ModelSource
 from quant.model.architectures import ARCHITECTURES as TABLE
+from quant.model.config import translating_tokenizers
+from quant.publish.push import _files_of
 
 PTB = ROOT.parent / "shared" / "models" / "ptb-gpt2"
 
@@ -95,6 +98,21 @@ def test_a_tokenizer_that_asks_for_code_or_is_broken(planted, name, values, mess
     refused(source, message)
 
 
+@pytest.mark.parametrize("model", [
+    {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": [["a", "b"]]},
+    {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]], "continuing_subword_prefix": "##"},
+], ids=["no merged token", "prefix"])  # fmt: skip
+def test_a_panic_of_the_library_is_one_line_and_shows_no_trace(planted, capfd, model):
+    """Rust prints where it panicked to the file descriptor itself, which comes back; what is no panic passes through."""
+    source, change = planted
+    change("tokenizer.json", model=model)
+    refused(source, "tokenizer.json can't be read: .*fetch the model again")
+    with pytest.raises(KeyboardInterrupt), translating_tokenizers("x"):
+        raise KeyboardInterrupt
+    os.write(2, b"still here")
+    assert capfd.readouterr().err == "still here"
+
+
 @pytest.mark.parametrize("text", ["{", "null", "\0\1\2", "[" * 5000, '{"a": NaN}', '{"a": "\\ud800"}', '{"a": 1e999}',
                                   '{"a": ' + "1" * 5000 + "}", '{"a": 1, "a": 2}'])
 @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "generation_config.json",
@@ -138,6 +156,24 @@ def test_links_within_the_folder_and_to_the_blobs_of_the_hubs_cache_are_kept(mak
     fetch_model(ModelSource(str(snapshot)), tmp_path / "out")
     assert (tmp_path / "out" / "vocab.txt").read_bytes() == (tmp_path / "out" / "tokenizer.json").read_bytes()
     assert not any(path.is_symlink() for path in (tmp_path / "out").iterdir())
+
+
+def test_a_link_out_of_an_artifact_is_neither_exported_nor_pushed_and_one_to_dvcs_cache_is(make_model, tmp_path):
+    artifact = build_variant(make_model("llama"), "quant", {"bits": 4, "group_size": 32}, tmp_path / "int4")
+    secret, cached = tmp_path / "secret", tmp_path / "files" / "md5" / "ab" / ("c" * 30)
+    cached.parent.mkdir(parents=True)
+    for path in (secret, cached):
+        path.write_text("text")
+    (artifact / "vocab.txt").symlink_to(cached)
+    export(artifact, tmp_path / "out", "compressed-tensors")
+    assert (tmp_path / "out" / "vocab.txt").read_text() == "text" and "vocab.txt" in _files_of(artifact)
+    (artifact / "vocab.txt").unlink()
+    (artifact / "vocab.txt").symlink_to(secret)
+    with pytest.raises(InputError, match="is a link that leaves its folder"):
+        export(artifact, tmp_path / "another", "compressed-tensors")
+    with pytest.raises(InputError, match="is a link that leaves its folder"):
+        _files_of(artifact)
+    assert not (tmp_path / "another").exists()
 
 
 def test_a_companion_that_is_too_large(planted):

@@ -9,6 +9,7 @@ import time
 from contextlib import chdir
 from pathlib import Path
 
+import pypandoc
 import pytest
 import torch
 import yaml
@@ -16,6 +17,7 @@ from conftest import ROOT, VOCABULARY, build_variant
 from hub_server import Fault
 from huggingface_hub import ModelCard
 from test_hub import TOKEN
+from test_markup import HOSTILE, Elements
 
 from quant.errors import InputError
 from quant.files import write_json
@@ -247,6 +249,28 @@ def test_a_card_names_the_base_as_a_reader_finds_it(run):
     assert f"The base model's: their-terms ({link})." in hosted.content
     assert "`tiny`, a local model" in local.content and "somebody" not in local.content and local.data.base_model is None
     assert "https://example.com/pipeline" in local.content
+
+
+def test_a_card_shows_what_comes_from_outside_as_text(run):
+    """As the Hub renders it: Markdown of GitHub's kind, in which HTML counts."""
+    bad, name = " ".join(HOSTILE), " ".join(text for text in HOSTILE if "/" not in text)  # a folder's name has no slash
+    base, corpus = run / "models" / "base" / "manifest.json", run / "data" / "eval" / "corpus.json"
+    kept = {path: read_json(path) for path in (base, corpus)}
+    try:
+        license = {"id": "other", "name": bad, "link": bad}
+        write_json(base, kept[base] | {"source": name, "revision": None, "license": license})
+        write_json(corpus, kept[corpus] | {"source": bad})
+        card = published(run).card
+    finally:
+        for path, values in kept.items():
+            write_json(path, values)
+    head, _, body = card.removeprefix("---\n").partition("\n---\n")
+    assert yaml.safe_load(head)["license_name"] == bad
+    page = Elements(pypandoc.convert_text(body, "html", format="gfm"))
+    assert not {"script", "img", "em", "iframe"} & {tag for tag, _ in page.found}
+    assert not [name for _, attributes in page.found for name in attributes if name.startswith("on")]
+    assert not [attributes for _, attributes in page.found if not attributes.get("href", "https:").startswith(("https:", "#"))]
+    assert page.text.count("onerror=window.pwned=1") >= 2 * 4
 
 
 def test_a_card_is_not_made_without_measurements(run):

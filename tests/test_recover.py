@@ -121,5 +121,8 @@ def test_the_command_and_dvc_agree(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0 and len(done.stdout.splitlines()) == 2, done
     assert project.dvc("status", "plan", "train", "download") == before
+    with open(tmp_path / REPO_GUARD, "a") as file:  # as another dvc repro holds it
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert "Unable to acquire lock" in project.dvc("repro", "plan", ok=False)
     done = subprocess.run([*command, "x"], cwd=tmp_path, env=environment(), capture_output=True, text=True)
     assert done.stderr == "error: quant.recover takes no arguments; found x\n"

@@ -1,6 +1,7 @@
 """A token is in no byte that is printed or written, whatever goes wrong: on the Hub, in a stage, in a command."""
 
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -48,6 +49,34 @@ def test_a_download_that_fails_at_any_request(hub, hub_client, make_model, tmp_p
             failed += "error" in answer
             assert not holders(home, TOKEN)
     assert failed >= len(asked)
+
+
+@pytest.mark.slow
+def test_a_push_that_fails_at_any_request(hub, hub_client, make_model, tmp_path):
+    """Every request of a push is refused in three ways, and cut once; the next push completes it."""
+    folder = shutil.copytree(make_model("llama"), tmp_path / "artifact")
+    send = {"call": "push", "with": {"folder": str(folder), "repo": "me/x"}}
+    (answer,), _ = hub_client.call(hub.environment(tmp_path / "first", HF_TOKEN=TOKEN), send)
+    assert "value" in answer, answer
+    asked = sorted({(request.method, unquote(urlsplit(request.path).path)) for request in hub.asked})
+    assert {method for method, _ in asked} >= {"GET", "POST", "PUT"}
+
+    failed = 0
+    for number, (method, path) in enumerate(asked):
+        for kind, fault in enumerate(FAULTS):
+            hub.repositories.clear()
+            hub.large.clear()
+            hub.faults[:] = [Fault(f"{method} {path}", **{"times": 99, **fault})]
+            home = tmp_path / f"home-{number}-{kind}"
+            (answer,), printed = hub_client.call(hub.environment(home, HF_TOKEN=TOKEN), send)
+            assert TOKEN not in printed + str(answer), (method, path, fault)
+            assert "error" not in answer or "\n" not in answer["error"], answer
+            failed += "error" in answer
+            assert not holders(home, TOKEN)
+            hub.faults.clear()
+    assert failed >= len(asked)
+    (answer,), _ = hub_client.call(hub.environment(tmp_path / "last", HF_TOKEN=TOKEN), send)
+    assert "value" in answer and set(hub.files("me/x")) >= {path.name for path in folder.iterdir()}
 
 
 @pytest.mark.slow

@@ -17,6 +17,12 @@ pytestmark = pytest.mark.slow
 STAGES = (("plan",), ("download",), ("quantize", "nf4"))
 # A root that may not read and write everywhere
 WITHOUT_RIGHTS = ["setpriv", "--bounding-set=-dac_override,-dac_read_search,-fowner", "--inh-caps=-all"]
+# Another user, who may read everything, such as a checkout and a Python of root's, and write only what is theirs
+ANOTHER = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=+dac_read_search",
+           "--ambient-caps=+dac_read_search"]
+# In a mount namespace of its own: the folder as /mnt, and nothing in /tmp and /var/tmp, where nobody can write
+WITHOUT_TMP = ["unshare", "--mount", "sh", "-c", 'mount --bind "$PWD" /mnt && mount -t tmpfs -o ro none /tmp && '
+               'mount -t tmpfs -o ro none /var/tmp && cd /mnt && "$@"', "sh"]
 MIB = 2**20
 
 
@@ -108,14 +114,28 @@ def test_a_file_made_with_umask_077_is_for_its_user_alone(another):
     assert not [path for path in (folder / "models" / "nf4").iterdir() if stat.S_IMODE(path.stat().st_mode) & 0o077]
 
 
-def may_drop_rights():
-    if os.geteuid() != 0:
-        return True
-    probe = subprocess.run([*WITHOUT_RIGHTS, "true"], capture_output=True) if shutil.which("setpriv") else None
-    return probe is not None and probe.returncode == 0
+def runs(command):
+    return shutil.which(command[0]) is not None and subprocess.run([*command, "true"], capture_output=True).returncode == 0
 
 
-@pytest.mark.skipif(not may_drop_rights(), reason="root may write everywhere, and setpriv can't take that away here")
+@pytest.mark.skipif(os.geteuid() != 0 or not runs(ANOTHER), reason="only root can become another user")
+def test_another_user(usual, tmp_path, make_model):
+    """Whose HOME is root's, and who can't write into the checkout, where Python and numba would keep what they compiled."""
+    folder = workspace(tmp_path / "project", make_model("gpt2"))
+    (folder / "models" / "prepared" / "quant").mkdir(parents=True)
+    for path in (folder, *folder.rglob("*")):
+        os.chown(path, 65534, 65534, follow_symlinks=False)
+    assert run_all(folder, before=ANOTHER) == usual[1]
+    assert {path.stat().st_uid for path in (folder / "models" / "nf4").iterdir()} == {65534}
+
+
+@pytest.mark.skipif(ROOT.is_relative_to("/tmp") or not runs(WITHOUT_TMP), reason="this user can't hide /tmp, or works in it")
+def test_without_tmp(usual, tmp_path, make_model):
+    folder = workspace(tmp_path / "project", make_model("gpt2"))
+    assert run_all(folder, before=WITHOUT_TMP, environment=without("TMPDIR")) == usual[1]
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not runs(WITHOUT_RIGHTS), reason="root may write everywhere here")
 @pytest.mark.parametrize("mode", ["read-only", "unreadable", "another user's"])
 def test_folders_that_this_user_may_not_use(another, mode):
     folder = another("closed")

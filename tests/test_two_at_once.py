@@ -7,11 +7,12 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, build_variant
 
 from quant import files
 from quant.errors import InputError
-from quant.files import atomic_file, atomic_folder
+from quant.export import export
+from quant.files import atomic_file, atomic_folder, sha256_of
 
 # Writes ten files with its own name into a folder, slowly; "stop" sleeps in the middle.
 WRITER = """
@@ -50,6 +51,22 @@ def test_many_writers_at_once_never_mix(tmp_path):
     told = [line for text in said for line in text.splitlines()]
     assert told and all("is being written by" in line and "; waiting until it ends" in line for line in told)
     assert any("process " in line for line in told)
+
+
+@pytest.mark.slow
+def test_two_exports_to_one_folder_at_once(make_model, tmp_path):
+    """The second waits; the folder is one of the two exports, with its own manifest."""
+    out, whole = tmp_path / "out", []
+    for bits in (4, 8):
+        artifact = build_variant(make_model("llama"), "quant", {"bits": bits, "group_size": 32}, tmp_path / f"int{bits}")
+        export(artifact, tmp_path / f"alone{bits}", "compressed-tensors")
+        whole.append({path.name: sha256_of(path) for path in (tmp_path / f"alone{bits}").iterdir()})
+    started = [subprocess.Popen([sys.executable, "-m", "quant.export", tmp_path / f"int{bits}", out, "--format",
+                                 "compressed-tensors"], cwd=ROOT, stderr=subprocess.PIPE, text=True) for bits in (4, 8, 4)]
+    said = [process.communicate()[1] for process in started]
+    assert all(process.returncode == 0 for process in started), said
+    assert {path.name: sha256_of(path) for path in out.iterdir()} in whole and not hidden(tmp_path)
+    assert all("is being written by process" in line for text in said for line in text.splitlines())
 
 
 def test_a_killed_writer_leaves_the_old_folder_and_the_next_one_sweeps(tmp_path):

@@ -1,9 +1,10 @@
 """Kill the pipeline at random moments and compare what it then makes: python tests/torture.py [--kills 50] [--seed 0]
 
-Every kill is kill -9 of the process, of its whole group, or of its parent alone, so that the process goes on beside the next run;
-or one inside DVC's own writing of dvc.lock or rwlock, at a random byte. After it `python -m quant.recover` and `dvc repro` run
-again, as `make repro` does. At the end of a round the hashes of models, data, quality, studies and an export are those of a run
-without a kill. Not a test of `make test`: `make torture` runs it.
+A round kills `dvc repro` or `dvc exp run` several times, an export at times, and then a push to a Hub on 127.0.0.1. Every kill is
+kill -9 of the process, of its whole group, or of its parent alone, so that the process goes on beside the next run; or one inside
+DVC's own writing of dvc.lock or rwlock, at a random byte. After it `python -m quant.recover` and the same command run again, as
+`make repro` does. At the end of a round the hashes of models, data, quality, studies, the export and what the Hub holds are those
+of a run without a kill. Not a test of `make test`: `make torture` runs it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -24,10 +26,11 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
 
 from dvc_project import Project, environment  # noqa: E402
+from hub_server import Hub, sha256  # noqa: E402
 
 from quant.files import sha256_of  # noqa: E402
 
-PATIENCE = 900  # seconds for a run that nothing disturbs
+PATIENCE = 3600  # seconds for a run that nothing disturbs, on a busy machine
 ROWS = {
     "whole": {"method": "quant", "include": ["*"], "benchmark": False},
     "int4": {"method": "quant", "bits": 4, "group_size": 32, "benchmark": False},
@@ -45,7 +48,10 @@ PARAMS = {
     "calibration": {"text": None, "windows": 8, "length": 32, "seed": 0},
     "sensitivity": {"bits": 4, "group_size": 32, "windows": 2},
 }
+RUNS = {"repro": ["repro"], "exp run": ["exp", "run", "-S", "variants.int4.group_size=32"]}
 EXPORT = ["-m", "quant.export", "models/int4", "exported/int4", "--format", "compressed-tensors"]
+REPOSITORY = "me/int4"
+PUSH = ["stages/push.py", "int4", "--repo", REPOSITORY, "--yes"]
 # DVC, killed in the middle of writing a file: argv[1] is which, argv[2] after what part of it.
 WRITING = """
 import io, os, sys
@@ -97,22 +103,27 @@ def found_in(project: Project) -> dict[str, str]:
 
 
 def leftovers(project: Project) -> list[str]:
-    paths = (path for name in ("models", "data", "reports", "exported") for path in (project.folder / name).rglob(".*"))
-    return [str(path) for path in paths if path.name.endswith((".partial", ".lock"))]
+    """Files of killed writers, locks of git, changes on its stash, and a HEAD that is on no branch."""
+    paths = (path for name in ("models", "data", "reports", "exported", ".git") for path in (project.folder / name).rglob("*"))
+    found = [str(path) for path in paths if path.name.endswith((".partial", ".lock"))]
+    for words, is_whole in ((["stash", "list"], lambda text: not text), (["symbolic-ref", "HEAD"], bool)):
+        said = subprocess.run(["git", *words], cwd=project.folder, capture_output=True, text=True).stdout
+        found += [] if is_whole(said) else [f"git {' '.join(words)}: {said}"]
+    return found
 
 
-def run(project: Project, words: list[str]) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, *words], cwd=project.folder, env=environment(), capture_output=True, text=True,
-                          timeout=PATIENCE)
+def run(project: Project, words: list[str], **more: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, *words], cwd=project.folder, env={**environment(), **more}, capture_output=True,
+                          text=True, timeout=PATIENCE)
 
 
-def finish(project: Project, tally: Counter) -> None:
-    """Run what `make repro` runs until it ends well; another run that still goes on may be waited for, nothing else."""
+def finish(project: Project, command: list[str], tally: Counter) -> None:
+    """Run what was killed until it ends well; another run that still goes on may be waited for, nothing else."""
     deadline = time.monotonic() + PATIENCE
     while True:
         told = run(project, ["-m", "quant.recover"])
         tally["repairs told"] += len(told.stdout.splitlines())
-        for words in (["-m", "dvc", "repro"], EXPORT):
+        for words in (["-m", "dvc", *command], EXPORT):
             done = run(project, words)
             if done.returncode:
                 break
@@ -128,22 +139,62 @@ def finish(project: Project, tally: Counter) -> None:
         time.sleep(2)
 
 
-def disturb(project: Project, chance: random.Random, longest: float, tally: Counter) -> None:
-    """Start the pipeline and kill it once."""
+def disturb(project: Project, command: list[str], chance: random.Random, longest: float, tally: Counter) -> bool:
+    """Start the pipeline, or an export, and kill it once. Returns whether it still ran then."""
     kind = chance.choice(["process", "group", "parent", "process", "group", "dvc.lock", "rwlock"])
     run(project, ["-m", "quant.recover"])
     if kind in ("dvc.lock", "rwlock"):
-        run(project, ["-c", WRITING, kind, str(chance.random()), "repro"])
+        was_killed = run(project, ["-c", WRITING, kind, str(chance.random()), *command]).returncode == -signal.SIGKILL
+        where = "in writing"
+    elif chance.random() < 0.15 and (project.folder / "models/int4").is_dir():
+        was_killed, _ = kill(project, EXPORT, kind, chance.uniform(0.2, 8))
+        where = "in export"
     else:
-        words = [sys.executable, *EXPORT] if chance.random() < 0.1 and (project.folder / "models/int4").is_dir() else \
-            [sys.executable, "-m", "dvc", "repro"]
-        command = words if kind != "parent" else ["sh", "-c", '"$@"; exit $?', "sh", *words]
-        started = subprocess.Popen(command, cwd=project.folder, env=environment(), start_new_session=True,
-                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(chance.uniform(0.2, longest))
-        (os.killpg if kind == "group" else os.kill)(started.pid, signal.SIGKILL)
-        started.wait()
-    tally[kind] += 1
+        was_killed, said = kill(project, ["-m", "dvc", *command], kind, chance.uniform(0.2, longest))
+        where = "in " + (re.findall(r"Running stage '(.+?)[@']", said) or ["no stage"])[-1]
+    tally.update({kind: 1, where: 1} if was_killed else {"ended before the kill": 1})
+    return was_killed
+
+
+def kill(project: Project, words: list[str], kind: str, seconds: float, **more: str) -> tuple[bool, str]:
+    """Start a command, and kill it, its group or its parent after some seconds: whether it still ran, and what it had printed."""
+    words = [sys.executable, *words]
+    command = words if kind != "parent" else ["sh", "-c", '"$@"; exit $?', "sh", *words]
+    with tempfile.TemporaryFile() as output:
+        started = subprocess.Popen(command, cwd=project.folder, env={**environment(), **more}, start_new_session=True,
+                                   stdout=output, stderr=output)
+        time.sleep(seconds)
+        was_running = started.poll() is None
+        if was_running:
+            (os.killpg if kind == "group" else os.kill)(started.pid, signal.SIGKILL)
+            started.wait()
+        output.seek(0)
+        return was_running, output.read().decode(errors="replace")
+
+
+def pushed(project: Project, kind: str | None = None, seconds: float = 0) -> tuple[dict[str, str], float, bool]:
+    """What a Hub holds after a push, the seconds of it, and whether another was killed before it, if a kind of kill is given."""
+    hub = Hub()
+    try:
+        with tempfile.TemporaryDirectory() as home:
+            hub_is = {key: value for key, value in hub.environment(Path(home), HF_TOKEN="hf_torture", HF_HUB_OFFLINE="0").items()
+                      if key.startswith("HF_") or key == "NO_PROXY"}
+            was_killed = kind is not None and kill(project, PUSH, kind, seconds, **hub_is)[0]
+            start = time.monotonic()
+            done = run(project, PUSH, **hub_is)
+            if done.returncode or "Traceback" in done.stderr:
+                raise SystemExit(f"the same push fails after a kill:\n{(done.stdout + done.stderr)[-6000:]}")
+            held = {name: sha256(data) for name, data in hub.files(REPOSITORY).items()}
+            return held, time.monotonic() - start, was_killed
+    finally:
+        hub.close()
+
+
+def undisturbed(project: Project, tally: Counter) -> tuple[dict[str, str], float]:
+    """The hashes after a run without a kill, and the seconds that it took."""
+    start = time.monotonic()
+    finish(project, RUNS["repro"], tally)
+    return found_in(project), time.monotonic() - start
 
 
 def main() -> None:
@@ -152,25 +203,27 @@ def main() -> None:
     parser.add_argument("--round", type=int, default=8, help="kills before a round is run to its end and compared")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    chance, tally = random.Random(given.seed), Counter()
+    chance, tally, done = random.Random(given.seed), Counter(), 0
     with tempfile.TemporaryDirectory() as name:
         first = make_project(Path(name) / "undisturbed")
-        start = time.monotonic()
-        finish(first, tally)
-        expected, seconds = found_in(first), time.monotonic() - start
-        print(f"undisturbed: {len(expected)} files in {seconds:.0f} s", flush=True)
-        done = 0
+        expected, seconds = undisturbed(first, tally)
+        on_hub, seconds_of_push, _ = pushed(first)
+        print(f"undisturbed: {len(expected)} files in {seconds:.0f} s, a push in {seconds_of_push:.0f} s", flush=True)
         while done < given.kills:
             project = make_project(Path(name) / f"killed-{done}")
-            for _ in range(min(given.round, given.kills - done)):
-                disturb(project, chance, seconds / 4, tally)
-                done += 1
-            finish(project, tally)
+            which, kills = chance.choice(list(RUNS)), min(given.round, given.kills - done) - 1
+            for _ in range(kills):  # on average they come at the end of the run together
+                done += disturb(project, RUNS[which], chance, 2 * seconds / given.round, tally)
+            finish(project, RUNS[which], tally)
             found = found_in(project)
             different = sorted(path for path in {*expected, *found} if expected.get(path) != found.get(path))
+            kind = chance.choice(["process", "group", "parent"])
+            held, _, was_killed = pushed(project, kind, chance.uniform(0.2, seconds_of_push))
+            done += was_killed
+            tally.update({f"rounds of {which}": 1, **({kind: 1, "in push": 1} if was_killed else {})})
             print(f"{done} of {given.kills} kills: {dict(tally)}", flush=True)
-            if different or leftovers(project):
-                raise SystemExit(f"different after kills: {different[:10]}; left over: {leftovers(project)}")
+            if different or leftovers(project) or held != on_hub:
+                raise SystemExit(f"different after kills: {different[:10]}; left over: {leftovers(project)}; on the Hub: {held}")
             shutil.rmtree(project.folder)
     print(f"{done} kills, {done} recovered: {len(expected)} files with equal hashes, none left over")
 

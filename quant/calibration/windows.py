@@ -9,6 +9,7 @@ import torch
 
 from quant.calibration.plan import CalibrationPlan
 from quant.errors import InputError
+from quant.model.config import translating_tokenizers
 from quant.quality.windows import open_tokenizer
 from quant.text.corpus import Corpus, as_text
 
@@ -27,7 +28,8 @@ def choose_windows(calibration: Corpus, evaluated: Corpus, plan: CalibrationPlan
     tokenizer.encode_special_tokens = unk == "text"
 
     def ids_of(corpus: Corpus) -> numpy.ndarray:
-        return numpy.array(tokenizer.encode(as_text(corpus.lines, line), add_special_tokens=False).ids, dtype=numpy.int64)
+        with translating_tokenizers(f"{tokenizer_folder}: its tokenizer can't encode the text"):
+            return numpy.array(tokenizer.encode(as_text(corpus.lines, line), add_special_tokens=False).ids, dtype=numpy.int64)
 
     length = min(plan.length, context)
     ids = ids_of(calibration)

@@ -10,15 +10,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+from quant.command import Parser, run
 from quant.errors import InputError
+from quant.gguf.header import check_gguf
 from quant.gguf.library import bindings
 
-REFUSED, LONGEST = 3, 600  # an exit status; seconds
+LONGEST = 600  # seconds
 
 
 def try_in_child(path: Path) -> None:
     """Raise InputError where a child process that loads the file and runs one token does not end well."""
-    command = [sys.executable, "-m", "quant.gguf.probe", str(path)]
+    command = [sys.executable, "-m", "quant.gguf.probe", "--", str(path)]
     try:
         status = subprocess.run(command, capture_output=True, timeout=LONGEST).returncode
     except subprocess.TimeoutExpired:
@@ -29,21 +31,25 @@ def try_in_child(path: Path) -> None:
         raise InputError(f"llama.cpp can't load {path}; make it again with dvc repro")
 
 
-def main(path: str) -> None:
+def main(words: list[str]) -> None:
+    parser = Parser(prog="python -m quant.gguf.probe", description=__doc__.partition(":")[0])
+    parser.add_argument("file", type=Path, help="a GGUF file, loaded by llama.cpp to run one token")
+    path = parser.parse_args(words).file
+    check_gguf(path)
     api = bindings()
-    model = api.llama_model_load_from_file(path.encode(), api.llama_model_default_params())
+    model = api.llama_model_load_from_file(str(path).encode(), api.llama_model_default_params())
     if not model:
-        sys.exit(REFUSED)
+        raise InputError(f"llama.cpp can't load {path}; make it again with dvc repro")
     settings = api.llama_context_default_params()
     settings.n_ctx = settings.n_batch = settings.n_ubatch = 8
     context = api.llama_init_from_model(model, settings)
     if not context:
-        sys.exit(REFUSED)
+        raise InputError(f"llama.cpp loads {path} and has no context for it; the file, or the memory, does not do")
     batch = api.llama_batch_init(8, 0, 1)
     batch.n_tokens, batch.token[0], batch.pos[0], batch.n_seq_id[0], batch.seq_id[0][0], batch.logits[0] = 1, 0, 0, 1, 0, True
     if api.llama_decode(context, batch):
-        sys.exit(REFUSED)
+        raise InputError(f"llama.cpp loads {path} and can't run a token; make it again with dvc repro")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    run(main)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from json import JSONDecodeError
 from urllib.parse import urlsplit
 
-from quant.errors import InputError, first_line
+from quant.errors import InputError, first_line, is_ours
 
 
 @contextmanager
@@ -22,8 +22,11 @@ def translating_errors(repo: str, revision: str | None = None) -> Iterator[None]
     except (httpx2.HTTPError, OfflineModeIsEnabled, EntryNotFoundError, HFValidationError, RevisionResolutionError) as error:
         raise InputError(redacted(_explain(error, repo, revision))) from None
     except JSONDecodeError as error:
-        raise InputError(f"{host()} does not answer like a Hub for {repo} ({first_line(error)}): perhaps a proxy or a network "
-                         "with a login page answers instead; check the network and HF_ENDPOINT") from None
+        raise no_hub(repo, first_line(error)) from None
+    except (KeyError, TypeError, AttributeError) as error:  # the client takes what it is answered as it comes
+        if is_ours(error):
+            raise
+        raise no_hub(repo, f"{type(error).__name__}: {first_line(error)}") from None
     except (OSError, RuntimeError, ValueError) as error:  # the client wraps a failed upload in a RuntimeError
         if http_error(error) is not None:
             raise InputError(redacted(_explain(http_error(error), repo, revision))) from None
@@ -36,6 +39,12 @@ def translating_errors(repo: str, revision: str | None = None) -> Iterator[None]
             raise InputError(f"{repo}: the token or the address contains a character that can't be sent ({error.reason}); check "
                              "HF_TOKEN and HF_ENDPOINT") from None
         raise InputError(redacted(f"{repo} on {host()}: {first_line(error)}; run the same command again")) from None
+
+
+def no_hub(repo: str, reason: str) -> InputError:
+    """The error for an answer that is not one of a Hub."""
+    return InputError(redacted(f"{host()} does not answer like a Hub for {repo} ({reason}): perhaps a proxy or a network with a "
+                               "login page answers instead; check the network and HF_ENDPOINT"))
 
 
 def http_error(error: BaseException | None) -> BaseException | None:

@@ -10,8 +10,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from quant.hub.errors import host, translating_errors
+from quant.hub.errors import host, no_hub, translating_errors
 from quant.hub.retry import TIMEOUT, retrying
+from quant.outside import is_count, shown
 
 HASH = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")  # git's SHA-1 or a SHA-256: the names of blobs in the client's cache
 
@@ -67,13 +68,21 @@ def resolve(repo: str, revision: str | None, kind: str = "model") -> Snapshot:
             return cached
         if not is_commit(revision):  # writes the branch's commit into the cache, for offline use
             retrying(lambda: api.resolve_revision(repo, revision=revision, repo_type=kind))
-    return Snapshot(repo, kind, info.sha, files_of(info))
+        if not isinstance(info.sha, str) or not is_commit(info.sha):
+            raise no_hub(repo, f"the commit {shown(info.sha)}")
+        return Snapshot(repo, kind, info.sha, files_of(info))
 
 
 def files_of(info) -> dict[str, RemoteFile]:
-    """The files of a repository by name, from the client's ModelInfo or DatasetInfo."""
-    return {file.rfilename: RemoteFile(file.size or 0, file.lfs and file.lfs.sha256, None if file.lfs else file.blob_id)
-            for file in info.siblings or []}
+    """The files of a repository by name, from the client's ModelInfo or DatasetInfo. Raises InputError for other listings."""
+    found = {}
+    for file in info.siblings or []:
+        sha256, sha1 = file.lfs and file.lfs.sha256, None if file.lfs else file.blob_id
+        if not (isinstance(file.rfilename, str) and is_count(file.size or 0) and isinstance(sha256, str | None)
+                and isinstance(sha1, str | None)):
+            raise no_hub(info.id, f"the file {shown(file)}")
+        found[file.rfilename] = RemoteFile(file.size or 0, sha256, sha1)
+    return found
 
 
 def check_access(snapshot: Snapshot) -> None:

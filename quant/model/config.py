@@ -6,7 +6,9 @@ of another architecture (`architectures`); it may hold counts that no weight has
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import os
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -125,12 +127,27 @@ def open_tokenizer_file(path: Path):
     """A tokenizer.json as a tokenizers.Tokenizer. Raises InputError where the library can't read it."""
     from tokenizers import Tokenizer
 
-    try:
+    with translating_tokenizers(f"{path} can't be read"):
         return Tokenizer.from_file(str(plain_file(path)))
-    except InputError:
+
+
+@contextmanager
+def translating_tokenizers(what: str) -> Iterator[None]:
+    """Turn errors of the tokenizers library, and panics of its Rust, which print themselves, into InputError of one line."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    except (InputError, MemoryError):
         raise
-    except Exception as error:  # the library has no narrower class
-        raise InputError(f"{path} can't be read: {first_line(error)}; fetch the model again") from error
+    except BaseException as error:  # the library has no narrower class than Exception, and a panic is not even that
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise InputError(f"{what}: {first_line(error)}; fetch the model again") from error
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def first_of(config: Mapping, keys: tuple[str, ...]):

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from quant.errors import InputError
-from quant.outside import MIB, plain_file, read_json, shown
+from quant.outside import MIB, file_within, read_json, shown
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -25,9 +25,10 @@ def is_companion(name: str) -> bool:
 
 
 def copy_companions(source: Path, out: Path) -> None:
-    """Copy the companions of a model's folder into `out`. Raises InputError for one that is no plain file, or is too large."""
+    """Copy the companions of a model's folder into `out`. Raises InputError for one that is no plain file of the folder, or is
+    too large."""
     for name in companions(source):
-        shutil.copyfile(plain_file(Path(source) / name, LARGEST_COMPANION), out / name)
+        shutil.copyfile(file_within(Path(source) / name, source, LARGEST_COMPANION), out / name)
 
 
 def companions(folder: Path) -> list[str]:

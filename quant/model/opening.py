@@ -8,12 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 
 from quant.command import remedy
-from quant.errors import InputError, first_line
-
-OURS = Path(__file__).resolve().parents[1]
+from quant.errors import InputError, first_line, is_ours
 
 
 @contextmanager
@@ -26,14 +23,7 @@ def opened_by_transformers(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # the libraries have no narrower class in common
-        if remedy(error) is not None or _raised_in(error.__traceback__).is_relative_to(OURS):
+        if remedy(error) is not None or is_ours(error):
             raise
         raise InputError(f"{folder} can't be opened by transformers ({type(error).__name__}: {first_line(error)}); its config "
                          "or its tokenizer asks for what there is not: fetch or make it again") from error
-
-
-def _raised_in(frame: TracebackType) -> Path:
-    """The file whose line raised the error."""
-    while frame.tb_next:
-        frame = frame.tb_next
-    return Path(frame.tb_frame.f_code.co_filename)

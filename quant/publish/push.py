@@ -24,7 +24,7 @@ from quant.hub.repository import RemoteFile, files_of, is_repo_id
 from quant.hub.retry import TIMEOUT, retrying
 from quant.methods import UNQUANTIZED, Method, load
 from quant.methods import names as names_of_methods
-from quant.outside import read_json
+from quant.outside import file_within, read_json
 from quant.progress import size
 from quant.report.metrics import CARD, shown_in
 from quant.report.results import read_metrics
@@ -69,17 +69,21 @@ def publication(variant: Variant, folder: Path, base: Path, text: Path, repo: st
     if not (folder / "manifest.json").is_file():
         raise InputError(f"{folder} does not exist or is incomplete; run dvc repro to build it")
     about = read_json(base / "manifest.json")
-    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*"))
-             if path.is_file() and path.name not in LEFT_OUT}
+    files = _files_of(folder)
     form = exported and _format_of(exported, folder)
     if exported:
-        files = {path.relative_to(exported).as_posix(): path for path in sorted(exported.rglob("*"))
-                 if path.is_file() and path.name not in LEFT_OUT} or {exported.name: exported}
+        files = _files_of(exported) or {exported.name: exported}
     elif variant.method.published_name:
         (path,) = files.values()
         files = {variant.method.published_name(variant.values, Path(about["source"]).name): path}
     card = render_card(variant, folder, repo, about, list(files), text, reports, code, form)
     return Publication(variant.name, repo, files, card, License(**about["license"]).warning)
+
+
+def _files_of(folder: Path) -> dict[str, Path]:
+    """What of a folder is sent, by name. Raises InputError for a link that leads out of it."""
+    return {path.relative_to(folder).as_posix(): file_within(path, folder) for path in sorted(folder.rglob("*"))
+            if path.is_file() and path.name not in LEFT_OUT}
 
 
 def is_shareable(variant: Variant) -> bool:

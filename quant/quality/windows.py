@@ -12,7 +12,7 @@ import numpy
 import torch
 
 from quant.errors import InputError
-from quant.model.config import open_tokenizer_file
+from quant.model.config import open_tokenizer_file, translating_tokenizers
 from quant.model.opening import opened_by_transformers
 from quant.outside import read_json
 from quant.quality.protocol import ScoringProtocol
@@ -141,7 +141,9 @@ def tokenize(corpus: Corpus, tokenizer_folder: Path, protocol: ScoringProtocol) 
     groups = [[line] for line in corpus.lines] if protocol.name == "sentence" else [corpus.lines]
     texts = [as_text(lines, protocol.line) for lines in groups]
     ids, sizes, words, starts = [], [], [], []
-    for text, lines, encoding in zip(texts, groups, tokenizer.encode_batch(texts, add_special_tokens=False), strict=True):
+    with translating_tokenizers(f"{folder}: its tokenizer can't encode the text"):
+        encodings = tokenizer.encode_batch(texts, add_special_tokens=False)
+    for text, lines, encoding in zip(texts, groups, encodings, strict=True):
         starts.append(len(ids))
         given = [] if start is None else [start]
         ends = numpy.maximum.accumulate([0, *(end for _, end in encoding.offsets)])
@@ -205,4 +207,5 @@ def _beginning(folder: Path, tokenizer) -> int | None:
 
 def _adds_beginning(tokenizer, start: int | None) -> bool:
     """Whether the tokenizer adds the beginning-of-text token by itself, as Llama's does and GPT-2's does not."""
-    return start is not None and tokenizer.encode("a").ids[:1] == [start]
+    with translating_tokenizers("the tokenizer can't encode the letter a"):
+        return start is not None and tokenizer.encode("a").ids[:1] == [start]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from quant.errors import InputError
 from quant.gguf.library import home
-from quant.model.config import open_tokenizer_file
+from quant.model.config import open_tokenizer_file, translating_tokenizers
 from quant.model.inventory import Inventory
 
 PROBE = "Hello  world's 3 cats,\tand\n\n2026 don't -- naïve ✅ 我想 x=1;  end "
@@ -27,8 +27,9 @@ def obstacle(inventory: Inventory, folder: Path) -> str | None:
     if places is not None and tokens > places:
         return f"the tokenizer has {tokens:,} tokens, the model's vocabulary {places:,}; llama.cpp's converter refuses that"
     is_byte_level = type(tokenizer.model).__name__ == "BPE" and not tokenizer.model.byte_fallback
-    if is_byte_level and not knows_pre_tokenizer(tokenizer) and not splits_like_gpt2(tokenizer):
-        return "llama.cpp does not know this BPE tokenizer, and it splits text unlike GPT-2's"
+    with translating_tokenizers(f"{folder}: its tokenizer can't encode a test string"):
+        if is_byte_level and not knows_pre_tokenizer(tokenizer) and not splits_like_gpt2(tokenizer):
+            return "llama.cpp does not know this BPE tokenizer, and it splits text unlike GPT-2's"
     return None
 
 

@@ -11,6 +11,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCa
 from transformers.utils.logging import disable_progress_bar
 
 import quant.transformers_format  # noqa: F401  registers the format of this project's artifacts
+from quant.errors import InputError
 from quant.model.architectures import architecture_of
 from quant.model.artifact_format import METHOD
 from quant.model.checkpoint import Checkpoint
@@ -31,10 +32,15 @@ class Runner:
         self._architecture = architecture_of(checkpoint.config)
         self.device = torch.device(options.device)
         with opened_by_transformers(folder):
-            self.model = AutoModelForCausalLM.from_pretrained(
+            model, found = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=getattr(torch, options.dtype), use_safetensors=True, local_files_only=True, trust_remote_code=False,
-                attn_implementation=self._architecture.attention,
-            ).eval().to(self.device)
+                attn_implementation=self._architecture.attention, output_loading_info=True,
+            )
+            absent = sorted(found["missing_keys"])
+            if absent:
+                raise InputError(f"{folder} has nothing to load into {absent[0]} and {len(absent) - 1} more, which transformers "
+                                 "fills with random numbers; its config.json was changed, or weights are missing: make it again")
+            self.model = model.eval().to(self.device)
         if options.dtype == "bfloat16" and not has_bfloat16(self.device):
             compute_in_float32(self.model)
         config = self.model.config

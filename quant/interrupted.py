@@ -1,0 +1,112 @@
+"""Puts git back where a kill of `dvc exp run` left it in the middle.
+
+DVC first writes the uncommitted changes to git's stash, detaches HEAD, and takes both back after a moment; then it detaches HEAD
+again, for as long as the stages run. A kill leaves HEAD detached, so that later commits are on no branch, and in that first
+moment the changes on the stash, and params.yaml half-written. DVC notes its process in two files, which tell that it was killed,
+and when. What the files hold now is never thrown away: it goes to git's stash where something else has to stand there.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+from quant.files import runs, write_text
+
+EXPERIMENTS, PARAMS = Path(".dvc/tmp/exps"), Path("params.yaml")
+BEGINNING, RUNNING = EXPERIMENTS / "rwlock", EXPERIMENTS / "run/workspace/workspace.json"
+MOVED = re.compile(r"checkout: moving from (\S+) to ([0-9a-f]{40})")
+PASSED = ("dvc: ", "commit: dvc: ", "reset: moving to HEAD")  # how entries in git's log of HEAD begin that leave no branch
+MOMENT = 60  # seconds, after which a lock of git's is not of DVC's beginning, on any machine
+LEFT = "what a killed dvc exp run left in the files"
+
+
+def put_back() -> list[str]:
+    """Repair what a killed `dvc exp run` left of git's HEAD, index and stash, and say in a line each what was done."""
+    beginning, running = _was_killed(BEGINNING, _holder), _was_killed(RUNNING, lambda found: found.get("pid"))
+    branch, is_certain = _branch_left()
+    if False in (beginning, running) or not (beginning or running or is_certain):
+        return []
+    done, marker = [], BEGINNING if beginning else RUNNING
+    since = marker.stat().st_mtime if beginning or running else 0  # another dvc exp run, after the killed one, has tidied up
+    lock = Path(_git("rev-parse", "--git-path", "index.lock") or "nowhere")
+    age = lock.stat().st_mtime - since if lock.is_file() and since else -1
+    if age >= 0 and (branch or (beginning and age < MOMENT)):
+        lock.unlink()
+        done.append(f"{lock} was left by a killed dvc exp run; removed")
+    if branch:
+        _git("symbolic-ref", "-m", f"quant.recover: back on {branch}", "HEAD", f"refs/heads/{branch}")
+        done.append(f"HEAD was detached by a killed dvc exp run; back on {branch}")
+    _git("reset", "--quiet")
+    if beginning:
+        done += _unstash(since, branch is not None)
+        write_text(BEGINNING, "{}")
+    RUNNING.unlink(missing_ok=not running)
+    return done
+
+
+def _unstash(since: float, was_detached: bool) -> list[str]:
+    """Put the changes back that DVC wrote to the stash since a time, in seconds since 1970.
+
+    was_detached: it had come further than that. Without such changes there were none then, and params.yaml is as DVC wrote it.
+    """
+    time = _git("log", "-1", "--format=%ct", "refs/stash")
+    is_ours = bool(time) and int(time) >= int(since)
+    changed = _git("diff", "--name-only", "HEAD").split("\n")
+    is_aside = changed != [""] and (is_ours or (was_detached and changed == [str(PARAMS)]))
+    if is_aside:
+        _git("stash", "push", "--quiet", "--message", LEFT)
+    if is_ours:
+        if is_aside and _git("diff", "--name-only", "stash@{0}", "stash@{1}") == "":
+            _git("stash", "drop", "--quiet")
+            is_aside = False
+        _git("stash", "pop", "--quiet", "--index", f"stash@{{{int(is_aside)}}}")
+    told = ["uncommitted changes, which a killed dvc exp run had put on git's stash, are back"] if is_ours else []
+    return [*told, *([f"{LEFT} is on git's stash: git stash show"] if is_aside else [])]
+
+
+def _branch_left() -> tuple[str | None, bool]:
+    """The branch that DVC left when it detached HEAD, if it still is where it was, None where HEAD is on a branch; and whether it
+    certainly was DVC: it came back to the branch once, and left again for the stages."""
+    if _git("symbolic-ref", "--quiet", "HEAD"):
+        return None, False
+    entries = _git("log", "--walk-reflogs", "--format=%gs", "HEAD").splitlines()
+    for number, entry in enumerate(entries):
+        moved = MOVED.fullmatch(entry)
+        if moved and not re.fullmatch("[0-9a-f]{40}", moved[1]):
+            is_there = _git("rev-parse", "--verify", "--quiet", f"refs/heads/{moved[1]}") == moved[2]
+            before = [f"dvc: Restore HEAD to '{moved[1]}'", entry]
+            return (moved[1], entries[number + 1 : number + 3] == before) if is_there else (None, False)
+        if not moved and not entry.startswith(PASSED):
+            return None, False
+    return None, False
+
+
+def _was_killed(path: Path, process_of: Callable) -> bool | None:
+    """Whether the process that a file of DVC's names does not run any more, or the file was cut while DVC wrote it; None: it
+    names none."""
+    if not path.is_file():
+        return None
+    try:
+        process = process_of(json.loads(path.read_bytes()))
+    except ValueError:
+        return True
+    return None if process is None else not runs(str(process))
+
+
+def _holder(found: dict) -> int | None:
+    """The process that holds DVC's lock of the workspace for an experiment."""
+    held = found.get("write", {}).get("workspace", {})
+    return held.get("pid") if " exp run" in held.get("cmd", "") else None
+
+
+def _git(*words: str) -> str:
+    """What a git command prints; "" where it fails."""
+    try:
+        done = subprocess.run(["git", *words], capture_output=True, text=True, encoding="utf-8", errors="replace")
+    except OSError:  # no git
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
