@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import EMBEDDED, ROOT
+from ray_nodes import Nodes, start
 
 STAGE = '''"""A stage for a test."""
 import os, sys, time
@@ -57,19 +58,9 @@ def project(tmp_path):
 def cluster():
     """Three nodes of one core; the head has none, so that tasks go to the others."""
     pytest.importorskip("ray", reason="make cluster installs Ray")
-    from ray.cluster_utils import Cluster
-
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-    for _ in range(2):
-        made.add_node(num_cpus=1)
-    made.wait_for_nodes()
+    made = Nodes(1, 1)
     yield made
     made.shutdown()
-
-
-def start(folder, *words, address, **more):
-    return subprocess.Popen([sys.executable, "-m", *words], cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            env={**os.environ, "RAY_ADDRESS": address, "PYTHONPATH": str(folder), **more})
 
 
 def ended(process, ok=True):
@@ -103,16 +94,13 @@ def test_what_dies_is_done_again(cluster, project, what):
     process = start(project, "stages.evaluate", f"slow-{what}", address=cluster.address)
     attempts = project / f"attempts-slow-{what}"
     wait_for(attempts)
-    time.sleep(0.5)
+    (task,) = cluster.tasks()
     if what == "worker":
-        os.kill(int(attempts.read_text().split()[0]), signal.SIGKILL)
+        os.kill(task.pid, signal.SIGKILL)
     else:
-        parent = int(Path(f"/proc/{attempts.read_text().split()[0]}/stat").read_text().rpartition(")")[2].split()[1])
-        node = next(one for one in cluster.worker_nodes if any(info.process.pid == parent for info in
-                                                              one.all_processes["raylet"]))
-        cluster.remove_node(node, allow_graceful=False)
-        cluster.add_node(num_cpus=1)
-    ended(process)
+        cluster.kill_node(task.raylet)
+    out, _ = ended(process)
+    assert "begins again" in out and cluster.retried() and not cluster.tasks()
     assert len(attempts.read_text().split()) == 2 and (project / "models" / f"slow-{what}").is_file()
 
 
@@ -197,8 +185,7 @@ def test_files_of_one_artifact_are_made_on_several_nodes(cluster, project, make_
     assert contents(project / "models" / "divided") == expected
     process = start(project, "stages.quantize", "killed", address=cluster.address)
     wait_for_folder(project / "models" / ".killed.partial")
-    cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
-    cluster.add_node(num_cpus=1)
+    cluster.kill_node(cluster.tasks()[0].raylet)
     ended(process)
     assert contents(project / "models" / "killed") == expected
 
