@@ -86,31 +86,20 @@ class Lab:
     @cached_property
     def mini(self) -> Path:
         """A project of DVC with this project's code, and with stages for tests only."""
-        folder = self.folder / "mini"
-        shutil.copytree(ROOT / "quant", folder / "quant", ignore=shutil.ignore_patterns("__pycache__"))
-        (folder / "stages").mkdir()
-        (folder / "stages" / "__init__.py").write_text("")
-        (folder / "stages" / "evaluate.py").write_text(STAGE)
-        (folder / "models").mkdir()
+        folder = copy_of_the_code(self.folder / "mini", evaluate=STAGE)
         entries = {f"burn{number}": {"cmd": f"python -m stages.evaluate burn{number}", "outs": [f"models/burn{number}"]}
                    for number in range(8)}
         entries |= {name: {"cmd": f"python -m stages.evaluate {name}", "outs": [f"models/{name}"]} for name in ("quick", "wrong")}
         entries |= {f"wait{number}": {"cmd": f"python -m stages.evaluate wait{number}", "outs": [f"models/wait{number}"]}
                     for number in range(2)}
-        (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": entries}))
-        for words in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
-            subprocess.run(words, cwd=folder, check=True, env=environment())
+        make_dvc_project(folder, entries)
         return folder
 
     @cached_property
     def large(self) -> Path:
         """A project with a random Llama in 8 files, whose artifact of one process is models/alone."""
-        folder = self.folder / "large"
-        shutil.copytree(ROOT / "quant", folder / "quant", ignore=shutil.ignore_patterns("__pycache__"))
+        folder = copy_of_the_code(self.folder / "large", quantize=QUANTIZE)
         shutil.copytree(ROOT / "models" / "embedded", folder / "models" / "embedded")
-        (folder / "stages").mkdir()
-        (folder / "stages" / "__init__.py").write_text("")
-        (folder / "stages" / "quantize.py").write_text(QUANTIZE)
         blocks = max(1, round((self.given.gigabytes * 1e9 / 4 - 65.5e6) / 60.8e6))
         set_shard_bytes(folder, int(self.given.gigabytes * 1e9 / SHARDS * 1.04))
         run_checked(folder, "-c", WRITE_LLAMA, str(blocks))
@@ -148,6 +137,35 @@ def main(what: str) -> None:
             (folder / "b").write_text("two")
         return
     (Path("models") / what).write_text("done")
+
+
+run(main)
+'''
+
+STEPS = {"a": [], "b": ["a"], "c": ["a"], "d": ["b", "c"], "e": [], "f": ["e"], "g": ["d", "f"]}
+STEP = '''"""A stage for tests: a folder of two files, which tasks make from the names and contents of those before."""
+import os, time
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from quant.cluster.pieces import over_machines
+from quant.files import atomic_folder
+from quant.pipeline import run
+
+
+def piece(folder, name, before, number):
+    text = "".join(path.read_text() for one in before for path in sorted(Path("models", one).iterdir()))
+    time.sleep(1.5)
+    made = folder / f".{number}.{os.urandom(4).hex()}.partial"
+    made.write_text(sha256(f"{name} {number} {text}".encode()).hexdigest())
+    made.replace(folder / str(number))
+
+
+def main(name: str, *before: str) -> None:
+    with atomic_folder(Path("models") / name) as folder:
+        over_machines(partial(piece, folder, name, before), [0, 1])
+        for left in folder.glob(".*.partial"):
+            left.unlink()
 
 
 run(main)
@@ -228,6 +246,22 @@ run(main)
 # What rows use
 
 
+def copy_of_the_code(folder: Path, **stages: str) -> Path:
+    """A folder with this project's package and stages for tests; stages: their code by name."""
+    shutil.copytree(ROOT / "quant", folder / "quant", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("stages", "models", ".dvc/tmp"):
+        (folder / name).mkdir(parents=True)
+    for name, code in {"__init__": "", **stages}.items():
+        (folder / "stages" / f"{name}.py").write_text(code)
+    return folder
+
+
+def make_dvc_project(folder: Path, stages: dict) -> None:
+    (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    for words in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q", "-f"]):
+        subprocess.run(words, cwd=folder, check=True, env=environment())
+
+
 def call(folder: Path, *words: str, **more: str) -> subprocess.CompletedProcess:
     """python -m WORDS in a folder, on this machine alone."""
     return subprocess.run([sys.executable, "-m", *words], cwd=folder, text=True, capture_output=True, timeout=PATIENCE,
@@ -262,7 +296,7 @@ def differences(one: dict[str, str], other: dict[str, str]) -> list[str]:
 
 def digests(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): sha256(path.read_bytes()).hexdigest()
-            for path in sorted(folder.rglob("*")) if path.is_file()}
+            for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".gitignore"}
 
 
 def set_shard_bytes(folder: Path, count: int) -> None:
@@ -313,7 +347,7 @@ def no_cluster(_: Lab) -> str:
     with_it, without = (set(subprocess.run([sys.executable, "-c", text], cwd=ROOT, env=clean, check=True, text=True,
                                            capture_output=True).stdout.split()) for text in (code, stub + code))
     more = with_it - without
-    assert more <= {"quant.cluster.attach"}, more
+    assert more <= {"quant.cluster", "quant.cluster.attach"}, more
     assert not [name for name in with_it if name.partition(".")[0] in ("ray", "grpc")]
     named = (ROOT / "requirements.txt").read_text() + "".join(
         path.read_text() for path in (ROOT / "quant" / "supply").glob("*.lock"))
@@ -337,34 +371,70 @@ def hashes(lab: Lab) -> str:
 
 
 def kills(lab: Lab) -> str:
-    """A worker and a node in turn. Only runs count in which Ray told of a retry."""
+    """Seven small stages of two pieces each, which wait rather than compute."""
+    folder = copy_of_the_code(lab.folder / "steps", evaluate=STEP)
+    entries = {name: {"cmd": " ".join(["python -m stages.evaluate", name, *before]), "outs": [f"models/{name}"],
+                      "deps": [f"models/{one}" for one in before]} for name, before in STEPS.items()}
+    make_dvc_project(folder, entries)
+    ended(start(folder, "dvc", "repro", **environment()))
+    expected = digests(folder / "models"), (folder / "dvc.lock").read_bytes()
+
+    def begin() -> subprocess.Popen:
+        for path in ("models", ".dvc/cache", ".dvc/tmp"):
+            shutil.rmtree(folder / path)
+        (folder / ".dvc/tmp").mkdir()
+        return start(folder, "quant.jobs", "4", address=lab.nodes.address, **environment())
+
+    def check() -> None:
+        found, lock = digests(folder / "models"), (folder / "dvc.lock").read_bytes()
+        assert found == expected[0], differences(expected[0], found)
+        assert lock == expected[1], "another lock"
+
+    return killed_at_random(lab, begin, check, lab.given.kills, folder)
+
+
+def real_kills(lab: Lab) -> str:
+    """The same with stages that quantize and evaluate a tiny model."""
     lock, files = lab.expected
     reset(lab.project)
-    begun = time.monotonic()
-    assert lab.run_jobs(*FEW).returncode == 0
-    seconds, counted, tried = time.monotonic() - begun, 0, 0
+    ended(lab.start_jobs(*FEW))
     wanted = {path: digest for path, digest in files.items() if path in torture.found_in(lab.project)}
-    while counted < lab.given.kills:
-        assert tried < 2 * lab.given.kills, f"only {counted} of {tried} runs had a retry"
+
+    def begin() -> subprocess.Popen:
         reset(lab.project)
-        before, begun, what = lab.nodes.retried(), time.monotonic(), ("worker", "node")[counted % 2]
-        process, moment = lab.start_jobs(*FEW), lab.chance.uniform(0.1, 0.9) * seconds
+        return lab.start_jobs(*FEW)
+
+    def check() -> None:
+        found_lock, found = state(lab.project)
+        assert found_lock == lock, "another lock"
+        assert not differences(wanted, found), differences(wanted, found)
+
+    return killed_at_random(lab, begin, check, lab.given.real_kills, lab.project.folder)
+
+
+def killed_at_random(lab: Lab, begin: Callable[[], subprocess.Popen], check: Callable[[], None], count: int, folder: Path) -> str:
+    """Kill a worker and a node in turn, each in a run of its own, at a moment within the time of the run before. Only runs count
+    in which Ray told of a retry."""
+    begun = time.monotonic()
+    ended(begin())
+    check()
+    seconds, counted, tried = time.monotonic() - begun, 0, 0
+    while counted < count:
+        assert tried < 2 * count, f"only {counted} of {tried} runs had a retry"
+        before, what = lab.nodes.retried(), ("worker", "node")[counted % 2]
+        begun, process, moment = time.monotonic(), begin(), lab.chance.uniform(0.1, 0.9) * seconds
         time.sleep(moment)
         killed = None
         while process.poll() is None and not killed:
             if running := lab.nodes.tasks():
                 killed = fate(lab.nodes, lab.chance.choice(running), what)
-            time.sleep(0.05)
+            time.sleep(0.02)
         ended(process)
-        seconds, tried = time.monotonic() - begun, tried + 1
-        found_lock, found = state(lab.project)
-        found = {path: digest for path, digest in found.items() if path in wanted}
-        retried = lab.nodes.retried() - before
-        print(f"  {tried}: {killed or 'nothing ran'} at {moment:.0f} s of {seconds:.0f} s, {retried} lines of retries, hashes "
-              f"{'differ' if differences(wanted, found) else 'same'}, lock {'same' if found_lock == lock else 'differs'}, "
-              f"left over {left_over(lab.project.folder)}", flush=True)
-        assert not differences(wanted, found), differences(wanted, found)
-        assert found_lock == lock and not left_over(lab.project.folder) and not lab.nodes.tasks()
+        seconds, tried, retried = time.monotonic() - begun, tried + 1, lab.nodes.retried() - before
+        check()
+        assert not left_over(folder) and not lab.nodes.tasks(), f"left over: {left_over(folder)} {lab.nodes.tasks()}"
+        print(f"  {tried}: {killed or 'nothing ran'} at {moment:.0f} s of {seconds:.0f} s, {retried} lines of retries; hashes "
+              "and lock same, nothing left over", flush=True)
         counted += bool(killed and retried)
     return f"same hashes and lock in {counted} of {counted} runs with a retry ({tried} runs in all), nothing left over"
 
@@ -437,11 +507,7 @@ def split_killed(lab: Lab) -> str:
 
 
 def fits(lab: Lab) -> str:
-    folder = lab.folder / "fits"
-    shutil.copytree(ROOT / "quant", folder / "quant", ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / "stages").mkdir()
-    (folder / "stages" / "__init__.py").write_text("")
-    (folder / "stages" / "quantize.py").write_text(FITS)
+    folder = copy_of_the_code(lab.folder / "fits", quantize=FITS)
     shutil.copytree(ROOT / "models" / "embedded-small", folder / "models" / "tiny")
     set_shard_bytes(folder, 200_000)
     ended(start(folder, "stages.quantize", "alone", **ONE_THREAD))
@@ -459,11 +525,8 @@ def evaluations(lab: Lab) -> Path:
     if not folder.is_dir():
         if not (lab.project.folder / "models" / "gguf-q8_0").is_dir():
             lab.project.dvc("repro", *TARGETS, **ONE_THREAD)
-        shutil.copytree(ROOT / "quant", folder / "quant", ignore=shutil.ignore_patterns("__pycache__"))
-        (folder / "stages").mkdir()
-        (folder / "stages" / "__init__.py").write_text("")
-        (folder / "stages" / "evaluate.py").write_text(EVALUATE)
-        shutil.copytree(lab.project.folder / "models", folder / "models")
+        copy_of_the_code(folder, evaluate=EVALUATE)
+        shutil.copytree(lab.project.folder / "models", folder / "models", dirs_exist_ok=True)
         ended(start(folder, "stages.evaluate", "alone", **ONE_THREAD))
     return folder
 
@@ -477,6 +540,22 @@ def parts(lab: Lab) -> str:
         assert found == expected, f"{count} parts: {differences(expected, found)}"
     return (f"{', '.join(map(str, PARTS))} parts; base, int4, mix4, bnb-nf4, gguf by joined/1, sentence/1 and llama.cpp/1: "
             f"{len(expected)} files, states of the base among them, with equal bytes")
+
+
+def calibration(lab: Lab) -> str:
+    """The stage of a calibrated row of the project, in a copy with small batches."""
+    folder = lab.folder / "calibration"
+    shutil.copytree(evaluations(lab).parent / "project", folder, symlinks=True)
+    path = folder / "quant" / "calibration" / "sequential.py"
+    path.write_text(path.read_text().replace("BATCH_TOKENS = 8192", "BATCH_TOKENS = 64"))
+    found = {}
+    for count in (0, 2, 3, 7):
+        address, shared = (lab.nodes.address, {"QUANT_PARTS": str(count)}) if count else ("", ONE_THREAD)
+        ended(start(folder, "stages.quantize", "mix4", address=address, **shared))
+        found[count] = digests(folder / "models" / "mix4")
+        shutil.rmtree(folder / "models" / "mix4")
+    assert all(one == found[0] for one in found.values())
+    return "4 batches, 1, 2, 3 and 7 at a time: equal bytes"
 
 
 def threads(lab: Lab) -> str:
@@ -702,11 +781,13 @@ ROWS = (
     Row("imports", "no cluster: no module more, none of Ray", no_cluster),
     Row("hashes", "serial against 3 at a time on 3 nodes: dvc.lock byte-identical; dvc repro then runs nothing", hashes),
     Row("kills", "a worker or a node killed, 20 runs that Ray retried: same hashes and lock 20 of 20, nothing left over", kills),
+    Row("real-kills", "the same with stages that quantize and evaluate", real_kills),
     Row("split", "4 GB in 8 files over 3 nodes byte-identical", split),
     Row("split-killed", "the same, killed once", split_killed),
     Row("fits", "5 files or more, every fit and double_quant, byte-identical", fits),
     Row("memory", "a task of a split quantize: at most 2.5 x the largest tensor + 400 MB", memory),
     Row("parts", "an evaluation in 1, 2, 3, 7 parts and more parts than batches: JSON and states byte-identical", parts),
+    Row("calibration", "windows of a calibrated pass divided: byte-identical for any number of parts", calibration),
     Row("threads", "1 and 2 cores a task: JSON byte-identical", threads),
     Row("zombie", "SIGSTOP, retry, SIGCONT: the artifact stays byte-identical, the old attempt fails", zombie),
     Row("errors", "one line each, status 1, within 30 s", errors),
@@ -727,6 +808,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"some of: {', '.join(row.key for row in ROWS)}; none = all")
     parser.add_argument("--kills", type=int, default=20, help="runs with a retry (20)")
+    parser.add_argument("--real-kills", type=int, default=4, help="the same with a tiny model (4)")
     parser.add_argument("--gigabytes", type=float, default=4.0, help="of the checkpoint that is split (4)")
     parser.add_argument("--stage-seconds", type=float, default=60.0, help="of the stages whose speed is measured (60)")
     parser.add_argument("--timed-by", nargs=1, default=[], metavar="COMMAND", help="put before each command that is timed")
@@ -744,8 +826,8 @@ def main() -> None:
                 begun = time.monotonic()
                 try:
                     result = row.run(lab) if row.run else f"not run: {row.why}"
-                except (AssertionError, subprocess.SubprocessError, OSError, StopIteration) as error:
-                    failed, result = True, f"FAILED: {' '.join(str(error).split())[-1500:] or type(error).__name__}"
+                except Exception as error:  # noqa: BLE001 - the other rows are run all the same
+                    failed, result = True, f"FAILED: {type(error).__name__} {' '.join(str(error).split())[-1500:]}"
                 table.append(f"| {row.key} | {row.must} | {result} |")
                 print(f"{row.key}: {result} ({time.monotonic() - begun:.0f} s)", flush=True)
         finally:

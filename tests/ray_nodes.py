@@ -14,9 +14,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from quant.cluster.stages import REMOTE
+
+os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")  # read when ray is imported; on a busy machine a start takes long
 TRIES = 3  # to start: where the machine stands still meanwhile, Ray gives up
 # A node that is killed is known at once by its closed connections; one that is only slow must not be taken for dead
 PATIENT = {"health_check_timeout_ms": 60_000, "health_check_failure_threshold": 5}
+TASKS = REMOTE | {"piece"}
 RETRIED = re.compile(r"Will resubmit task|Resubmitting|retries left", re.IGNORECASE)
 
 
@@ -62,9 +66,9 @@ class Nodes:
                 parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
             except (OSError, ValueError):
                 continue
-            is_task = title.startswith("ray::") and not title.startswith(("ray::IDLE", "ray::SPILL", "ray::RESTORE"))
-            if is_task and parent in self.raylets:
-                found.append(Task(int(process.name), title.removeprefix("ray::").partition("(")[0], parent))
+            name = title.removeprefix("ray::").partition("(")[0]
+            if name in TASKS and parent in self.raylets:
+                found.append(Task(int(process.name), name, parent))
         return found
 
     @property

@@ -1,7 +1,7 @@
 """The cluster that RAY_ADDRESS names. ray is imported nowhere else, and only where that variable is set.
 
 Environment variables say where work is done, as parameters say what: QUANT_CPUS (cores of a task, 1), QUANT_GPUS (0), and
-QUANT_PARTS (tasks of one evaluation, 1).
+QUANT_PARTS (tasks of one evaluation or calibrated pass, 1).
 """
 
 from __future__ import annotations
