@@ -30,7 +30,7 @@ import torture  # noqa: E402
 import yaml  # noqa: E402
 from conftest import ROOT  # noqa: E402
 from dvc_project import Project, environment  # noqa: E402
-from ray_nodes import Nodes, Task, go_on, has_ended, start, stop, wait_for  # noqa: E402
+from ray_nodes import IMPATIENT, Nodes, Task, has_ended, start, wait_for  # noqa: E402
 
 TARGETS = ("evaluate@whole", "evaluate@int4", "evaluate@mix4", "evaluate@bnb-nf4", "evaluate@gguf-q8_0", "sensitivity",
            "relative@relative", "compare")  # all but what measures time, and what shows times
@@ -569,41 +569,36 @@ def threads(lab: Lab) -> str:
 
 
 def zombie(lab: Lab) -> str:
-    """A task's process stands still while its node dies; its second attempt ends; then it goes on."""
-    folder, expected = lab.large, digests(lab.large / "models" / "alone")
-    process = start(folder, "stages.quantize", "zombie", address=lab.nodes.address, **ONE_THREAD)
-    wait_for(lambda: pieces_of(lab.nodes))
-    time.sleep(2)
-    task = pieces_of(lab.nodes)[0]
-    stop(task.pid)
-    lab.nodes.kill_node(task.raylet)
-    ended(process)
-    assert not has_ended(task.pid), "nothing stood still"
-    assert digests(folder / "models" / "zombie") == expected
-    awake = wake(task.pid)
-    assert digests(folder / "models" / "zombie") == expected and not left_over(folder)
+    """A task and its node stand still, so that the cluster gives them up; a second attempt ends; then they go on."""
+    nodes, seconds = Nodes(1, 1, **IMPATIENT), []
+    try:
+        folder, expected = lab.large, digests(lab.large / "models" / "alone")
+        process = start(folder, "stages.quantize", "zombie", address=nodes.address, **ONE_THREAD)
+        wait_for(lambda: pieces_of(nodes))
+        time.sleep(2)
+        task = pieces_of(nodes)[0]
+        nodes.hold(task)
+        ended(process)
+        assert not has_ended(task.pid), "nothing stood still"
+        assert digests(folder / "models" / "zombie") == expected
+        seconds.append(nodes.let_go(task))
+        assert digests(folder / "models" / "zombie") == expected and not left_over(folder)
 
-    folder = lab.mini
-    (folder / "attempts").unlink(missing_ok=True)
-    process = start(folder, "stages.evaluate", "zombie", address=lab.nodes.address)
-    pid = int(wait_for(lambda: (folder / "attempts").is_file() and (folder / "attempts").read_text().split())[0])
-    task = next(task for task in lab.nodes.tasks() if task.pid == pid)
-    stop(pid)
-    lab.nodes.kill_node(task.raylet)
-    ended(process)
-    assert not has_ended(pid), "nothing stood still"
-    again = wake(pid)
+        folder = lab.mini
+        (folder / "attempts").unlink(missing_ok=True)
+        process = start(folder, "stages.evaluate", "zombie", address=nodes.address)
+        pid = int(wait_for(lambda: (folder / "attempts").is_file() and (folder / "attempts").read_text().split())[0])
+        task = next(task for task in nodes.tasks() if task.pid == pid)
+        nodes.hold(task)
+        ended(process)
+        assert not has_ended(pid), "nothing stood still"
+        seconds.append(nodes.let_go(task))
+    finally:
+        nodes.shutdown()
     assert {path.name: path.read_text() for path in (folder / "models/zombie").iterdir()} == {"a": "one", "b": "two"}
     assert not left_over(folder)
-    return f"a piece, and a stage that held a folder's lock: artifacts stay; the old attempts ended after {awake} and {again} s"
-
-
-def wake(pid: int) -> int:
-    """Let a process go on, and wait for its end -> seconds."""
-    begun = time.monotonic()
-    go_on(pid)
-    wait_for(lambda: has_ended(pid), 120)
-    return round(time.monotonic() - begun)
+    return (f"a piece of a split quantize, and a stage that held a folder's lock: artifacts stay; the old attempts ended "
+            f"{' and '.join(f'{one:.0f}' for one in seconds)} s after SIGCONT")
 
 
 def speed(lab: Lab) -> str:

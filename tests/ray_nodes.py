@@ -19,6 +19,7 @@ from quant.cluster.stages import REMOTE
 os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")  # read when ray is imported; on a busy machine a start takes long
 TRIES = 3  # to start: where the machine stands still meanwhile, Ray gives up
 # A node that is killed is known at once by its closed connections; one that is only slow must not be taken for dead
+IMPATIENT = {"health_check_timeout_ms": 2000, "health_check_failure_threshold": 3}  # finds one that stands still in 15 s
 PATIENT = {"health_check_timeout_ms": 60_000, "health_check_failure_threshold": 5}
 TASKS = REMOTE | {"piece"}
 RETRIED = re.compile(r"Will resubmit task|Resubmitting|retries left", re.IGNORECASE)
@@ -83,6 +84,21 @@ class Nodes:
         self._cluster.remove_node(node, allow_graceful=False)
         self.cores[self._cluster.add_node(num_cpus=count)] = count
 
+    def hold(self, task: Task) -> None:
+        """Let a task and its node stand still, as a machine that swaps or lost its network, and add another node like it."""
+        for pid in (task.pid, task.raylet):
+            os.kill(pid, signal.SIGSTOP)
+        count = self.cores[self.raylets[task.raylet]]
+        self.cores[self._cluster.add_node(num_cpus=count)] = count
+
+    def let_go(self, task: Task) -> float:
+        """Let a task go on, and then its node, and wait for the task's end -> seconds."""
+        begun = time.monotonic()
+        for pid in (task.pid, task.raylet):
+            os.kill(pid, signal.SIGCONT)
+        wait_for(lambda: has_ended(task.pid))
+        return time.monotonic() - begun
+
     def kill_head(self) -> None:
         """Kill the head, on which the cluster's state and the processes that attached to it stand."""
         self._cluster.head_node.kill_all_processes(check_alive=False, allow_graceful=False)
@@ -128,11 +144,3 @@ def has_ended(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except OSError:
         return True
-
-
-def stop(pid: int) -> None:
-    os.kill(pid, signal.SIGSTOP)
-
-
-def go_on(pid: int) -> None:
-    os.kill(pid, signal.SIGCONT)
