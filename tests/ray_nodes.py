@@ -19,7 +19,9 @@ from quant.cluster.stages import REMOTE
 os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")  # read when ray is imported; on a busy machine a start takes long
 TRIES = 3  # to start: where the machine stands still meanwhile, Ray gives up
 # A node that is killed is known at once by its closed connections; one that is only slow must not be taken for dead
-IMPATIENT = {"health_check_timeout_ms": 2000, "health_check_failure_threshold": 3}  # finds one that stands still in 15 s
+# Finds a node that stands still in 20 s. Ray's own settings take 15 s for the node, and 5 to 7 minutes for the task that it held
+IMPATIENT = {"health_check_timeout_ms": 2000, "health_check_failure_threshold": 3, "grpc_client_keepalive_time_ms": 10_000,
+             "grpc_client_keepalive_timeout_ms": 5000}
 PATIENT = {"health_check_timeout_ms": 60_000, "health_check_failure_threshold": 5}
 TASKS = REMOTE | {"piece"}
 RETRIED = re.compile(r"Will resubmit task|Resubmitting|retries left", re.IGNORECASE)
@@ -60,7 +62,7 @@ class Nodes:
 
     def tasks(self) -> list[Task]:
         """Those that run now, by the titles that Ray gives to its processes."""
-        found = []
+        found, raylets = [], self.raylets
         for process in Path("/proc").glob("[0-9]*"):
             try:
                 title = (process / "cmdline").read_bytes().split(b"\0")[0].decode()
@@ -68,7 +70,7 @@ class Nodes:
             except (OSError, ValueError):
                 continue
             name = title.removeprefix("ray::").partition("(")[0]
-            if name in TASKS and parent in self.raylets:
+            if name in TASKS and parent in raylets:
                 found.append(Task(int(process.name), name, parent))
         return found
 
@@ -135,7 +137,7 @@ def wait_for(condition, seconds: float = 120):
     end = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < end, f"waited {seconds} s for {condition}"
-        time.sleep(0.02)
+        time.sleep(0.1)
     return found
 
 

@@ -40,11 +40,19 @@ def _require_answer(address: str) -> None:
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdecimal():
         raise InputError(f"RAY_ADDRESS is {address!r}; expected HOST:PORT, such as head:6379")
+    if why := silence_of(address):
+        raise InputError(f"RAY_ADDRESS is {address}, but nothing answers there ({why}); start the cluster, or unset RAY_ADDRESS "
+                         "to work on this machine")
+
+
+def silence_of(address: str) -> str | None:
+    """Why nothing answers at HOST:PORT; None where something does."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
         socket.create_connection((host, int(port)), CONNECT_S).close()
     except (OSError, OverflowError) as error:
-        raise InputError(f"RAY_ADDRESS is {address}, but nothing answers there ({first_line(error)}); start the cluster, or "
-                         "unset RAY_ADDRESS to work on this machine") from None
+        return first_line(error)
+    return None
 
 
 def inside() -> ModuleType | None:

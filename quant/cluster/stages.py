@@ -10,6 +10,7 @@ import os
 import runpy
 import secrets
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,7 +19,7 @@ from pathlib import Path
 from socket import gethostname
 from typing import TextIO
 
-from quant.cluster.attach import attached, lost, task_options
+from quant.cluster.attach import attached, lost, silence_of, task_options
 from quant.errors import InputError
 
 # Stages that are worth a task. The others are quick, need the network, or measure time, which needs a machine alone
@@ -27,6 +28,7 @@ LOGS = Path(".dvc/tmp/cluster")
 OUTPUTS = ("models", "models/prepared", "data", "reports", "reports/quality", "reports/studies")
 GIVEN = ("DVC_", "HF_", "QUANT_")  # how the names of environment variables begin that travel
 POLL_S = 0.2
+HEAD_S = 3.0  # between two looks whether the head is there
 MACHINE = "\x1emachine "  # begins the line with which a task names its machine
 TERMINAL = "QUANT_TERMINAL"  # is set where a bar can be drawn
 
@@ -46,8 +48,12 @@ def run_remotely(stage: str, arguments: list[str]) -> int:
         try:
             with open(log, encoding="utf-8", errors="replace") as file:
                 output = _Output(file)
+                looked = time.monotonic()
                 while not ray.wait([running], timeout=POLL_S)[0]:
                     output.pass_on()
+                    if time.monotonic() - looked > HEAD_S:
+                        _require_head(stage, arguments)
+                        looked = time.monotonic()
                 status = ray.get(running)
                 output.pass_on()
         except ray.exceptions.RayError as error:
@@ -58,6 +64,16 @@ def run_remotely(stage: str, arguments: list[str]) -> int:
         if (folder / path).is_dir():
             os.listdir(folder / path)  # noqa: PTH208 - Path.iterdir is lazy
     return status
+
+
+def _require_head(stage: str, arguments: list[str]) -> None:
+    """End this process with a line, if the cluster's head does not answer any more, twice. ray would try for a minute, and then
+    end it with lines of its own; leaving it as usual waits for the head too."""
+    address = os.environ["RAY_ADDRESS"]
+    if silence_of(address) and not time.sleep(HEAD_S) and (why := silence_of(address)):
+        print(f"error: {' '.join([stage, *arguments])}: the head of the cluster at {address} does not answer any more ({why}); "
+              "start it and run the same command again: what other stages made is kept", file=sys.stderr, flush=True)
+        os._exit(1)
 
 
 def code_of(folder: Path) -> str:
