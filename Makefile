@@ -4,6 +4,7 @@
 # make readme  the README's tables and figure, from reports/
 # make bench   speed of quantized models with the shapes of real ones; about 20 minutes
 # make cluster Ray, to run stages on more machines (quant/cluster/README.md)
+# make cluster-acceptance   runs the acceptance tests of several machines, on nodes of this one, and prints their table
 # make peers   the environment of other projects' quantizers; make peers-report compares them with this project's rows
 # make fuzz   a million mutated inputs of seventeen kinds, none of which may do more than be refused in a line; ten minutes
 # make torture   kills the pipeline fifty times and compares what the same command then makes; an hour
@@ -25,7 +26,7 @@ PYTEST := python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reord
 IGNORED := git ls-files --others --ignored --exclude-standard --directory models data reports
 MADE := ls -d $(VENV) .dvc/cache .dvc/tmp 2>/dev/null; $(IGNORED)
 
-.PHONY: help repro test quick setup clean lint readme bench cluster peers peers-report torture fuzz lock licences
+.PHONY: help repro test quick setup clean lint readme bench cluster cluster-acceptance peers peers-report torture fuzz lock licences
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -76,6 +77,9 @@ licences: setup
 
 cluster: setup
 	$(ACTIVE) pip install --quiet --requirement quant/cluster/requirements.txt
+
+cluster-acceptance: cluster $(VENV)/ready-to-test
+	$(ACTIVE) python tests/cluster_acceptance.py
 
 setup: $(VENV)/ready
 

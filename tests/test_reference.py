@@ -6,8 +6,8 @@ import torch
 
 from quant.errors import InputError
 from quant.quality.protocol import ScoringProtocol
-from quant.quality.reference import Recorder, Reference
-from quant.quality.score import ModelPredictions, score
+from quant.quality.reference import Recorder, Reference, join_recorded
+from quant.quality.score import ModelPredictions, join_parts, score, score_part
 from quant.quality.windows import Tokens
 from quant.runners import open_runner
 
@@ -19,9 +19,9 @@ def text(count=300):
 
 def record(folder, model, tokens, protocol):
     recorder = Recorder(open_runner(model), model, tokens, protocol, folder)
-    scores = score(recorder, None, tokens, protocol)
-    recorder.finish()
-    return scores
+    part = score_part(recorder, None, tokens, protocol)
+    join_recorded(folder, [(part.places, recorder.finish())])
+    return join_parts([part], tokens)
 
 
 @pytest.mark.parametrize(("architecture", "name"), [
@@ -67,3 +67,24 @@ def test_predictions_of_another_text_or_protocol_are_refused(make_model, tmp_pat
     record(tmp_path, model, text(), ScoringProtocol(context=48, stride=48))
     with pytest.raises(InputError, match=r"predictions for another text or protocol; .*dvc repro"):
         Reference(tmp_path, model, tokens, protocol)
+
+
+@pytest.mark.parametrize("count", [2, 3, 7, 50])
+@pytest.mark.parametrize("architecture", ["gpt2", "llama-tied"])
+def test_parts_leave_the_bytes_of_one_pass(make_model, tmp_path, architecture, count):
+    """Also where there are more parts than batches, some of which have nothing to do."""
+    model, tokens, protocol = make_model(architecture), text(), ScoringProtocol("sentence/1", context=48, stride=20)
+    whole, divided = tmp_path / "whole", tmp_path / "divided"
+    whole.mkdir()
+    divided.mkdir()
+    scores = record(whole, model, tokens, protocol)
+    (divided / ".0.dead.partial").write_text("of an attempt that died")
+    found = []
+    for number in range(count):
+        recorder = Recorder(open_runner(model), model, tokens, protocol, divided, (number, count))
+        part = score_part(recorder, None, tokens, protocol, (number, count))
+        found.append((part, recorder.finish()))
+    join_recorded(divided, [(part.places, recorded) for part, recorded in found])
+    assert {path.name: path.read_bytes() for path in whole.iterdir()} == {
+        path.name: path.read_bytes() for path in divided.iterdir()}
+    assert numpy.array_equal(join_parts([part for part, _ in found], tokens).nll, scores.nll)

@@ -16,6 +16,26 @@ TARGET_DAMPING = 0.05
 WIDE = 1024  # columns of the symmetric product that are computed together
 
 
+@dataclass(frozen=True)
+class Products:
+    """What a batch of tokens adds to Moments: second and cross float32, mean and mean_lack float64; None where nothing lacks."""
+
+    second: torch.Tensor
+    mean: torch.Tensor
+    cross: torch.Tensor | None
+    mean_lack: torch.Tensor | None
+    count: int
+
+    @classmethod
+    def of(cls, quantized: torch.Tensor, lack: torch.Tensor | None) -> Products:
+        """Of tokens, as `Moments.add` takes them."""
+        second = torch.zeros((quantized.shape[1], quantized.shape[1]))
+        for start in range(0, quantized.shape[1], WIDE):
+            second[start : start + WIDE, start:] = product(quantized[:, start : start + WIDE].T, quantized[:, start:])
+        cross, mean_lack = (None, None) if lack is None else (product(lack.T, quantized), lack.sum(0, dtype=torch.float64))
+        return cls(second, quantized.sum(0, dtype=torch.float64), cross, mean_lack, len(quantized))
+
+
 @dataclass
 class Moments:
     """Sums over `count` tokens, float64.
@@ -41,18 +61,17 @@ class Moments:
         return cls(zeros(columns, columns), zeros(lacking, columns), zeros(columns), zeros(lacking), rows is not None)
 
     def add(self, quantized: torch.Tensor, lack: torch.Tensor | None = None) -> None:
-        """Add a batch of tokens, float32 [tokens, columns]; lack: [tokens, columns] or [tokens, rows], None for nothing.
+        """Add a batch of tokens, float32 [tokens, columns]; lack: [tokens, columns] or [tokens, rows], None for nothing."""
+        self.join(Products.of(quantized, lack))
 
-        Products in float32, sums in float64.
-        """
-        for start in range(0, quantized.shape[1], WIDE):
-            some = quantized[:, start : start + WIDE]
-            self.second[start : start + WIDE, start:] += product(some.T, quantized[:, start:]).double()
-        self.mean += quantized.sum(0, dtype=torch.float64)
-        if lack is not None:
-            self.cross += product(lack.T, quantized).double()
-            self.mean_lack += lack.sum(0, dtype=torch.float64)
-        self.count += len(quantized)
+    def join(self, batch: Products) -> None:
+        """Add a batch's products. Sums in float64, whose last bits depend on the order of the batches."""
+        self.second += batch.second
+        self.mean += batch.mean
+        if batch.cross is not None:
+            self.cross += batch.cross
+            self.mean_lack += batch.mean_lack
+        self.count += batch.count
 
     def hessian(self, is_centred: bool) -> torch.Tensor:
         """E[x_q x_q^T], about the mean where a bias makes up for it; float64 [columns, columns]."""

@@ -3,24 +3,29 @@
 Two streams of hidden states go through the model: that of the model as it is, and that of the quantized one. In each block,
 layers that read the same input are quantized together, in the order in which they run, and their moments
 (quant.calibration.moments) are taken from both streams. Only one block is in memory. Results and hidden states are written after
-each block, so that a run which was killed goes on at the block it was in.
+each block, so that a run which was killed goes on at the block it was in. On a cluster the windows are divided by batches, and
+what batches give is added in their order.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
 
+from quant.calibration.batches import products_at_end, products_within, run_watched
 from quant.calibration.equalize import column_factors, fold
-from quant.calibration.hooks import input_of, matrix_of, norm_before, outputs_of, silent, watching
+from quant.calibration.hooks import matrix_of, norm_before, outputs_of, silent
 from quant.calibration.memory import keep_freed_memory
 from quant.calibration.moments import Moments
 from quant.calibration.saved import Saved
 from quant.calibration.skeleton import Skeleton, run_block
 from quant.calibration.solver import Curvature, Solver
+from quant.cluster.pieces import in_turn
 from quant.model.selection import Part, Selected
 from quant.progress import progress
 from quant.tensor.products import FastProducts
@@ -198,12 +203,10 @@ class _Block:
         layers = self._trace(names, hidden[:1])
         inputs: dict[Layers, torch.Tensor | None] = dict.fromkeys(layers)
         wanted = [group for group in layers if group.added != ADDED_AT_END]
-        for batch in self.batches:
-            seen: dict[str, torch.Tensor] = {}
-            with watching(self.floats, [group.names[0] for group in wanted], seen):
-                after[batch] = run_block(self.floats, hidden[batch], self._arguments_of(batch))
-            for group in wanted:
-                value = seen[group.names[0]]
+        work = partial(run_watched, self.floats, [group.names[0] for group in wanted])
+        for batch, (left, seen) in self._of_batches(work, hidden):
+            after[batch] = left
+            for group, value in zip(wanted, seen, strict=True):
                 if inputs[group] is None:
                     inputs[group] = self.saved.scratch(f"inputs-{group.names[0]}", (*hidden.shape[:-1], value.shape[-1]))
                 inputs[group][batch] = value.view_as(inputs[group][batch])  # OPT joins windows and tokens
@@ -214,32 +217,30 @@ class _Block:
         """Of layers within the block. floats_in: their inputs in the float block; floats, quantized: the block's inputs."""
         first, is_added = layers.names[0], layers.added == ADDED_AT_START
         moments = Moments.empty(floats_in.shape[-1], quantized.shape[-1] if is_added else None)
-        for batch in self.batches:
-            given = input_of(self.quantized, first, quantized[batch], self._arguments_of(batch)).view_as(floats_in[batch])
-            lack = floats_in[batch] - given
-            if is_added:
-                weight = matrix_of(self.floats, first, self.chosen[first].weight)
-                lack = lack @ weight.T + (floats[batch] - quantized[batch])
-            moments.add(given.flatten(0, -2), lack.flatten(0, -2))
+        weight = matrix_of(self.floats, first, self.chosen[first].weight) if is_added else None
+        work = partial(products_within, self.quantized, first, weight)
+        for _, products in self._of_batches(work, floats_in, *([floats] if is_added else []), quantized):
+            moments.join(products)
         return moments
 
     @FastProducts()
     def _moments_at_end(self, name: str, floats_after: torch.Tensor, quantized: torch.Tensor) -> Moments:
         """Of the last layer, whose output is added to the residual stream. floats_after: the output of the float block."""
-        layer, moments = self.quantized.get_submodule(name), None
-        for batch in self.batches:
-            seen: dict[str, torch.Tensor] = {}
-            with watching(self.quantized, [name], seen), silent(self.quantized, name):
-                without = run_block(self.quantized, quantized[batch], self._arguments_of(batch))
-            given = seen[name].view(*without.shape[:-1], -1)
+        moments = None
+        work = partial(products_at_end, self.quantized, name)
+        for batch, (given, without, products) in self._of_batches(work, floats_after, quantized):
             if moments is None:
                 moments = Moments.empty(given.shape[-1], without.shape[-1])
                 inputs = self.saved.scratch("end", (*quantized.shape[:-1], given.shape[-1]))
                 self._end = name, inputs, torch.empty_like(quantized)
             self._end[1][batch], self._end[2][batch] = given, without
-            lack = floats_after[batch] - (without + layer(given).view_as(without))
-            moments.add(given.flatten(0, -2), lack.flatten(0, -2))
+            moments.join(products)
         return moments
+
+    def _of_batches(self, work: Callable, *states: torch.Tensor) -> Iterator[tuple[slice, Any]]:
+        """(batch, work((*states of the batch, arguments))) of every batch, in their order, whichever machines compute it."""
+        pieces = ((*(values[batch].clone() for values in states), self._arguments_of(batch)) for batch in self.batches)
+        return zip(self.batches, in_turn(work, pieces), strict=True)
 
     def _trace(self, names: list[str], hidden: torch.Tensor) -> list[Layers]:
         """The layers to quantize, by input, in the order in which they run."""

@@ -10,15 +10,17 @@ import os
 import runpy
 import secrets
 import sys
+import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from socket import gethostname
+from typing import TextIO
 
-from quant.cluster.attach import attached, task_options
-from quant.errors import InputError, first_line
+from quant.cluster.attach import attached, lost, silence_of, task_options
+from quant.errors import InputError
 
 # Stages that are worth a task. The others are quick, need the network, or measure time, which needs a machine alone
 REMOTE = frozenset({"prepare", "quantize", "evaluate", "sensitivity", "relative"})
@@ -26,6 +28,9 @@ LOGS = Path(".dvc/tmp/cluster")
 OUTPUTS = ("models", "models/prepared", "data", "reports", "reports/quality", "reports/studies")
 GIVEN = ("DVC_", "HF_", "QUANT_")  # how the names of environment variables begin that travel
 POLL_S = 0.2
+HEAD_S = 3.0  # between two looks whether the head is there
+MACHINE = "\x1emachine "  # begins the line with which a task names its machine
+TERMINAL = "QUANT_TERMINAL"  # is set where a bar can be drawn
 
 
 def run_remotely(stage: str, arguments: list[str]) -> int:
@@ -35,24 +40,40 @@ def run_remotely(stage: str, arguments: list[str]) -> int:
     """
     ray, folder = attached(), Path.cwd()
     given = {name: value for name, value in os.environ.items() if name.startswith(GIVEN)}
+    if sys.stderr.isatty():
+        given[TERMINAL] = "1"
     with _log(stage) as log:
         body = ray.remote(**task_options(), max_calls=1, name=stage)(_body)
         running = body.remote(str(folder), stage, arguments, given, str(folder / log), code_of(folder))
         try:
-            lines = _lines(log)
-            while not ray.wait([running], timeout=POLL_S)[0]:
-                _pass_on(lines)
-            status = ray.get(running)
-            _pass_on(lines)
+            with open(log, encoding="utf-8", errors="replace") as file:
+                output = _Output(file)
+                looked = time.monotonic()
+                while not ray.wait([running], timeout=POLL_S)[0]:
+                    output.pass_on()
+                    if time.monotonic() - looked > HEAD_S:
+                        _require_head(stage, arguments)
+                        looked = time.monotonic()
+                status = ray.get(running)
+                output.pass_on()
         except ray.exceptions.RayError as error:
-            raise InputError(f"the cluster at {os.environ['RAY_ADDRESS']} could not end the task ({first_line(error)}); run the "
-                             "same command again: what other stages made is kept") from None
+            raise InputError(f"{os.environ['RAY_ADDRESS']}: {lost(error)}") from None
     if isinstance(status, str):
         raise InputError(status)
     for path in OUTPUTS:  # a network's file system looks again, where it kept in mind that there is no such file
         if (folder / path).is_dir():
             os.listdir(folder / path)  # noqa: PTH208 - Path.iterdir is lazy
     return status
+
+
+def _require_head(stage: str, arguments: list[str]) -> None:
+    """End this process with a line, if the cluster's head does not answer any more, twice. ray would try for a minute, and then
+    end it with lines of its own; leaving it as usual waits for the head too."""
+    address = os.environ["RAY_ADDRESS"]
+    if silence_of(address) and not time.sleep(HEAD_S) and (why := silence_of(address)):
+        print(f"error: {' '.join([stage, *arguments])}: the head of the cluster at {address} does not answer any more ({why}); "
+              "start it and run the same command again: what other stages made is kept", file=sys.stderr, flush=True)
+        os._exit(1)
 
 
 def code_of(folder: Path) -> str:
@@ -74,13 +95,19 @@ def _body(folder: str, stage: str, arguments: list[str], given: dict[str, str], 
         return f"{gethostname()} has other code in {folder}/quant; bring all machines to the same commit"
     os.environ.update(given)
     os.environ.pop("RAY_ADDRESS", None)  # the stage is there already
+    sys.argv = [str(Path(folder, "stages", f"{stage}.py")), *arguments]
+    is_again = Path(log).stat().st_size > 0
     with open(log, "ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)
+    if TERMINAL in given:
+        sys.stderr.isatty = lambda: True  # so that the bar is drawn, which the machine of DVC shows
     print(f"{MACHINE}{gethostname()}")
-    sys.argv = [str(Path(folder, "stages", f"{stage}.py")), *arguments]
+    if is_again:
+        print("begins again: the process or machine that ran it before is gone")
+        _free_locks()
     sys.path.insert(0, folder)
     try:
         runpy.run_module(f"stages.{stage}", run_name="__main__")
@@ -94,7 +121,12 @@ def _body(folder: str, stage: str, arguments: list[str], given: dict[str, str], 
     return 0
 
 
-MACHINE = "\x1emachine "  # begins the line with which a task names its machine
+def _free_locks() -> None:
+    """Remove the lock of a folder that an attempt before this one holds: it may never end, and what it writes is thrown away."""
+    for lock in (one for path in OUTPUTS for one in Path(path).glob(".*.lock")):
+        with suppress(OSError):
+            if lock.read_text(encoding="utf-8", errors="replace").endswith(f"({' '.join(sys.argv)})"):
+                lock.unlink()
 
 
 @contextmanager
@@ -109,20 +141,26 @@ def _log(stage: str) -> Iterator[Path]:
         path.unlink(missing_ok=True)
 
 
-def _lines(log: Path) -> Iterator[str | None]:
-    """Lines of a growing file, each behind the name of the machine that wrote it; None where there is no more for now."""
-    machine, rest = "", ""
-    with open(log, encoding="utf-8", errors="replace") as file:
-        while True:
-            *whole, rest = (rest + file.read()).split("\n")
-            for line in whole:
-                if line.startswith(MACHINE):
-                    machine = line.removeprefix(MACHINE)
-                else:
-                    yield f"[{machine}] {line}" if not line.startswith("error: ") else line
-            yield None
+class _Output:
+    """Passes on what a task writes to a file: lines behind the name of its machine, and, on a terminal, its bar."""
 
+    def __init__(self, file: TextIO):
+        self._file, self._machine, self._rest, self._bar = file, "", "", ""
 
-def _pass_on(lines: Iterator[str | None]) -> None:
-    while (line := next(lines)) is not None:
-        print(line, file=sys.stderr if line.startswith("error: ") else sys.stdout, flush=True)
+    def pass_on(self) -> None:
+        *whole, self._rest = (self._rest + self._file.read()).split("\n")
+        for line in (one.rpartition("\r")[2] for one in whole):
+            if line.startswith(MACHINE):
+                self._machine = line.removeprefix(MACHINE)
+                continue
+            self._draw("")
+            is_error = line.startswith("error: ")
+            print(line if is_error else f"[{self._machine}] {line}", file=sys.stderr if is_error else sys.stdout, flush=True)
+        if "\r" in self._rest:
+            self._draw(self._rest.rpartition("\r")[2].rstrip())
+
+    def _draw(self, bar: str) -> None:
+        """Put a bar in the place of the one before; "" = none."""
+        if bar != self._bar:
+            print(f"\r\x1b[K[{self._machine}] {bar}" if bar else "\r\x1b[K", end="", file=sys.stderr, flush=True)
+        self._bar = bar

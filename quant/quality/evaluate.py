@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from quant.progress import MIB
 from quant.quality import bootstrap
 from quant.quality.bootstrap import Blocks, difference
 from quant.quality.protocol import ScoringProtocol
-from quant.quality.reference import Recorder, Reference
+from quant.quality.reference import Recorded, Recorder, Reference, join_recorded
 from quant.quality.score import (
     ModelPredictions,
     Predictions,
@@ -24,7 +25,6 @@ from quant.quality.score import (
     Scores,
     divergence,
     join_parts,
-    score,
     score_part,
     summarize,
 )
@@ -38,12 +38,12 @@ NOTED = ("calibration", "example", "allocation", "peer")  # entries of a variant
 
 def evaluate_base(base: Path, corpus: Corpus, protocol: ScoringProtocol, device: str, reference: Path) -> dict:
     """Quality and size of the base, for JSON. Writes its predictions to the folder `reference`, for `evaluate`."""
-    tokens, model = tokenize(corpus, base, protocol), open_model(base, protocol, device)
+    tokens = tokenize(corpus, base, protocol)
     with atomic_folder(reference) as folder:
-        recorder = Recorder(model, base, tokens, protocol, folder)
-        scores = score(recorder, None, tokens, protocol)
-        recorder.finish()
-    return _result(base, base, Opened.of(model, device), scores, corpus, protocol, tokens)
+        found = _in_parts(partial(_evaluate_base_part, base, tokens, protocol, device, folder.absolute()))
+        join_recorded(folder, [(part.places, recorded) for part, _, recorded in found])
+    scores = join_parts([part for part, *_ in found], tokens)
+    return _result(base, base, found[0][1], scores, corpus, protocol, tokens)
 
 
 def evaluate(folder: Path, base: Path, corpus: Corpus, protocol: ScoringProtocol, device: str, reference: Path) -> dict:
@@ -52,15 +52,24 @@ def evaluate(folder: Path, base: Path, corpus: Corpus, protocol: ScoringProtocol
 
     reference: the folder that `evaluate_base` wrote.
     """
-    tokens, count = tokenize(corpus, base, protocol), parts_of_work()
-    work = partial(_evaluate_part, folder, base, tokens, protocol, device, reference)
+    tokens = tokenize(corpus, base, protocol)
+    found = _in_parts(partial(_evaluate_part, folder, base, tokens, protocol, device, reference))
+    scores = join_parts([part for part, _ in found], tokens)
+    return {**_result(folder, base, found[0][1], scores, corpus, protocol, tokens), **_noted(folder)}
+
+
+def _in_parts(work: Callable) -> list:
+    """[work((i, n)) for i in range(n)], with n tasks on a cluster; a part's result begins with a ScoredPart and an Opened.
+
+    Raises InputError where machines of several kinds took part.
+    """
+    count = parts_of_work()
     found = over_machines(work, [(number, count) for number in range(count)])
-    kinds = sorted({opened.machine for _, opened in found})
+    kinds = sorted({opened.machine for _, opened, *_ in found})
     if len(kinds) > 1:
         raise InputError(f"parts of one evaluation ran on {' and '.join(kinds)}, whose last digits differ; keep it to machines "
                          "of one kind, or unset QUANT_PARTS")
-    scores = join_parts([part for part, _ in found], tokens)
-    return {**_result(folder, base, found[0][1], scores, corpus, protocol, tokens), **_noted(folder)}
+    return found
 
 
 @dataclass(frozen=True)
@@ -76,6 +85,14 @@ class Opened:
     @classmethod
     def of(cls, model: Runner, device: str) -> Opened:
         return cls(model.context, held_bytes(model), size_breakdown(model.tensors()), model.module_counts(), machine_kind(device))
+
+
+def _evaluate_base_part(base: Path, tokens: Tokens, protocol: ScoringProtocol, device: str, folder: Path,
+                        part: tuple[int, int]) -> tuple[ScoredPart, Opened, Recorded]:
+    model = open_model(base, protocol, device)
+    recorder = Recorder(model, base, tokens, protocol, folder, part)
+    scored = score_part(recorder, None, tokens, protocol, part)
+    return scored, Opened.of(model, device), recorder.finish()
 
 
 def _evaluate_part(folder: Path, base: Path, tokens: Tokens, protocol: ScoringProtocol, device: str, reference: Path,

@@ -7,6 +7,8 @@ as the model is wide, not as many as the vocabulary has tokens. For a model whos
 
 from __future__ import annotations
 
+import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy
@@ -24,44 +26,76 @@ from quant.tensor import products
 
 ABOUT, STATES = "about.json", "states.f32"
 TOLERANCE = 1e-3  # relative to the largest logit; float32 sums in another order differ by about 1e-5
+COPIED = 4096  # states that are copied together
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What a Recorder wrote. about: what ABOUT holds; its `width` is None where logits are not a product with the head, or where
+    there was no batch. states: name of the file of hidden states, float32 [tokens, width], zero where no token is scored, or
+    None."""
+
+    about: dict
+    states: str | None
 
 
 class Recorder:
-    """Predictions of the running base. Writes its states to `folder` during one pass over the tokens; call `finish` after it."""
+    """Predictions of the running base. Writes its states to `folder` during one pass over part i of n of the tokens, as (i, n);
+    call `finish` after it, and then `join_recorded` with the parts."""
 
     is_thread_safe = False
 
-    def __init__(self, runner: RunnerWithStates, model: Path, tokens: Tokens, protocol: ScoringProtocol, folder: Path):
+    def __init__(self, runner: RunnerWithStates, model: Path, tokens: Tokens, protocol: ScoringProtocol, folder: Path,
+                 part: tuple[int, int] = (0, 1)):
         self.vocabulary, self.context = runner.vocabulary, runner.context
-        self._runner, self._folder, self._head = runner, folder, _head(model).to(runner.device)
-        self._about = _about(tokens, protocol, runner.context)
-        self._count = len(tokens.ids)
+        self._runner, self._head = runner, _head(model).to(runner.device)
+        self._about = _about(tokens, protocol, runner.context) | {"width": None, "vocabulary": self.vocabulary}
+        self._count, self._is_all = len(tokens.ids), part[1] == 1
+        # A part has a file of its own, under a name of its own: another attempt at it may be alive
+        self._path = folder / (STATES if self._is_all else f".{part[0]}.{os.urandom(4).hex()}.partial")
         self._states: numpy.memmap | None = None
-        self._is_linear = True
+        self._has_begun = False
 
     def rows(self, batch: Batch) -> torch.Tensor:
         logits, states = self._runner.logits_and_states(batch.inputs)
         logits, states = (values[:, -batch.scored :].flatten(0, 1) for values in (logits, states))
-        if self._is_linear and self._states is None:
+        if not self._has_begun:
             self._begin(logits, states)
-        if self._is_linear:
+        if self._states is not None:
             for window, rows in zip(batch.windows, states.cpu().split(batch.scored), strict=True):
                 self._states[window.scored_tokens] = rows.numpy()
         return logits
 
-    def finish(self) -> None:
-        width = None
-        if self._is_linear and self._states is not None:
+    def finish(self) -> Recorded:
+        if self._states is not None:
             self._states.flush()
-            width = self._states.shape[1]
-        write_json(self._folder / ABOUT, {**self._about, "width": width, "vocabulary": self.vocabulary})
+        return Recorded(self._about, None if self._states is None else self._path.name)
 
     def _begin(self, logits: torch.Tensor, states: torch.Tensor) -> None:
+        self._has_begun, width = True, states.shape[1]
         again = products.linear(states, self._head)
-        self._is_linear = again.shape == logits.shape and bool((again - logits).abs().max() <= TOLERANCE * logits.abs().max())
-        if self._is_linear:
-            shape = (self._count, states.shape[1])
-            self._states = numpy.memmap(self._folder / STATES, dtype="<f4", mode="w+", shape=shape)
+        if again.shape == logits.shape and bool((again - logits).abs().max() <= TOLERANCE * logits.abs().max()):
+            self._about["width"] = width
+        if self._about["width"] or not self._is_all:  # the part with the first batch decides, as one pass does
+            self._states = numpy.memmap(self._path, dtype="<f4", mode="w+", shape=(self._count, width))
+
+
+def join_recorded(folder: Path, parts: list[tuple[torch.Tensor, Recorded]]) -> None:
+    """Write ABOUT, and the states of parts as one file, with the bytes of one pass. parts: the numbers of a part's scored tokens
+    in the text, int64 [n], and what was recorded of it; in the order of the parts."""
+    about = next((recorded.about for places, recorded in parts if len(places)), parts[0][1].about)
+    if about["width"] and len(parts) > 1:
+        written = [(places, folder / recorded.states) for places, recorded in parts if recorded.states]
+        shape = written[0][1].stat().st_size // 4 // about["width"], about["width"]
+        whole = numpy.memmap(folder / STATES, dtype="<f4", mode="w+", shape=shape)
+        for places, path in written:
+            states = numpy.memmap(path, dtype="<f4", mode="r", shape=shape)
+            for some in places.split(COPIED):
+                whole[some.numpy()] = states[some.numpy()]
+        whole.flush()
+    for left in folder.glob(".*.partial"):  # the files of parts, and of attempts that died
+        left.unlink()
+    write_json(folder / ABOUT, about)
 
 
 class Reference:
