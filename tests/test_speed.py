@@ -10,8 +10,10 @@ from transformers import GPT2Config
 
 from quant.benches import decode
 from quant.errors import InputError
+from quant.kernels.prompts import multiplies_bfloat16
 from quant.speed.quiet import Load
 from quant.speed.watch import Watch
+from quant.tensor.products import cpuinfo
 
 RATIOS = {
     "int8_vs_fp32", "int4_vs_fp32", "nf4_vs_fp32", "int8_vs_llamacpp_q8_0", "int4_vs_llamacpp_q4_0", "int8_vs_bnb_int8",
@@ -19,6 +21,8 @@ RATIOS = {
     "prefill_32_vs_fp32", "prefill_8_vs_fp32", "prefill_32_vs_bf16", "prefill_8_vs_bf16",
     "prefill_vs_fp32",
 }  # fmt: skip
+ROUNDED = {f"rounded_prefill_{length}_vs_{other}" for length in (8, 32) for other in ("fp32", "bf16")}
+HAS_BFLOAT16 = multiplies_bfloat16(cpuinfo())
 BUSY = Load(cores=2, threads=2, loop_slowdown=3.5, involuntary_switches_per_s=200.0, others_cpu=1.9, stolen_cpu=0.0)
 WITHOUT_TORCH = """
 import sys
@@ -47,9 +51,10 @@ def bench(tmp_path_factory):
 
 @pytest.mark.slow
 def test_every_variant_is_measured_in_turn(bench):
-    assert set(bench["ratios"]) == RATIOS and bench["ratios"] == bench["models"]["tiny"]["ratios"]
+    assert set(bench["ratios"]) == RATIOS | (ROUNDED if HAS_BFLOAT16 else set())
+    assert bench["ratios"] == bench["models"]["tiny"]["ratios"]
     variants = bench["models"]["tiny"]["variants"]
-    assert len(variants) == 15
+    assert len(variants) == 15 + HAS_BFLOAT16
     for found in variants.values():
         assert len(found["decode"]["ms"]["raw"]) == 4  # half of the rounds, each of a slice of 16 tokens and one of 4
         assert len(found["prefill_long"]["ms"]["raw"]) == len(found["prefill"]["ms"]["raw"]) == 2

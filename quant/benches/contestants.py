@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from quant.kernels import reference
+from quant.kernels import prompts, reference
 from quant.methods import Preparation
 from quant.model.architectures import architecture_of
 from quant.model.config import read_config
@@ -21,6 +21,7 @@ from quant.speed.bandwidth import memory_read_gb_per_s
 from quant.speed.environment import environment
 from quant.speed.latency import Samples, measure
 from quant.speed.samples import ratios_of_pairs, spread
+from quant.tensor.products import cpuinfo
 from quant.tensor.qtensor import dequantize
 from quant.variants import variants
 
@@ -65,16 +66,30 @@ def quantize_all(base: Path, folder: Path, tell: Callable[[str], None]) -> dict[
 
 def open_all(base: Path, made: Mapping[str, Path], max_tokens: int, threads: int) -> dict[str, Runner]:
     """Load the base in float32 and bfloat16, all variants of `made`, and two that share weights with one of these:
-    fp32_our_decoding (fp32 with this project's decoding) and int8_dequantized_each_call (int8, dequantized whole)."""
+    fp32_our_decoding (fp32 with this project's decoding), int8_dequantized_each_call (int8, dequantized whole), and where the
+    processor multiplies bfloat16 int4_rounded_prompts (int4 with QUANT_PROMPTS=bfloat16)."""
     runners = {"fp32": open_runner(base, threads=threads), "bf16": open_runner(base, "bfloat16", threads=threads)}
     runners["fp32_our_decoding"] = _sharing_weights(runners["fp32"])
     speed_up_decoding(runners["fp32_our_decoding"].model)
     runners |= {name: open_runner(folder, threads=threads, max_tokens=max_tokens) for name, folder in made.items()}
+    if prompts.multiplies_bfloat16(cpuinfo()):
+        runners["int4_rounded_prompts"] = _RoundedPrompts(runners["int4"])
     runners["int8_dequantized_each_call"] = _sharing_weights(runners["int8"])
     for module in runners["int8_dequantized_each_call"].model.modules():
         if isinstance(module, QWeight):
             module.multiply_with(_Dequantizing(module.qtensor))
     return runners
+
+
+class _RoundedPrompts:
+    """A runner whose prompts are rounded to bfloat16."""
+
+    def __init__(self, runner: Runner):
+        self._runner = copy.copy(runner)  # its cache is its own
+        self.prefill = prompts.using("bfloat16")(self._runner.prefill)
+
+    def __getattr__(self, name: str):
+        return getattr(self._runner, name)
 
 
 def _sharing_weights(runner: Runner) -> Runner:
@@ -125,6 +140,9 @@ def _ratios(samples: Samples, lengths: Mapping[str, int]) -> dict[str, dict]:
             ms = samples.ms[phase]
             found = [spread(ratios_of_pairs(ms[other], ms[name])) for name in OURS]
             ratios[f"prefill_{length}_vs_{other}"] = min(found, key=lambda ratio: ratio["median"])
+            if "int4_rounded_prompts" in ms:
+                rounded = spread(ratios_of_pairs(ms[other], ms["int4_rounded_prompts"]))
+                ratios[f"rounded_prefill_{length}_vs_{other}"] = rounded
     return ratios | {"prefill_vs_fp32": ratios[f"prefill_{max(lengths.values())}_vs_fp32"]}
 
 

@@ -2,7 +2,7 @@
 
 For one row of activations (decoding a token), every code is read once, so memory bandwidth sets the pace. For a few rows, each
 row of the weight is decoded once, into the core's L1 cache, and serves all of them. For many rows (a prompt), the weight is
-decoded tile by tile, and torch multiplies the tiles (quant.tensor.products).
+decoded tile by tile, and torch multiplies the tiles (quant.kernels.prompts).
 
 Activations are widened to float32 and not rounded. Sums are float32, in another order than the reference's: the results differ
 by rounding only.
@@ -12,16 +12,15 @@ from __future__ import annotations
 
 import torch
 
-from quant.kernels import loops, threads
+from quant.kernels import loops, prompts, threads
 from quant.kernels.lanes import LANES
 from quant.kernels.loops import BIAS, CODES, COUNT, GATHERED, HEIGHT, ROWS, SCALES, THEN, ZEROS, X, Y
 from quant.kernels.vectors import BLOCK
-from quant.tensor import products
 from quant.tensor.grids import LinearGrid, grid_of
 from quant.tensor.qtensor import QTensor
 
 FEW_ROWS = 16  # up to this many rows of activations, decode the weight row by row; above, in tiles
-TILE = 2**19  # weights in a tile: 2 MB of float32, which stay in the last-level cache
+TILE = 2**23  # bytes of a tile of decoded weights: they stay in the last-level cache, and the threads are seldom woken
 PART_BYTES = 2**20  # most bytes of codes in a part: reading starts anew at its beginning (quant.kernels.prefetch)
 PARTS_PER_THREAD = 4  # least number of parts of a weight with enough rows, so that threads end at about the same time
 DECODED_PART = 2**16  # weights in a part of a tile to decode
@@ -66,17 +65,15 @@ class Matmul:
 
     def __call__(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """x [..., in] of any floating dtype -> [..., out] in x's dtype; computed in float32."""
-        flat = x.float().contiguous()
-        y = torch.empty((*x.shape[:-1], self.rows))
+        flat, bias = x.float().contiguous(), None if bias is None else bias.float().contiguous()
         count = flat.numel() // self.columns
         if count > FEW_ROWS:
-            self._by_tiles(flat.view(count, self.columns), y.view(count, self.rows))
-            y = y if bias is None else y.add_(bias)
+            y = self._by_tiles(flat.view(count, self.columns), bias).view(*x.shape[:-1], self.rows)
         else:
+            y = torch.empty((*x.shape[:-1], self.rows))
             job = threads.Job.from_buffer_copy(self._job)
             job[X], job[Y], job[COUNT], job[HEIGHT] = flat.data_ptr(), y.data_ptr(), count, self._height(self.rows)
             if bias is not None:
-                bias = bias.float().contiguous()
                 job[BIAS] = bias.data_ptr()
             threads.run(self._loop(count), job)
         return y if y.dtype == x.dtype else y.to(x.dtype)
@@ -121,17 +118,24 @@ class Matmul:
         threads.run(_DECODE, job)
         return y
 
-    def _by_tiles(self, x: torch.Tensor, y: torch.Tensor) -> None:
-        height = max(1, TILE // self.columns)
-        tile = torch.empty((min(height, self.rows), self.columns))
+    def _by_tiles(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """x W^T + b for many rows: float32 [count, columns] -> [count, rows]."""
+        x = x.bfloat16() if prompts.rounds() else x
+        height, decoder = max(1, TILE // self.columns // x.element_size()), prompts.decoder(x.dtype)
+        tile = torch.empty((min(height, self.rows), self.columns), dtype=x.dtype)
+        y = torch.empty((len(x), self.rows)) if height < self.rows else None
         for start in range(0, self.rows, height):
             rows = min(height, self.rows - start)
             job = threads.Job.from_buffer_copy(self._job)
             job[Y], job[ROWS] = tile.data_ptr(), rows
             for place, size in zip((CODES, SCALES, ZEROS), self._row_bytes, strict=True):
                 job[place] += start * size
-            threads.run(_DECODE, job)
-            y[:, start : start + rows] = products.linear(x, tile[:rows])
+            threads.run(decoder, job)
+            part = prompts.multiply(x, tile[:rows], None if bias is None else bias[start : start + rows])
+            if y is None:
+                return part
+            y[:, start : start + rows] = part
+        return y
 
 
 def height_of_part(rows: int) -> int:

@@ -78,7 +78,7 @@ def dot(a, b):  # float32 [columns], float32 [columns] -> float32
 
 
 @njit(nogil=True, fastmath=_FAST)
-def _decode_row(job, row, out):  # int64 [FIELDS], int64, float32 [columns]
+def decode_row(job, row, out):  # int64 [FIELDS], int64, float32 [columns]
     """Decode one row of a job's weight: by blocks, as far as its groups are whole blocks; the rest code by code."""
     columns, groups, bits, row_bytes = job[COLUMNS], job[GROUPS], job[BITS], job[ROW_BYTES]
     codes = carray(pointer(job[CODES] + row * row_bytes), row_bytes, numpy.uint8)
@@ -194,7 +194,7 @@ def multiply_rows(job_pointer):
         if start >= rows:
             break
         for row in range(start, min(rows, start + height)):
-            _decode_row(job, row, buffer)
+            decode_row(job, row, buffer)
             for i in range(count):
                 total = dot(x[i], buffer)
                 if len(bias):
@@ -215,5 +215,5 @@ def decode(job_pointer):
         if start >= rows:
             break
         for row in range(start, min(rows, start + height)):
-            _decode_row(job, gathered[row] if len(gathered) else row, y[row])
+            decode_row(job, gathered[row] if len(gathered) else row, y[row])
         finish(job_pointer)

@@ -6,20 +6,18 @@ float32 accumulators does. Weights and activations stay bfloat16.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import nn
+
+from quant.kernels.prompts import multiplies_bfloat16
+from quant.tensor.products import cpuinfo
 
 MAX_DIRECT_ROWS = 4  # torch is fast enough for this many rows of activations
 
 
 def has_bfloat16(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 in hardware."""
-    if device.type != "cpu":
-        return True
-    cpuinfo = Path("/proc/cpuinfo")
-    return cpuinfo.exists() and any(flag in cpuinfo.read_text() for flag in ("avx512_bf16", "amx_bf16", "bf16 "))
+    return device.type != "cpu" or multiplies_bfloat16(cpuinfo())
 
 
 def compute_in_float32(model: nn.Module) -> None:

@@ -22,7 +22,7 @@ CODE = ("quant", "stages")  # folders whose changes can change a measurement
 def environment() -> dict:
     """Processor, what the CPU's loops and products use of it, memory, GPU, versions of all required packages, and the code's
     commit, for JSON."""
-    from quant.kernels import lanes  # here, because numba is slow to import and only a measurement needs it
+    from quant.kernels import lanes, prompts  # here, because numba is slow to import and only a measurement needs it
 
     cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     fields = dict(
@@ -34,6 +34,7 @@ def environment() -> dict:
         "cpu_flags": [flag for flag in FLAGS if flag in flags],
         "cpu_vectors": lanes.description(),
         "cpu_products": products.LIBRARY,
+        "cpu_prompts": prompts.CHOICE,
         "cores": os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,

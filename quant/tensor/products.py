@@ -37,12 +37,13 @@ def chosen(wanted: str | None, cpuinfo: str, has_onednn: bool) -> str:
     return wanted or ("onednn" if is_slow and has_onednn else "torch")
 
 
-def _cpuinfo() -> str:
+def cpuinfo() -> str:
+    """Linux's description of the processor; empty on other systems."""
     path = Path("/proc/cpuinfo")
     return path.read_text() if path.is_file() else ""
 
 
-LIBRARY = chosen(os.environ.get(VARIABLE), _cpuinfo(), torch.backends.mkldnn.is_available())
+LIBRARY = chosen(os.environ.get(VARIABLE), cpuinfo(), torch.backends.mkldnn.is_available())
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:

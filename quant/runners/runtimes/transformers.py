@@ -12,6 +12,7 @@ from transformers.utils.logging import disable_progress_bar
 
 import quant.transformers_format  # noqa: F401  registers the format of this project's artifacts
 from quant.errors import InputError
+from quant.kernels.prompts import using
 from quant.model.architectures import architecture_of
 from quant.model.artifact_format import METHOD
 from quant.model.checkpoint import Checkpoint
@@ -52,6 +53,7 @@ class Runner:
         self._cache = None
 
     @torch.inference_mode()
+    @using("exact")
     @FastProducts()  # not of `prefill` and `decode`, which are timed: there a model runs as transformers runs it
     def logits(self, tokens: torch.Tensor) -> torch.Tensor:
         return self.model(tokens.to(self.device), use_cache=False).logits.float()

@@ -1,0 +1,109 @@
+"""Products of prompts: exact, or rounded to bfloat16 where that is chosen; scoring is always exact."""
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from conftest import ROOT
+
+from quant.errors import InputError
+from quant.kernels import bfloat16, cpu, prompts, reference, threads
+from quant.kernels.loops import ROWS, Y
+from quant.model.artifact import write_artifact
+from quant.model.recipe import Recipe
+from quant.runners import open_runner
+from quant.speed.environment import environment
+from quant.tensor.qtensor import dequantize, quantize
+from quant.tensor.scheme import Scheme
+
+WITH, WITHOUT = "flags\t\t: avx2 avx512f avx512_bf16 sha_ni", "flags\t\t: avx2 avx512f"
+SCHEMES = [Scheme(), Scheme(4, 64), Scheme(4, 64, codebook="nf4"), Scheme(3, 32, symmetric=False), Scheme(5, 48),
+           Scheme(2, "tensor")]
+schemes = pytest.mark.parametrize("scheme", SCHEMES, ids=lambda scheme: scheme.label)
+
+
+@pytest.fixture
+def rounded(monkeypatch):
+    monkeypatch.setattr(prompts, "CHOICE", "bfloat16")
+
+
+def weight_of(scheme: Scheme, rows: int = 101, columns: int = 192):
+    torch.manual_seed(0)
+    return quantize(torch.randn(rows, columns), scheme)
+
+
+@schemes
+def test_rows_are_decoded_to_the_nearest_bfloat16(scheme):
+    weight = weight_of(scheme)
+    matmul, tile = cpu.Matmul(weight), torch.empty(weight.shape, dtype=torch.bfloat16)
+    job = threads.Job.from_buffer_copy(matmul._job)
+    job[Y], job[ROWS] = tile.data_ptr(), len(tile)
+    threads.run(bfloat16.decode.address, job)
+    assert torch.equal(tile, matmul.gather(torch.arange(len(tile))).bfloat16())
+
+
+@schemes
+@pytest.mark.usefixtures("rounded")
+@pytest.mark.parametrize("tile", [192 * 2 * 40, cpu.TILE], ids=["tiles", "one tile"])
+def test_rounded_products_are_those_of_rounded_operands(monkeypatch, scheme, tile):
+    monkeypatch.setattr(cpu, "TILE", tile)
+    weight, x, bias = weight_of(scheme), torch.randn(3, 19, 192), torch.randn(101)
+    found = cpu.Matmul(weight)(x, bias)
+    a, b = x.bfloat16().double(), dequantize(weight).bfloat16().double()
+    expected, size = a @ b.T, a.abs() @ b.abs().T
+    assert found.dtype == torch.float32 and ((found - bias - expected).abs() <= 2**-8 * expected.abs() + 2**-18 * size).all()
+    assert torch.equal(found, cpu.Matmul(weight)(x, bias)), "the same bytes again"
+    without = cpu.Matmul(weight)(x, None)
+    assert torch.equal(without, without.bfloat16().float()) and torch.equal(without + bias, found)
+
+
+@pytest.mark.usefixtures("rounded")
+def test_a_few_rows_are_never_rounded():
+    weight, x = weight_of(Scheme()), torch.randn(cpu.FEW_ROWS, 192)
+    assert (cpu.Matmul(weight)(x, None) - reference.Matmul(weight)(x.double(), None)).abs().max() < 1e-4
+
+
+@pytest.mark.usefixtures("rounded")
+def test_exact_is_of_the_thread_that_asks_for_it():
+    @prompts.using("exact")
+    def asks(_):
+        return prompts.rounds()
+
+    with ThreadPoolExecutor(4) as pool:
+        assert not any(pool.map(asks, range(50)))
+        with prompts.using("exact"):
+            assert not prompts.rounds() and all(pool.map(lambda _: prompts.rounds(), range(20)))
+    assert prompts.rounds()
+
+
+def test_scoring_is_exact_and_a_prompt_rounds_where_chosen(make_model, tmp_path, monkeypatch):
+    write_artifact(make_model("gpt2"), Recipe(Scheme(), include=("*",)), tmp_path / "int8")
+    runner, tokens = open_runner(tmp_path / "int8"), torch.arange(3, 51).view(2, 24)
+    exact = runner.logits(tokens)
+    monkeypatch.setattr(prompts, "CHOICE", "bfloat16")
+    assert torch.equal(runner.logits(tokens), exact)
+    with torch.inference_mode():
+        rounded = runner.model(tokens, use_cache=False).logits
+    assert 0 < (rounded - exact).abs().max() < 0.05 * exact.abs().max()
+
+
+def test_what_is_chosen():
+    assert prompts.chosen(None, WITH) == prompts.chosen("", WITHOUT) == prompts.chosen("exact", WITHOUT) == "exact"
+    assert prompts.chosen("bfloat16", WITH) == "bfloat16"
+    assert environment()["cpu_prompts"] == prompts.CHOICE
+
+
+@pytest.mark.parametrize("wanted, message", [("fast", "'fast'; expected exact or bfloat16"),
+                                             ("bfloat16", "does not multiply; unset it or choose exact")])
+def test_other_choices_are_refused(wanted, message):
+    with pytest.raises(InputError, match=message):
+        prompts.chosen(wanted, WITHOUT)
+
+
+def test_a_wrong_choice_is_one_line(tmp_path):
+    done = subprocess.run([sys.executable, "-m", "quant.benches.scoring", str(tmp_path)], cwd=ROOT, capture_output=True,
+                          text=True, env={**os.environ, prompts.VARIABLE: "fast"})
+    assert done.returncode and done.stderr.count("\n") == 1 and "QUANT_PROMPTS is 'fast'" in done.stderr
