@@ -617,6 +617,7 @@ def speed(lab: Lab) -> str:
         (folder / "dvc.lock").unlink(missing_ok=True)
         begun = time.monotonic()
         ended(start(folder, *words, address=address, prefix=tuple(lab.given.timed_by), **ONE_THREAD))
+        print(f"  {' '.join(words[:2])}{' on nodes' if address else ''}: {time.monotonic() - begun:.1f} s", flush=True)
         return time.monotonic() - begun
 
     names = [f"burn{number}" for number in range(8)]
