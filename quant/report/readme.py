@@ -28,8 +28,8 @@ SPEED = {  # variants of reports/bench.json, and their titles in the README
     "fp32": "transformers, float32", "bf16": "transformers, bfloat16", "fp32_our_decoding": "float32, our decoding",
     "int8_dequantized_each_call": "int8, dequantized at every call", "int8": "**int8**, whole model",
     "int4": "**int4**, groups of 64", "nf4": "**NF4**, groups of 64", "int3": "**int3**, groups of 64",
-    "int2": "**int2**, groups of 64", "mixed": "**3 to 6 bits**, by role", "int4_rounded_prompts": "int4, prompts rounded to bfloat16",
-    "bnb_int8": "bitsandbytes int8",
+    "int2": "**int2**, groups of 64", "mixed": "**3 to 6 bits**, by role",
+    "int4_rounded_prompts": "int4, prompts rounded to bfloat16", "bnb_int8": "bitsandbytes int8",
     "bnb_nf4": "bitsandbytes NF4", "llamacpp_q8_0": "llama.cpp Q8_0", "llamacpp_q4_0": "llama.cpp Q4_0",
 }  # fmt: skip
 
