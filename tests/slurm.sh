@@ -9,7 +9,7 @@ root=$(pwd) work=$(mktemp -d /var/tmp/quant-slurm.XXXX) daemons=()
 export SLURM_CONF=$work/slurm.conf DVC_NO_ANALYTICS=true
 
 end() {
-  for pid in "${daemons[@]}"; do kill "$pid" 2>/dev/null || true; done
+  for pid in "${daemons[@]}"; do kill -KILL "$pid" 2>/dev/null || true; done  # unshare minds no other signal; its child goes too
   sleep 1
   for n in 1 2; do ip netns del "quant-n$n" 2>/dev/null || true; ip link del "quant-v$n" 2>/dev/null || true; done
   ip link del quant0 2>/dev/null || true

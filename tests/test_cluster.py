@@ -165,7 +165,7 @@ def test_a_bar_is_shown_on_a_terminal_only(cluster, project):
         shown += chunk
     assert process.wait() == 0
     machine = os.uname().nodename
-    assert f"[{machine}] sheep: ".encode() in shown and shown.decode().split("\x1b[K")[-1].strip() == f"[{machine}] tells bar"
+    assert f"[{machine}] sheep: ".encode() in shown and shown.decode().endswith(f"\x1b[K[{machine}] tells bar\r\n")
     out, err = ended(start(project, "stages.evaluate", "bar", address=cluster.address))
     assert out.splitlines() == [f"[{machine}] begins in project", f"[{machine}] tells bar"] and not err
 

@@ -46,7 +46,7 @@ def run_remotely(stage: str, arguments: list[str]) -> int:
         body = ray.remote(**task_options(), max_calls=1, name=stage)(_body)
         running = body.remote(str(folder), stage, arguments, given, str(folder / log), code_of(folder))
         try:
-            with open(log, encoding="utf-8", errors="replace") as file:
+            with open(log, encoding="utf-8", errors="replace", newline="\n") as file:  # a bar returns with \r
                 output = _Output(file)
                 looked = time.monotonic()
                 while not ray.wait([running], timeout=POLL_S)[0]:
