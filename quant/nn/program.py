@@ -162,9 +162,7 @@ class ProgramBuilder:
         job[loops.CODES] = self._address(weight) + (0 if is_transposed else 4 * rows.start * inputs)
         job[loops.ROWS], job[loops.COLUMNS], job[loops.BIAS], job[loops.THEN] = len(rows), inputs, bias, then
         job[loops.COUNT] = self.count
-        height = cpu.height_of_part(len(rows))
-        if not is_transposed:  # else a part takes a piece of every row of memory, which should be long
-            height = max(1, min(FLOAT_PART // inputs, height))
+        height = max(1, min(FLOAT_PART // inputs, cpu.height_of_part(len(rows))))
         job[loops.HEIGHT], job[threads.PARTS] = height, -(-len(rows) // height)
         job[threads.WORK] = float_rows.MULTIPLY_COLUMNS_OF_FLOATS if is_transposed else float_rows.MULTIPLY_ROWS_OF_FLOATS
         return job
