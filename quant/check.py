@@ -21,6 +21,7 @@ from quant.command import Parser, run
 from quant.device import require_driver
 from quant.errors import InputError
 from quant.files import write_json
+from quant.memory import available_memory
 from quant.pipeline import parameters
 
 
@@ -105,15 +106,6 @@ def describe_text(source) -> str:
     lines = count_lines(source.source)
     few = f"; fewer than {FEW_LINES:,}: small differences between variants may be noise" if lines < FEW_LINES else ""
     return f"{source.source}: {lines:,} line{'s' if lines > 1 else ''}{few}"
-
-
-def available_memory() -> int:
-    """The kernel's estimate of the bytes that programs can allocate without swapping; all memory where it gives none."""
-    meminfo = Path("/proc/meminfo")
-    for line in meminfo.read_text().splitlines() if meminfo.is_file() else []:
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def main(arguments: list[str]) -> None:

@@ -102,8 +102,8 @@ def test_every_result_depends_on_the_versions_that_compute_it():
 # From the ground up: a room imports rooms that stand before it.
 FLOORS = (
     # the ground floor: single files
-    "errors", "outside", "files", "refusal", "config", "progress", "command", "pins", "interrupted", "recover", "cluster",
-    "pipeline", "device",
+    "errors", "outside", "files", "refusal", "config", "progress", "command", "pins", "memory", "interrupted", "recover",
+    "cluster", "pipeline", "device",
     "tensor", "kernels", "model", "gguf", "nn", "transformers_format", "runners", "hub", "text", "quality",
     "training", "calibration", "speed", "methods", "variants", "family", "preflight", "export", "report", "publish",
     "benches", "select", "retry", "check", "jobs", "supply",

@@ -13,10 +13,11 @@ import yaml
 from conftest import EMBEDDED, EMBEDDED_TOKENS, ROOT, RUNTIMES, build_variant, save_model
 from test_hub import CARD
 
-from quant.check import available_memory, describe, describe_text, main
+from quant.check import describe, describe_text, main
 from quant.errors import InputError
 from quant.hub.fetch import fetch_model
 from quant.hub.source import ModelSource
+from quant.memory import available_memory
 from quant.methods.llama_cpp import sizes as gguf_sizes
 from quant.preflight.facts import facts_of
 from quant.preflight.forecast import forecasts

@@ -180,7 +180,7 @@ def _read(terminal):
 def test_little_memory_is_tried_again_once_and_told(project):
     """Ray's own watch over memory, with a limit 2 GB above what the machine uses now; the stage wants 4."""
     pytest.importorskip("ray", reason="make cluster installs Ray")
-    from quant.check import available_memory
+    from quant.memory import available_memory
 
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if available_memory() < 8 * 10**9:

@@ -100,3 +100,16 @@ def test_an_unknown_model_is_refused_before_any_work():
 def test_help_needs_no_torch():
     done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "gpt2-124m or llama-1b" in done.stdout, done.stderr
+
+
+def test_what_does_not_fit_memory_is_left_out_in_words(tmp_path):
+    from quant.benches.contestants import fitting
+
+    folders = {name: tmp_path / name for name in ("base", "int8", "int3", "fp4", "mixed", "llamacpp_q8_0")}
+    for folder in folders.values():
+        folder.mkdir()
+        (folder / "weights").write_bytes(bytes(100))
+    base, told = folders.pop("base"), []
+    assert fitting(base, folders, 750, told.append) == folders and not told  # 150, four of 100 and one of 200
+    left = fitting(base, folders, 600, told.append)
+    assert set(folders) - set(left) == {"fp4", "mixed"} and [line.split()[0] for line in told] == ["fp4", "mixed"]

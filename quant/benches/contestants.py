@@ -27,6 +27,7 @@ from quant.variants import variants
 
 OURS = ("int8", "int4", "nf4", "fp4", "int3", "int2", "mixed")
 MIXED = {"q": 3, "k": 3, "v": 6, "o": 5, "gate": 3, "up": 3, "down": 5}  # bits by role, as a budget of 4 gives them
+OPTIONAL = ("fp4", "mixed", "int2", "int3")  # left out, in this order, where memory is short
 ROWS = {  # as in params.yaml, without defaults
     "int8": {"method": "quant", "include": ["*"]},
     "int4": {"method": "quant", "include": ["*"], "bits": 4, "group_size": 64},
@@ -62,6 +63,22 @@ def quantize_all(base: Path, folder: Path, tell: Callable[[str], None]) -> dict[
         made[variant.name] = folder / variant.name
     shutil.rmtree(prepared)
     return made
+
+
+def fitting(base: Path, made: Mapping[str, Path], free: int, tell: Callable[[str], None]) -> dict[str, Path]:
+    """The variants that fit `free` bytes of memory together, with the base in float32 and bfloat16: without some of OPTIONAL
+    where all do not. Weights that are read from the disk again would be timed as the disk."""
+    def size(folder: Path) -> int:
+        return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+    chosen = dict(made)
+    needs = {name: size(folder) * (1 + name.startswith("llamacpp")) for name, folder in made.items()}  # it packs codes anew
+    for name in OPTIONAL:
+        if 1.5 * size(base) + sum(needs[name] for name in chosen) <= free:
+            break
+        if chosen.pop(name, None):
+            tell(f"{name} is left out: all together take more than the {free / 1e9:.1f} GB of memory that are free")
+    return chosen
 
 
 def open_all(base: Path, made: Mapping[str, Path], max_tokens: int, threads: int) -> dict[str, Runner]:
@@ -123,7 +140,9 @@ def timed(runners: dict[str, Runner], lengths: Mapping[str, int], tokens: int, r
             phase: {"ms": spread(ms[name]), "speed_over_fp32": spread(ratios_of_pairs(ms["fp32"], ms[name]))}
             for phase, ms in samples.ms.items()
         }
-    ratios = _ratios(samples, lengths) | {"mixed_vs_int4_per_byte": _per_byte(samples.ms["decode"], found)}
+    ratios = _ratios(samples, lengths)
+    if "mixed" in found:
+        ratios["mixed_vs_int4_per_byte"] = _per_byte(samples.ms["decode"], found)
     return {
         "environment": environment(), "threads": threads, "memory_read_gb_per_s": bandwidth, "tokens": tokens, "rounds": rounds,
         "prompts": dict(lengths), "variants": found, "ratios": {name: ratio["median"] for name, ratio in ratios.items()},
@@ -134,11 +153,11 @@ def timed(runners: dict[str, Runner], lengths: Mapping[str, int], tokens: int, r
 def _ratios(samples: Samples, lengths: Mapping[str, int]) -> dict[str, dict]:
     """Ratios of speeds over paired samples: decoding by RATIOS; prompts of each length, for our slowest format."""
     decode = samples.ms["decode"]
-    ratios = {f"{a}_vs_{b}": spread(ratios_of_pairs(decode[b], decode[a])) for a, b in RATIOS}
+    ratios = {f"{a}_vs_{b}": spread(ratios_of_pairs(decode[b], decode[a])) for a, b in RATIOS if a in decode}
     for other in ("fp32", "bf16"):
         for phase, length in lengths.items():
             ms = samples.ms[phase]
-            found = [spread(ratios_of_pairs(ms[other], ms[name])) for name in OURS]
+            found = [spread(ratios_of_pairs(ms[other], ms[name])) for name in OURS if name in ms]
             ratios[f"prefill_{length}_vs_{other}"] = min(found, key=lambda ratio: ratio["median"])
             if "int4_rounded_prompts" in ms:
                 rounded = spread(ratios_of_pairs(ms[other], ms["int4_rounded_prompts"]))

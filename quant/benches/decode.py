@@ -88,8 +88,9 @@ def main(arguments: list[str]) -> None:
 
 def measure(name: str, model: BenchmarkModel, watch: Watch, threads: int = TimingPlan.threads) -> dict:
     """Make a model of this shape and all its variants in a temporary folder, and time them; see contestants.timed."""
-    from quant.benches.contestants import open_all, quantize_all, scaling, timed
+    from quant.benches.contestants import fitting, open_all, quantize_all, scaling, timed
     from quant.benches.random_model import write_random_model
+    from quant.memory import available_memory
 
     def tell(line: str) -> None:
         print(f"{name}: {line}", file=sys.stderr, flush=True)
@@ -98,7 +99,7 @@ def measure(name: str, model: BenchmarkModel, watch: Watch, threads: int = Timin
         base = Path(temporary) / "base"
         tell("writing random weights")
         write_random_model(model.config(), base)
-        made = quantize_all(base, Path(temporary), tell)
+        made = fitting(base, quantize_all(base, Path(temporary), tell), available_memory(), tell)
         tell("loading")
         runners = open_all(base, made, sum(model.prompts.values()) + model.tokens, threads)
         result = timed(runners, model.prompts, model.tokens, watch.shorten(model.rounds), threads)
@@ -127,7 +128,7 @@ def table(name: str, result: dict) -> list[str]:
         lines.append("Other work ran on this machine: don't trust these times.")
     lines += ["", "roofline: weights over the memory's rate would take "
               + ", ".join(f"{_roof(result, name):.1f} ms ({name}, {result['variants'][name]['share_of_bandwidth']:.0%} reached)"
-                          for name in ("int8", "int4", "int3", "int2"))]
+                          for name in ("int8", "int4", "int3", "int2") if name in result["variants"])]
     lines += ["threads: " + "; ".join(
         f"{name} " + ", ".join(f"{count}: {ms:.2f} ms" for count, ms in by_count.items())
         for name, by_count in result["decode_ms_by_threads"].items())]

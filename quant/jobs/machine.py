@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from quant.check import available_memory
 from quant.errors import InputError
+from quant.memory import available_memory
 from quant.pipeline import BASE, parameters
 
 LIBRARIES = 1_500_000_000  # bytes that Python and its libraries take in a stage, at most
