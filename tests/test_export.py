@@ -177,8 +177,8 @@ def test_scales_of_a_wider_dtype_are_rounded_to_the_models(exported, ids):
     for name, weight in weights_of(artifact, torch.bfloat16).items():
         weight, found = weight.float(), theirs.get_submodule(name).weight.float()
         assert ((found - weight).abs() <= 3 * 2**-8 * weight.abs()).all()
-    with torch.inference_mode():  # and nothing is lost in the file: in float32 it is the same model
-        assert torch.equal(opened(artifact, torch.float32)(ids).logits, opened(out, torch.float32)(ids).logits)
+    with torch.inference_mode():  # and nothing is lost in the file: in float32 it is the same model, but for the order of sums
+        assert torch.allclose(opened(artifact, torch.float32)(ids).logits, opened(out, torch.float32)(ids).logits, atol=2e-6)
 
 
 @pytest.mark.parametrize(("architecture", "bits", "size"), [("llama-odd", 4, "row"), ("llama-odd", 8, "row"), ("smollm", 4, 32)])
