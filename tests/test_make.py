@@ -36,6 +36,7 @@ def test_clean_says_what_it_removes_and_waits_for_a_yes(tmp_path):
 
 def test_dvc_runs_in_any_folder_and_locale():
     """DVC fails in a folder such as ü where Python takes names in the locale's encoding."""
-    done = subprocess.run(["make", "--eval", "show: ; @echo $$PYTHONUTF8.$$DVC_NO_ANALYTICS", "show"], cwd=ROOT, text=True,
-                          env={**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0"}, capture_output=True)
+    done = subprocess.run(
+        ["make", "--no-print-directory", "--eval", "show: ; @echo $$PYTHONUTF8.$$DVC_NO_ANALYTICS", "show"], cwd=ROOT, text=True,
+        env={**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0"}, capture_output=True)
     assert done.stdout == "1.true\n", done.stderr

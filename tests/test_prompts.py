@@ -103,7 +103,8 @@ def test_other_choices_are_refused(wanted, message):
         prompts.chosen(wanted, WITHOUT)
 
 
-def test_a_wrong_choice_is_one_line(tmp_path):
-    done = subprocess.run([sys.executable, "-m", "quant.benches.scoring", str(tmp_path)], cwd=ROOT, capture_output=True,
-                          text=True, env={**os.environ, prompts.VARIABLE: "fast"})
+def test_a_wrong_choice_is_one_line():
+    code = "from quant.command import run; run(lambda words: __import__('quant.kernels.prompts'))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
+                          env={**os.environ, prompts.VARIABLE: "fast"})
     assert done.returncode and done.stderr.count("\n") == 1 and "QUANT_PROMPTS is 'fast'" in done.stderr
