@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import torch
 
-from quant.kernels import loops, prompts, threads
+from quant.kernels import loops, prompts, threads, tiles
 from quant.kernels.loops import BIAS, CODES, COUNT, GATHERED, ROWS, SCALES, THEN, ZEROS, X, Y
 from quant.kernels.vectors import BLOCK
 from quant.tensor.grids import LinearGrid, grid_of
@@ -23,6 +23,7 @@ TILE = 2**23  # bytes of a tile of decoded weights: they stay in the last-level 
 PART_BYTES = 2**16  # most bytes of codes in a part: the processor prefetches within it
 LEAST_PARTS = 8  # least number of parts of a weight with at least as many rows
 
+_TO = {torch.float32: tiles.to_float32.address, torch.bfloat16: tiles.to_bfloat16.address}
 _MULTIPLY_ROW, _MULTIPLY_ROWS, _DECODE = (loop.address for loop in (loops.multiply_row, loops.multiply_rows, loops.decode))
 
 
@@ -100,7 +101,7 @@ class Matmul:
     def _by_tiles(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """x W^T + b for many rows: float32 [count, columns] -> [count, rows]."""
         x = x.bfloat16() if prompts.rounds() else x
-        height, decoder = max(1, TILE // self.columns // x.element_size()), prompts.decoder(x.dtype)
+        height, decode = max(1, TILE // self.columns // x.element_size()), _TO[x.dtype]
         tile = torch.empty((min(height, self.rows), self.columns), dtype=x.dtype)
         y = torch.empty((len(x), self.rows)) if height < self.rows else None
         for start in range(0, self.rows, height):
@@ -109,9 +110,10 @@ class Matmul:
             job[Y], job[ROWS] = tile.data_ptr(), rows
             for place, size in zip((CODES, SCALES, ZEROS), self._row_bytes, strict=True):
                 job[place] += start * size
-            threads.run(decoder, job)
-            part = prompts.multiply(x, tile[:rows], None if bias is None else bias[start : start + rows])
+            threads.run(decode, job)
+            product = prompts.multiply(x, tile[:rows])
             if y is None:
-                return part
-            y[:, start : start + rows] = part
-        return y
+                y = product.float()
+            else:
+                y[:, start : start + rows] = product
+        return y if bias is None else y.add_(bias)

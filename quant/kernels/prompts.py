@@ -62,20 +62,6 @@ def rounds() -> bool:
     return CHOICE == "bfloat16" and not _is_exact.get()
 
 
-def decoder(dtype: torch.dtype) -> int:
-    """Address of the loop that decodes the first rows of a weight to float32 or bfloat16."""
-    if dtype == torch.bfloat16:
-        from quant.kernels import bfloat16  # here, because it is compiled when imported
-
-        return bfloat16.decode.address
-    from quant.kernels import loops
-
-    return loops.decode.address
-
-
-def multiply(x: torch.Tensor, tile: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """x W^T + bias, float32 [n, out]. x: [n, in], tile: W [out, in], both float32 or both bfloat16; bias: float32 [out]."""
-    if x.dtype == torch.float32:
-        return products.linear(x, tile, bias)
-    y = torch.nn.functional.linear(x, tile).float()
-    return y if bias is None else y.add_(bias)
+def multiply(x: torch.Tensor, tile: torch.Tensor) -> torch.Tensor:
+    """x W^T, [n, out]. x: [n, in], tile: W [out, in], and the result: all float32 or all bfloat16."""
+    return products.linear(x, tile) if x.dtype == torch.float32 else torch.nn.functional.linear(x, tile)
