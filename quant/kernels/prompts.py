@@ -1,8 +1,8 @@
 """How a weight is multiplied with many rows of activations, as a prompt has: exactly, or rounded to bfloat16.
 
     exact      weight and activations in float32
-    bfloat16   both are rounded to bfloat16, and so is each output; sums are float32. Twice as fast on a processor that multiplies
-               bfloat16. It adds about as much divergence as 8 bits a weight do: 0.06 mnat for the project's model
+    bfloat16   both are rounded to bfloat16, and so is each output; sums are float32. Products take half the time on a processor
+               that multiplies bfloat16. It adds about as much divergence as 8 bits a weight do: 0.06 mnat for the project's model
 
 The environment variable QUANT_PROMPTS chooses; without it products are exact, so that a model predicts what was measured: quality
 is measured with exact products, whatever is chosen.
