@@ -10,7 +10,7 @@ import torch
 from conftest import ROOT
 
 from quant.errors import InputError
-from quant.kernels import bfloat16, cpu, prompts, reference, threads
+from quant.kernels import cpu, prompts, reference, threads, tiles
 from quant.kernels.loops import ROWS, Y
 from quant.model.artifact import write_artifact
 from quant.model.recipe import Recipe
@@ -35,14 +35,21 @@ def weight_of(scheme: Scheme, rows: int = 101, columns: int = 192):
     return quantize(torch.randn(rows, columns), scheme)
 
 
-@schemes
-def test_rows_are_decoded_to_the_nearest_bfloat16(scheme):
-    weight = weight_of(scheme)
-    matmul, tile = cpu.Matmul(weight), torch.empty(weight.shape, dtype=torch.bfloat16)
-    job = threads.Job.from_buffer_copy(matmul._job)
-    job[Y], job[ROWS] = tile.data_ptr(), len(tile)
-    threads.run(bfloat16.decode.address, job)
-    assert torch.equal(tile, matmul.gather(torch.arange(len(tile))).bfloat16())
+@pytest.mark.parametrize("columns", [192, 200])
+@pytest.mark.parametrize("scheme", [*SCHEMES, *(Scheme(bits, 32) for bits in range(2, 9)), Scheme(4, 96, symmetric=False)],
+                         ids=lambda scheme: scheme.label)
+def test_tiles_are_what_the_gathered_rows_are(scheme, columns):
+    """200 columns: a last group that is shorter, or rows that are no whole blocks."""
+    weight = weight_of(scheme, columns=columns)
+    matmul = cpu.Matmul(weight)
+    rows = matmul.gather(torch.arange(101))
+    assert (rows - dequantize(weight)).abs().max() <= 2**-22 * rows.abs().max()
+    for loop, dtype in ((tiles.to_float32, torch.float32), (tiles.to_bfloat16, torch.bfloat16)):
+        tile = torch.empty(weight.shape, dtype=dtype)
+        job = threads.Job.from_buffer_copy(matmul._job)
+        job[Y], job[ROWS] = tile.data_ptr(), len(tile)
+        threads.run(loop.address, job)
+        assert torch.equal(tile, rows.to(dtype))
 
 
 @schemes

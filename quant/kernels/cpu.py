@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import torch
 
-from quant.kernels import loops, prompts, threads
+from quant.kernels import loops, prompts, threads, tiles
 from quant.kernels.lanes import LANES
 from quant.kernels.loops import BIAS, CODES, COUNT, GATHERED, HEIGHT, ROWS, SCALES, THEN, ZEROS, X, Y
 from quant.kernels.vectors import BLOCK
@@ -25,6 +25,7 @@ PART_BYTES = 2**20  # most bytes of codes in a part: reading starts anew at its 
 PARTS_PER_THREAD = 4  # least number of parts of a weight with enough rows, so that threads end at about the same time
 DECODED_PART = 2**16  # weights in a part of a tile to decode
 
+_TO = {torch.float32: tiles.to_float32.address, torch.bfloat16: tiles.to_bfloat16.address}
 MULTIPLY_ROW, MULTIPLY_ROWS, _DECODE = (loop.address for loop in (loops.multiply_row, loops.multiply_rows, loops.decode))
 if LANES == 16:
     from quant.kernels.batch import MULTIPLY_BATCH
@@ -121,7 +122,7 @@ class Matmul:
     def _by_tiles(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """x W^T + b for many rows: float32 [count, columns] -> [count, rows]."""
         x = x.bfloat16() if prompts.rounds() else x
-        height, decoder = max(1, TILE // self.columns // x.element_size()), prompts.decoder(x.dtype)
+        height, decode = max(1, TILE // self.columns // x.element_size()), _TO[x.dtype]
         tile = torch.empty((min(height, self.rows), self.columns), dtype=x.dtype)
         y = torch.empty((len(x), self.rows)) if height < self.rows else None
         for start in range(0, self.rows, height):
@@ -130,12 +131,13 @@ class Matmul:
             job[Y], job[ROWS] = tile.data_ptr(), rows
             for place, size in zip((CODES, SCALES, ZEROS), self._row_bytes, strict=True):
                 job[place] += start * size
-            threads.run(decoder, job)
-            part = prompts.multiply(x, tile[:rows], None if bias is None else bias[start : start + rows])
+            threads.run(decode, job)
+            product = prompts.multiply(x, tile[:rows])
             if y is None:
-                return part
-            y[:, start : start + rows] = part
-        return y
+                y = product.float()
+            else:
+                y[:, start : start + rows] = product
+        return y if bias is None else y.add_(bias)
 
 
 def height_of_part(rows: int) -> int:

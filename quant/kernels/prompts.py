@@ -1,8 +1,8 @@
 """How a weight is multiplied with many rows of activations, as a prompt has: exactly, or rounded to bfloat16.
 
     exact      weight and activations in float32
-    bfloat16   both are rounded to bfloat16, and so is each output; sums are float32. Twice as fast on a processor that multiplies
-               bfloat16. It adds about as much divergence as 8 bits a weight do: 0.06 mnat for the project's model
+    bfloat16   both are rounded to bfloat16, and so is each output; sums are float32. Products take half the time on a processor
+               that multiplies bfloat16. It adds about as much divergence as 8 bits a weight do: 0.06 mnat for the project's model
 
 The environment variable QUANT_PROMPTS chooses; without it products are exact, so that a model predicts what was measured: quality
 is measured with exact products, whatever is chosen.
@@ -62,20 +62,6 @@ def rounds() -> bool:
     return (_used.get() or CHOICE) == "bfloat16"
 
 
-def decoder(dtype: torch.dtype) -> int:
-    """Address of the loop that decodes the first rows of a weight to float32 or bfloat16."""
-    if dtype == torch.bfloat16:
-        from quant.kernels import bfloat16  # here, because it is compiled when imported
-
-        return bfloat16.decode.address
-    from quant.kernels import loops
-
-    return loops.decode.address
-
-
-def multiply(x: torch.Tensor, tile: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """x W^T + bias, float32 [n, out]. x: [n, in], tile: W [out, in], both float32 or both bfloat16; bias: float32 [out]."""
-    if x.dtype == torch.float32:
-        return products.linear(x, tile, bias)
-    y = torch.nn.functional.linear(x, tile).float()
-    return y if bias is None else y.add_(bias)
+def multiply(x: torch.Tensor, tile: torch.Tensor) -> torch.Tensor:
+    """x W^T, [n, out]. x: [n, in], tile: W [out, in], and the result: all float32 or all bfloat16."""
+    return products.linear(x, tile) if x.dtype == torch.float32 else torch.nn.functional.linear(x, tile)
