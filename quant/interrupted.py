@@ -1,9 +1,10 @@
 """Puts git back where a kill of `dvc exp run` left it in the middle.
 
 DVC first writes the uncommitted changes to git's stash, detaches HEAD, and takes both back after a moment; then it detaches HEAD
-again, for as long as the stages run. A kill leaves HEAD detached, so that later commits are on no branch, and in that first
-moment the changes on the stash, and params.yaml half-written. DVC notes its process in two files, which tell that it was killed,
-and when. What the files hold now is never thrown away: it goes to git's stash where something else has to stand there.
+again, for as long as the stages run, and writes the changes to the files once more, with those of the experiment. A kill leaves
+HEAD detached, so that later commits are on no branch, and in those first moments the changes in a commit of DVC's alone, and
+params.yaml half-written. DVC notes its process in two files, which tell that it was killed, and when. What the files hold now is
+never thrown away: it goes to git's stash where something else has to stand there.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from quant.files import runs, write_text
 
 EXPERIMENTS, PARAMS = Path(".dvc/tmp/exps"), Path("params.yaml")
 BEGINNING, RUNNING = EXPERIMENTS / "rwlock", EXPERIMENTS / "run/workspace/workspace.json"
+WORKSPACE, EXECUTION = "workspace", "refs/exps/exec"  # what DVC holds in the first moment, and when it begins to run
+MERGED = f"{EXECUTION}/EXEC_MERGE"  # the commit with the uncommitted changes and those of the experiment
 MOVED = re.compile(r"checkout: moving from (\S+) to ([0-9a-f]{40})")
 PASSED = ("dvc: ", "commit: dvc: ", "reset: moving to HEAD")  # how entries in git's log of HEAD begin that leave no branch
 MOMENT = 60  # seconds, after which a lock of git's is not of DVC's beginning, on any machine
@@ -42,7 +45,7 @@ def put_back() -> list[str]:
         done.append(f"HEAD was detached by a killed dvc exp run; back on {branch}")
     _git("reset", "--quiet")
     if beginning:
-        done += _unstash(since, branch is not None)
+        done += _unstash(since, branch is not None) if _held(WORKSPACE) else _merge(since)
         write_text(BEGINNING, "{}")
     RUNNING.unlink(missing_ok=not running)
     return done
@@ -66,6 +69,26 @@ def _unstash(since: float, was_detached: bool) -> list[str]:
         _git("stash", "pop", "--quiet", "--index", f"stash@{{{int(is_aside)}}}")
     told = ["uncommitted changes, which a killed dvc exp run had put on git's stash, are back"] if is_ours else []
     return [*told, *([f"{LEFT} is on git's stash: git stash show"] if is_aside else [])]
+
+
+def _merge(since: float) -> list[str]:
+    """Put the changes into the files that DVC was about to write there since a time, in seconds since 1970."""
+    noted = Path(_git("rev-parse", "--git-path", MERGED) or "nowhere")
+    if not noted.is_file() or noted.stat().st_mtime < since:  # it had come as far as no file
+        return []
+    where = ["--", ".", ":(exclude).dvc/tmp"]
+    changed, missing = (set(_git("diff", "--name-only", commit, *where).splitlines()) for commit in ("HEAD", MERGED))
+    if not missing:
+        return []
+    if changed:
+        _git("stash", "push", "--quiet", "--message", LEFT)
+    _git("restore", f"--source={MERGED}", "--worktree", *where)
+    told = ["uncommitted changes, which a killed dvc exp run was taking over, are back, and those of its experiment"]
+    if changed & missing:  # what neither has
+        return [*told, f"{LEFT} is on git's stash: git stash show"]
+    if changed:
+        _git("stash", "drop", "--quiet")
+    return told
 
 
 def _branch_left() -> tuple[str | None, bool]:
@@ -98,9 +121,17 @@ def _was_killed(path: Path, process_of: Callable) -> bool | None:
 
 
 def _holder(found: dict) -> int | None:
-    """The process that holds DVC's lock of the workspace for an experiment."""
-    held = found.get("write", {}).get("workspace", {})
+    """The process that holds one of DVC's locks for an experiment."""
+    held = next((one for name in (WORKSPACE, EXECUTION) if (one := found.get("write", {}).get(name))), {})
     return held.get("pid") if " exp run" in held.get("cmd", "") else None
+
+
+def _held(name: str) -> bool:
+    """Whether that lock was held. A file that was cut is the first that DVC wrote, for the workspace."""
+    try:
+        return bool(json.loads(BEGINNING.read_bytes()).get("write", {}).get(name))
+    except ValueError:
+        return name == WORKSPACE
 
 
 def _git(*words: str) -> str:

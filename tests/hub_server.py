@@ -18,6 +18,7 @@ import json
 import os
 import re
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -49,8 +50,8 @@ class Asked:
 
 @dataclass
 class Fault:
-    """A fault of the next `times` requests "METHOD /path" that match: a status, a connection closed after `cut_after` bytes, or
-    other content."""
+    """A fault of the next `times` requests "METHOD /path" that match: a status, a connection closed after `cut_after` bytes,
+    other content, or something that happens just before."""
 
     match: str
     times: int = 1
@@ -58,6 +59,7 @@ class Fault:
     headers: dict = field(default_factory=dict)
     cut_after: int | None = None
     replace: bytes | None = None
+    before: Callable[[], object] | None = None
 
 
 @dataclass
@@ -111,6 +113,8 @@ class Hub:
         for fault in self.faults:
             if fault.times and fnmatch.fnmatch(f"{method} {path}", fault.match):
                 fault.times -= 1
+                if fault.before:
+                    fault.before()
                 return fault
         return None
 

@@ -41,8 +41,8 @@ def dead_process():
     return process.pid
 
 
-def begun(process):
-    note(BEGINNING, read={}, write={"workspace": {"pid": process, "cmd": "dvc exp run -S quant.bits=4"}})
+def begun(process, held="workspace"):
+    note(BEGINNING, read={}, write={held: {"pid": process, "cmd": "dvc exp run -S quant.bits=4"}})
 
 
 def is_whole(branch):
@@ -91,6 +91,35 @@ def test_killed_while_changes_were_aside(moment):
     assert is_whole(branch) and Path("params.yaml").read_text() == params and put_back() == []
     assert len(git("stash", "list").splitlines()) == (moment == "broken"), "what stood in the files is kept"
     assert git("status", "--porcelain") == "M LICENSE\n?? new" and all("\n" not in line for line in told)
+
+
+@pytest.mark.parametrize("moment", ["nothing yet", "files reset", "detached", "half applied", "broken", "applied"])
+@pytest.mark.usefixtures("project")
+def test_killed_while_the_experiment_was_merged(moment):
+    """The uncommitted changes are only in DVC's commit then, with the parameters of the experiment."""
+    branch, params = git("symbolic-ref", "--short", "HEAD"), Path("params.yaml")
+    params.write_text(params.read_text() + "# of the experiment\n")
+    experiment = params.read_text()
+    merged = git("stash", "create")
+    begun(dead_process(), held="refs/exps/exec")
+    if moment == "nothing yet":
+        git("checkout", "params.yaml")
+        assert put_back() == [] and is_whole(branch)
+        return
+    git("update-ref", "refs/exps/exec/EXEC_MERGE", merged)
+    git("reset", "--hard")
+    for _ in range(2 if moment != "files reset" else 0):
+        git("symbolic-ref", "-m", f"dvc: Restore HEAD to '{branch}'", "HEAD", f"refs/heads/{branch}")
+        git("checkout", "--detach", git("rev-parse", "HEAD"))
+    if moment == "half applied":
+        git("checkout", merged, "--", "LICENSE")
+    if moment == "broken":
+        params.write_text("cut")
+    if moment == "applied":
+        git("checkout", merged, "--", ".")
+    put_back()
+    assert is_whole(branch) and params.read_text() == experiment and put_back() == []
+    assert len(git("stash", "list").splitlines()) == (moment == "broken"), "what stood in the files is kept"
 
 
 @pytest.mark.usefixtures("project")

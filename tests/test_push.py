@@ -206,6 +206,21 @@ def test_all_that_stopped_in_the_middle_is_repeated(hub, run, tmp_path):
     assert hub.repositories["model", "me/tiny-nf4"].branches["main"] == first
 
 
+def test_another_push_that_commits_first_is_told(hub, run, tmp_path):
+    """The same files are there then; other files are not mixed with these."""
+    commits, words = "POST /api/models/me/tiny-nf4/commit/*", ("nf4", "--repo", "me/tiny-nf4", "--yes")
+    hub.faults.append(Fault(commits, before=lambda: push(hub, run, tmp_path / "other", *words)))
+    done = push(hub, run, tmp_path, *words)
+    head = hub.repositories["model", "me/tiny-nf4"].branches["main"]
+    assert f"already there: {hub.endpoint}/me/tiny-nf4/tree/{head}" in done.stdout, done.stdout + done.stderr
+    theirs = {"README.md": b"theirs"}
+    hub.add("me/tiny-nf4", {".gitattributes": b""})
+    hub.faults.append(Fault(commits, before=lambda: hub.add("me/tiny-nf4", theirs)))
+    done = push(hub, run, tmp_path, *words)
+    assert done.returncode == 1 and done.stderr.count("error: ") == 1 and "was changed by another push" in done.stderr
+    assert "Traceback" not in done.stderr and hub.files("me/tiny-nf4") == theirs
+
+
 def test_what_can_not_be_pushed_is_one_line(hub, run, tmp_path):
     for words, answer in [
         (("base", "--repo", "me/x"), "base is the base model as it was given"),

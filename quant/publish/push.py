@@ -34,6 +34,7 @@ from quant.variants import Variant
 HERE = Path(__file__).parent
 LEFT_OUT = {"manifest.json", "README.md"}  # not sent: this pipeline's own, and replaced by the card
 KEPT_ON_HUB = {".gitattributes"}  # the content of an empty repository
+MOVED_ON = 412  # HTTP status of a commit whose parent is not the branch's newest any more
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def push(what: Publication, revision: str | None, public: bool, confirm: Callabl
     public: the visibility of a new repository. Raises InputError where the Hub refuses or the user does not confirm.
     """
     from huggingface_hub import CommitOperationAdd, HfApi, constants
-    from huggingface_hub.errors import RepositoryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
     from huggingface_hub.utils import disable_progress_bars
 
     if constants.is_offline_mode():
@@ -171,9 +172,18 @@ def push(what: Publication, revision: str | None, public: bool, confirm: Callabl
                              "--revision BRANCH, confirm when asked, or choose another name")
         operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in what.files.items()]
         operations.append(CommitOperationAdd(path_in_repo="README.md", path_or_fileobj=what.card.encode()))
-        done = retrying(lambda: api.create_commit(
-            what.repo, operations, commit_message=f"{what.variant}: quantized weights and card", revision=revision,
-            parent_commit=info.sha))
+        try:
+            done = retrying(lambda: api.create_commit(
+                what.repo, operations, commit_message=f"{what.variant}: quantized weights and card", revision=revision,
+                parent_commit=info.sha))
+        except HfHubHTTPError as error:
+            if error.response.status_code != MOVED_ON:
+                raise
+            info = listed(revision)
+            if not _holds(files_of(info), what):
+                raise InputError(f"{what.repo} was changed by another push since this one began; nothing of this one was added; "
+                                 "look at what it holds now, and run the same command again") from None
+            return f"already there: {_address(what, info.sha)}"
     return f"pushed: {_address(what, done.oid)}"
 
 
