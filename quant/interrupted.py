@@ -4,7 +4,7 @@ DVC first writes the uncommitted changes to git's stash, detaches HEAD, and take
 again, for as long as the stages run, and writes the changes to the files once more, with those of the experiment. A kill leaves
 HEAD detached, so that later commits are on no branch, and in those first moments the changes in a commit of DVC's alone, and
 params.yaml half-written. DVC notes its process in two files, which tell that it was killed, and when. What the files hold now is
-never thrown away: it goes to git's stash where something else has to stand there.
+never thrown away, but for what DVC wrote to params.yaml: it goes to git's stash where something else has to stand there.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ MERGED = f"{EXECUTION}/EXEC_MERGE"  # the commit with the uncommitted changes an
 MOVED = re.compile(r"checkout: moving from (\S+) to ([0-9a-f]{40})")
 PASSED = ("dvc: ", "commit: dvc: ", "reset: moving to HEAD")  # how entries in git's log of HEAD begin that leave no branch
 MOMENT = 60  # seconds, after which a lock of git's is not of DVC's beginning, on any machine
+WRITING = 15  # seconds from DVC's beginning, within which nobody else wrote to params.yaml
 LEFT = "what a killed dvc exp run left in the files"
 
 
@@ -58,14 +59,16 @@ def _unstash(since: float, was_detached: bool) -> list[str]:
     """
     time = _git("log", "-1", "--format=%ct", "refs/stash")
     is_ours = bool(time) and int(time) >= int(since)
-    changed = _git("diff", "--name-only", "HEAD").split("\n")
-    is_aside = changed != [""] and (is_ours or (was_detached and changed == [str(PARAMS)]))
+    changed, written = set(_git("diff", "--name-only", "HEAD").splitlines()), _written_by_dvc(since)
+    is_aside = bool(changed) and (is_ours or (was_detached and changed == {str(PARAMS)}))
     if is_aside:
         _git("stash", "push", "--quiet", "--message", LEFT)
-    if is_ours:
-        if is_aside and _git("diff", "--name-only", "stash@{0}", "stash@{1}") == "":
+        if is_ours:
+            changed &= set(_git("diff", "--name-only", "stash@{0}", "stash@{1}").splitlines())
+        if changed <= written:  # nothing but what HEAD, the stash or DVC wrote
             _git("stash", "drop", "--quiet")
             is_aside = False
+    if is_ours:
         _git("stash", "pop", "--quiet", "--index", f"stash@{{{int(is_aside)}}}")
     told = ["uncommitted changes, which a killed dvc exp run had put on git's stash, are back"] if is_ours else []
     return [*told, *([f"{LEFT} is on git's stash: git stash show"] if is_aside else [])]
@@ -80,15 +83,21 @@ def _merge(since: float) -> list[str]:
     changed, missing = (set(_git("diff", "--name-only", commit, *where).splitlines()) for commit in ("HEAD", MERGED))
     if not missing:
         return []
+    written = _written_by_dvc(since)
     if changed:
         _git("stash", "push", "--quiet", "--message", LEFT)
     _git("restore", f"--source={MERGED}", "--worktree", *where)
     told = ["uncommitted changes, which a killed dvc exp run was taking over, are back, and those of its experiment"]
-    if changed & missing:  # what neither has
+    if (changed & missing) - written:  # what neither has
         return [*told, f"{LEFT} is on git's stash: git stash show"]
     if changed:
         _git("stash", "drop", "--quiet")
     return told
+
+
+def _written_by_dvc(since: float) -> set[str]:
+    """params.yaml, where DVC wrote it last, which began at a time in seconds since 1970; else nothing."""
+    return {str(PARAMS)} if PARAMS.is_file() and since <= PARAMS.stat().st_mtime <= since + WRITING else set()
 
 
 def _branch_left() -> tuple[str | None, bool]:

@@ -41,8 +41,9 @@ def dead_process():
     return process.pid
 
 
-def begun(process, held="workspace"):
+def begun(process, held="workspace", ago=0):
     note(BEGINNING, read={}, write={held: {"pid": process, "cmd": "dvc exp run -S quant.bits=4"}})
+    os.utime(BEGINNING, (BEGINNING.stat().st_mtime - ago,) * 2)
 
 
 def is_whole(branch):
@@ -71,17 +72,17 @@ def test_killed_while_stages_ran(ran_again):
     assert is_whole(branch) and put_back() == [] and not RUNNING.exists()
 
 
-@pytest.mark.parametrize("moment", ["stashed", "detached", "applied", "broken", "attached"])
+@pytest.mark.parametrize("moment", ["stashed", "detached", "applied", "broken", "edited", "attached"])
 @pytest.mark.usefixtures("project")
 def test_killed_while_changes_were_aside(moment):
     branch, params = git("symbolic-ref", "--short", "HEAD"), Path("params.yaml").read_text()
-    begun(dead_process())
+    begun(dead_process(), ago=30 if moment == "edited" else 0)
     git("stash", "push")
     if moment != "stashed":
         git("checkout", "--detach", git("rev-parse", "HEAD"))
     if moment == "applied":
         git("stash", "apply")
-    if moment == "broken":
+    if moment in ("broken", "edited"):
         Path("params.yaml").write_text("")
         Path(".git/index.lock").write_text("")
     if moment == "attached":
@@ -89,11 +90,11 @@ def test_killed_while_changes_were_aside(moment):
     told = put_back()
     assert "uncommitted changes, which a killed dvc exp run had put on git's stash, are back" in told
     assert is_whole(branch) and Path("params.yaml").read_text() == params and put_back() == []
-    assert len(git("stash", "list").splitlines()) == (moment == "broken"), "what stood in the files is kept"
+    assert len(git("stash", "list").splitlines()) == (moment == "edited"), "what stood in the files is kept, but for DVC's own"
     assert git("status", "--porcelain") == "M LICENSE\n?? new" and all("\n" not in line for line in told)
 
 
-@pytest.mark.parametrize("moment", ["nothing yet", "files reset", "detached", "half applied", "broken", "applied"])
+@pytest.mark.parametrize("moment", ["nothing yet", "files reset", "detached", "half applied", "broken", "edited", "applied"])
 @pytest.mark.usefixtures("project")
 def test_killed_while_the_experiment_was_merged(moment):
     """The uncommitted changes are only in DVC's commit then, with the parameters of the experiment."""
@@ -101,7 +102,7 @@ def test_killed_while_the_experiment_was_merged(moment):
     params.write_text(params.read_text() + "# of the experiment\n")
     experiment = params.read_text()
     merged = git("stash", "create")
-    begun(dead_process(), held="refs/exps/exec")
+    begun(dead_process(), held="refs/exps/exec", ago=30 if moment == "edited" else 0)
     if moment == "nothing yet":
         git("checkout", "params.yaml")
         assert put_back() == [] and is_whole(branch)
@@ -113,13 +114,13 @@ def test_killed_while_the_experiment_was_merged(moment):
         git("checkout", "--detach", git("rev-parse", "HEAD"))
     if moment == "half applied":
         git("checkout", merged, "--", "LICENSE")
-    if moment == "broken":
+    if moment in ("broken", "edited"):
         params.write_text("cut")
     if moment == "applied":
         git("checkout", merged, "--", ".")
     put_back()
     assert is_whole(branch) and params.read_text() == experiment and put_back() == []
-    assert len(git("stash", "list").splitlines()) == (moment == "broken"), "what stood in the files is kept"
+    assert len(git("stash", "list").splitlines()) == (moment == "edited"), "what stood in the files is kept, but for DVC's own"
 
 
 @pytest.mark.usefixtures("project")
@@ -131,13 +132,15 @@ def test_killed_before_changes_were_aside():
 
 
 @pytest.mark.usefixtures("project")
-def test_killed_while_it_wrote_params_without_any_other_change():
+@pytest.mark.parametrize("ago", [0, 30])
+def test_killed_while_it_wrote_params_without_any_other_change(ago):
+    """What the user may have written since is kept."""
     branch, params = git("symbolic-ref", "--short", "HEAD"), Path("params.yaml").read_text()
     git("checkout", "LICENSE")
-    begun(dead_process())
+    begun(dead_process(), ago=ago)
     git("checkout", "--detach", git("rev-parse", "HEAD"))
     Path("params.yaml").write_text(params[:100])
-    assert put_back()[1] == "what a killed dvc exp run left in the files is on git's stash: git stash show"
+    assert put_back()[1:] == ["what a killed dvc exp run left in the files is on git's stash: git stash show"] * (ago > 0)
     assert Path("params.yaml").read_text() == params and git("symbolic-ref", "--short", "HEAD") == branch
 
 
