@@ -93,7 +93,7 @@ $(VENV)/ready: quant/supply/build.lock quant/supply/cpu.lock quant/supply/pipeli
 	$(ACTIVE) { ! pip check | grep -q '^torch .* is not installed' || $(LOCKED) --requirement quant/supply/cuda.lock; }  # a CUDA build
 	$(ACTIVE) pip install --quiet --no-deps --no-build-isolation --editable .
 	$(ACTIVE) python -m quant.methods.llama_cpp.setup
-	$(ACTIVE) python -c 'import quant.kernels.attention, quant.kernels.cpu, quant.kernels.norm'  # compiled once, and kept
+	$(ACTIVE) python -c 'import quant.calibration.columns, quant.kernels.attention, quant.kernels.cpu, quant.kernels.norm'  # compiled once, and kept
 	@touch $@
 
 $(VENV)/ready-to-test: quant/supply/tests.lock $(VENV)/ready

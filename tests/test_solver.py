@@ -127,7 +127,7 @@ def textbook(weight, second, scheme, by_activation):
 @pytest.mark.parametrize("scheme", [SCHEMES[name] for name in ("float16", "nf4", "whole", "asymmetric", "tensor", "full-int8")],
                          ids=lambda scheme: scheme.label)
 def test_feedback_is_gptq(scheme, order):
-    weight, second = problem(5, columns=150)  # more than a block of columns
+    weight, second = problem(5, rows=70, columns=150)  # more than a strip of rows and a block of columns
     curvature, moments = Curvature(second), damped(second, DAMPING)
     task = _Problem(weight, moments, scheme)
     found = task.feedback(choose_groups(weight, scheme, moments.diagonal().float()), *curvature.factor(order))

@@ -14,12 +14,13 @@ dequantizing gives, in float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 
+from quant.calibration.columns import Columns, round_in_turn
 from quant.calibration.moments import damped
 from quant.calibration.nested_refit import refit_nested
 from quant.tensor.grids import Grid, grid_of
@@ -30,7 +31,6 @@ from quant.tensor.scheme import Scheme
 
 BLOCK = 128  # columns that are rounded before the rest of the matrix is corrected for all of them by one product
 HALVED = 512  # columns of a cost that are computed together
-FEW = 16  # columns of a block that are corrected for each other one at a time
 SPREAD = 2**19  # numbers of a matrix that a refit handles at a time: they stay in the processor's cache
 DAMPING = 0.01  # added to the diagonal of H, relative to its mean
 SETTLED = 1e-3  # a sweep of descent that changes no larger part of the codes is the last
@@ -119,15 +119,10 @@ class _Problem:
 
         The cost of a row is the sum of its squared errors, each divided by its element of the factor's diagonal.
         """
-        read, left, places = _Reader(self, groups), self.target[order], order.tolist()
+        read, left = _Reader(self, groups), self.target[order]
         codes, cost = torch.empty(self.columns, self.rows, dtype=torch.uint8), torch.zeros(self.rows, dtype=torch.float64)
-
-        def carried(j: int) -> torch.Tensor:
-            codes[places[j]], values = read.round(places[j], left[j])
-            return (values - left[j]).div_(factor[j, j])
-
         for start, stop in _runs(self.columns, BLOCK):
-            changes = _in_turn(left[start:stop], factor[start:stop, start:stop], lambda j, start=start: carried(start + j))
+            changes = round_in_turn(left[start:stop], factor[start:stop, start:stop], order[start:stop], read.columns, codes)
             left[stop:].addmm_(factor[start:stop, stop:].T, changes)
             cost += changes.square_().sum(0)
         return _Solution(codes, groups, cost)
@@ -138,19 +133,13 @@ class _Problem:
         Products in float32: an error of theirs could move a code only where two codes cost the same but for some 1e-5 of a step.
         """
         read, codes = _Reader(self, groups), codes.clone()
-        values, scale = read.values(codes).float(), self.single.diagonal().tolist()
+        values, order = read.values(codes).float(), torch.arange(self.columns)
         missing = (self.target - values).float()
         for _ in range(sweeps):
             changed = 0
             for start, stop in _runs(self.columns, BLOCK):
                 pull = product(self.single[start:stop], missing)  # H (w - q) of the block's columns
-
-                def step(j: int, start: int = start, pull: torch.Tensor = pull) -> torch.Tensor:
-                    old = values[start + j].clone()
-                    codes[start + j], values[start + j] = read.round(start + j, old + pull[j] / scale[start + j])
-                    return old - values[start + j]
-
-                steps = _in_turn(pull, self.single[start:stop, start:stop], step)
+                steps = round_in_turn(pull, self.single[start:stop, start:stop], order[start:stop], read.columns, codes, values)
                 missing[start:stop] += steps
                 changed += int(steps.count_nonzero())
             if changed <= SETTLED * codes.numel():
@@ -189,6 +178,7 @@ class _Reader:
         self._scales = scales.expand(problem.rows, -1).T.contiguous()  # [groups, rows]
         self._inverses = torch.where(self._scales == 0, 0.0, 1 / self._scales)
         self._zeros = None if zeros is None else zeros.expand(problem.rows, -1).T.contiguous()
+        self.columns = Columns(self._grid, self._scales, self._inverses, self._zeros, self._group_of)
 
     def round(self, column: int, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The nearest codes, uint8 [rows], of a column's weights, and the values they stand for, float32 [rows]."""
@@ -237,21 +227,6 @@ def _rows_of_either(is_first: torch.Tensor, first: Groups, second: Groups) -> Gr
 def _runs(count: int, length: int) -> Iterator[tuple[int, int]]:
     """Start and stop of runs of some length that cover 0 to `count`; the last may be shorter."""
     return ((start, min(start + length, count)) for start in range(0, count, length))
-
-
-def _in_turn(left: torch.Tensor, coupling: torch.Tensor, change: Callable[[int], torch.Tensor]) -> torch.Tensor:
-    """Visit the columns of a block, left [n, rows], in turn: what change(j), [rows], gives is carried over to the columns after
-    j by coupling [n, n]. Returns all that was carried, [n, rows].
-
-    A column is corrected at once for those of its own few, and by one product for all that were visited before these.
-    """
-    changes = torch.empty_like(left)
-    for start, stop in _runs(len(left), FEW):
-        for j in range(start, stop):
-            changes[j] = change(j)
-            left[j + 1 : stop].addr_(coupling[j, j + 1 : stop], changes[j])
-        left[stop:].addmm_(coupling[start:stop, stop:].T, changes[start:stop])
-    return changes
 
 
 def _least_squares(steps: torch.Tensor, pull: torch.Tensor, second: torch.Tensor, size: int, count: int) -> torch.Tensor:

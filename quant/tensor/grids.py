@@ -72,18 +72,18 @@ class HalvesAwayGrid(LinearGrid):
 
 
 class TableGrid:
-    """Any table of values, in any order."""
+    """Any table of values, in any order. ordered: the values, ascending; codes: of these; boundaries: half-way between them."""
 
     def __init__(self, values: tuple[float, ...]):
         self.values = torch.tensor(values, dtype=torch.float32)
-        ordered, self._codes = self.values.sort(stable=True)
-        self._codes = self._codes.to(torch.uint8)
-        self._boundaries = (ordered[1:] + ordered[:-1]) / 2
-        self.limit = float(ordered.abs().max())
+        self.ordered, codes = self.values.sort(stable=True)
+        self.codes = codes.to(torch.uint8)
+        self.boundaries = (self.ordered[1:] + self.ordered[:-1]) / 2
+        self.limit = float(self.values.abs().max())
 
     def encode(self, steps: torch.Tensor) -> torch.Tensor:
         """Round `steps` (weight / scale), float32 of any shape, to the nearest codes, uint8 of that shape."""
-        return self._codes[torch.bucketize(steps.contiguous(), self._boundaries)]
+        return self.codes[torch.bucketize(steps.contiguous(), self.boundaries)]
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """uint8 codes -> float32 values of the same shape."""
