@@ -1,6 +1,6 @@
 # make repro   the whole pipeline              make test    the linter and all tests
-# make repro JOBS=2   the same, two stages at a time
 # make setup   only the environment            make quick   the linter and the fast tests
+# make repro JOBS=4   four stages at a time instead of two; JOBS=1: one, by `dvc repro` alone
 # make readme  the README's tables and figure, from reports/
 # make bench   speed of quantized models with the shapes of real ones; about 20 minutes
 # make cluster Ray, to run stages on more machines (quant/cluster/README.md)
@@ -12,6 +12,7 @@
 # make licences   the licence of every distribution that is installed
 # make clean   remove everything that can be rebuilt
 
+JOBS := 2
 VENV := .venv
 ACTIVE := . $(VENV)/bin/activate &&
 # Every file that it installs has a hash in quant/supply/; what has no wheel is built by the setuptools of quant/supply/build.lock
@@ -33,7 +34,7 @@ help:
 
 repro: setup
 	$(ACTIVE) python -m quant.recover && python -m quant.retry
-	$(ACTIVE) $(if $(JOBS),python -m quant.jobs $(JOBS),dvc repro)
+	$(ACTIVE) $(if $(filter 1,$(JOBS)),dvc repro,python -m quant.jobs $(JOBS))
 
 test: setup lint
 	$(ACTIVE) $(PYTEST)

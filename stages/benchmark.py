@@ -26,7 +26,7 @@ def main(variant: str) -> None:
     plan = TimingPlan.from_dict(params["benchmark"])
     watch = watch_machine(plan.threads, plan.wait)
     if watch.is_busy:
-        spare_the_processor()  # read when torch is imported
+        spare_the_processor("stages.benchmark")
     from quant.speed.benchmark import benchmark
     from quant.text.load import load_corpus
 

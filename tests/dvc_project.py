@@ -60,7 +60,11 @@ class Project:
 
     def dvc(self, *words, ok=True, **more: str) -> str:
         """What a dvc command prints; more: environment variables."""
-        done = subprocess.run([sys.executable, "-m", "dvc", *words], cwd=self.folder, env={**environment(), **more},
+        return self.run("dvc", *words, ok=ok, **more)
+
+    def run(self, module: str, *words, ok=True, **more: str) -> str:
+        """What `python -m module` prints; more: environment variables."""
+        done = subprocess.run([sys.executable, "-m", module, *words], cwd=self.folder, env={**environment(), **more},
                               capture_output=True, text=True)
         assert not ok or done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         assert ok or done.returncode != 0

@@ -16,7 +16,7 @@ def test_the_default_pipeline(tmp_path_factory):
     rows = {name: row | {"benchmark": name in ("whole", "bnb-nf4", "gguf-q4_0")} for name, row in params["variants"].items()}
     plan = {"prompts": [16], "tokens": 4, "rounds": 1, "threads": 2, "wait": 0}
     project = Project(tmp_path_factory.mktemp("default"), {"benchmark": plan, "variants": rows})
-    said = project.dvc("repro")
+    said = project.run("quant.jobs", "2")
     metrics = project.metrics()
     assert set(metrics) == {path.stem for path in (ROOT / "reports" / "metrics").glob("*.json")}
     assert metrics["gguf-f16"]["ppl"] == pytest.approx(metrics["base"]["ppl"], rel=1e-3)

@@ -1,5 +1,6 @@
 """Several stages at a time: the order, the share of the machine, errors, signals; and the same results as `dvc repro`."""
 
+import ast
 import signal
 import subprocess
 import sys
@@ -119,6 +120,66 @@ def sleepers(folder):
         except OSError:
             continue
     return found
+
+
+STAGE = """
+import os, sys, threading
+from pathlib import Path
+is_loaded, files = "torch" in sys.modules, len(os.listdir("/proc/self/fd"))
+import torch
+from quant import pipeline
+if sys.argv[1] == "fails":
+    sys.exit("error: evaluate: no such row")
+if sys.argv[1] == "sleeps":
+    print("begin", flush=True)
+    import time
+    time.sleep(4242)
+product = torch.ones(512, 512) @ torch.ones(512, 512)  # on every thread
+name, words, own = Path(sys.argv[0]).name, sys.argv[1:], pipeline.__file__
+Path(words[0]).write_text(repr([is_loaded, files, torch.get_num_threads(), float(product[0, 0]), name, words, __name__]))
+print("measured", words[0])
+"""
+
+
+def preloading(folder, *names):
+    """A project with stages of the name `evaluate`, whose libraries are loaded before they are forked."""
+    mini(folder, **{f"evaluate-{name}": (f"python -m stages.evaluate {name}", []) for name in names})
+    dvc = yaml.safe_load((folder / "dvc.yaml").read_text())
+    for name, stage in dvc["stages"].items():
+        stage["outs"] = [name.removeprefix("evaluate-")]
+    (folder / "dvc.yaml").write_text(yaml.safe_dump(dvc))
+    (folder / "stages").mkdir()
+    (folder / "stages/__init__.py").touch()
+    (folder / "stages/evaluate.py").write_text(STAGE)
+    return folder
+
+
+def test_stages_of_this_project_are_forked_with_their_libraries(tmp_path):
+    """They see the arguments, the share of the cores and the code as a new Python does."""
+    done = jobs(preloading(tmp_path / "p", "a", "b"), "2", OMP_NUM_THREADS="2")
+    for name in ("a", "b"):
+        is_loaded, files, threads, product, *rest = ast.literal_eval((tmp_path / "p" / name).read_text())
+        assert is_loaded and files <= 4 and threads == 1 and product == 512
+        assert rest == ["evaluate.py", [name], "__main__"]
+        assert f"evaluate-{name} | measured {name}" in done.stdout
+
+
+def test_a_forked_stage_fails_as_another_does(tmp_path):
+    folder = preloading(tmp_path / "p", "a", "fails")
+    done = jobs(folder, "2", ok=False)
+    assert done.stderr.splitlines()[-1] == "error: evaluate-fails failed: evaluate: no such row"
+    assert "Traceback" not in done.stderr and (folder / "a").is_file()
+
+
+def test_a_signal_takes_a_forked_stage_along(tmp_path):
+    folder = preloading(tmp_path / "p", "sleeps")
+    process = subprocess.Popen([sys.executable, "-m", "quant.jobs", "2"], cwd=folder, stdout=subprocess.PIPE, text=True,
+                               env={**environment(), "PYTHONPATH": str(ROOT)}, start_new_session=True)
+    assert any(line.endswith("begin\n") for line in process.stdout)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=15) == 128 + signal.SIGTERM
+    time.sleep(0.2)
+    assert not sleepers(folder)
 
 
 def test_a_bad_number_is_one_line(tmp_path):

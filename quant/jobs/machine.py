@@ -1,4 +1,4 @@
-"""What stages on this machine share: its memory, by the forecasts of quant.preflight."""
+"""What stages on this machine share: its memory, by the forecasts of quant.preflight, and its GPU, which one has at a time."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from quant.memory import available_memory
 from quant.pipeline import BASE, parameters
 
 LIBRARIES = 1_500_000_000  # bytes that Python and its libraries take in a stage, at most
+GPU = Path("/dev/nvidiactl")  # of NVIDIA's driver; to ask CUDA would make every fork of this process useless for it
 LIMIT, USED = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
 
 
@@ -16,6 +17,14 @@ def free_memory() -> int:
     """Bytes that programs can allocate here: the machine's, or less in a container with a limit."""
     limit = LIMIT.read_text().strip() if LIMIT.is_file() and USED.is_file() else "max"
     return min(available_memory(), int(limit) - int(USED.read_text())) if limit.isdecimal() else available_memory()
+
+
+def computes_on_gpu() -> bool:
+    """Whether models run on a GPU here, by params.yaml."""
+    try:
+        return GPU.exists() and parameters().get("device") != "cpu"
+    except InputError:  # told by the stages
+        return False
 
 
 def memory_of_stages() -> dict[str, int]:

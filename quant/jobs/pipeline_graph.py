@@ -7,11 +7,13 @@ written for many stages at a time; a stage that ended before a crash, and is not
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quant.errors import InputError, first_line
 from quant.files import atomic_file
+from quant.jobs.preloaded import run_command
 
 if TYPE_CHECKING:
     from dvc.stage import PipelineStage
@@ -61,10 +63,12 @@ class PipelineGraph:
         Raises InputError if the stage fails.
         """
         from dvc.exceptions import DvcException
+        from dvc.stage import run as commands
         from dvc.stage.serialize import to_lockfile
         from dvc.utils.serialize import dumps_yaml
 
         stage = self._stages[name]
+        commands._run = partial(run_command, commands._run)
         try:
             with self._repo.lock:  # DVC gives it up while the stage's command runs
                 stage.reproduce()

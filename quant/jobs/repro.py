@@ -13,7 +13,8 @@ from types import FrameType
 
 from quant.device import cores
 from quant.errors import InputError
-from quant.jobs.machine import free_memory
+from quant.jobs import preloaded
+from quant.jobs.machine import computes_on_gpu, free_memory
 from quant.jobs.pipeline_graph import PipelineGraph
 from quant.jobs.processes import SIGNALS, Ended, Processes
 from quant.jobs.schedule import Schedule, fits, is_timing, read_durations, write_durations
@@ -75,9 +76,9 @@ class _Run:
         self._schedule = Schedule(graph.before, graph.is_outdated, self._seconds)
         self._entries: list[str] = []
         self._written = time.monotonic()
-        self._cores, self._memory, self._needs = cores(), free_memory(), None
+        self._cores, self._memory, self._needs, self._has_gpu = cores(), free_memory(), None, computes_on_gpu()
         self._failures: list[Ended] = []
-        self._count = 0
+        self._count, self._is_loaded = 0, False
 
     def work(self) -> int:
         """Run what is out of date -> the number of stages that ran. Raises InputError if one failed."""
@@ -101,6 +102,9 @@ class _Run:
         """Begin as many stages as there are places -> whether any began."""
         began = False
         while len(self._processes.running) < self._jobs and (stage := self._schedule.next(self._fits)):
+            if not self._is_loaded and preloaded.needs_libraries(stage) and not os.environ.get("RAY_ADDRESS"):
+                preloaded.load()
+                self._is_loaded = True
             self._processes.start(stage, partial(self._graph.run, stage), self._environment(stage))
             began = True
         return began
@@ -108,6 +112,8 @@ class _Run:
     def _fits(self, stage: str) -> bool:
         if os.environ.get("RAY_ADDRESS"):
             return True  # the cluster counts
+        if self._has_gpu and all(any(map(preloaded.needs_libraries, some)) for some in ([stage], self._processes.running)):
+            return False  # its memory is not in the forecasts
         if not self._needs:  # also before the model is there
             self._needs = _forecast()
         return fits(stage, self._processes.running, self._needs, self._memory)
@@ -145,7 +151,7 @@ class _Run:
 
 
 def _forecast() -> dict[str, int]:
-    """`memory_of_stages`, in a process of its own: stages are forked from this one, which stays small and without threads."""
+    """`memory_of_stages`, in a process of its own: stages are forked from this one, which runs no model and has no threads."""
     code = "import json; from quant.jobs.machine import memory_of_stages; print(json.dumps(memory_of_stages()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     return json.loads(done.stdout) if done.returncode == 0 else {}

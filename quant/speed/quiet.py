@@ -22,6 +22,7 @@ LISTENING_S = 0.15  # this process sleeps, and the time of all others counts
 WARMING_S, LOOPING_S = 0.02, 0.08  # hashing; in the first part, processors that save energy reach their speed
 CHUNK = bytes(2**20)  # hashed in about a millisecond, less than the scheduler gives a thread at once, so some are undisturbed
 POLL_S = 2.0
+WAITED = "QUANT_WAITED"  # is set where a stage that has waited for quiet begins again
 
 # Found with both of two cores in use: others_cpu 1.5 to 2.1, loop_slowdown 2.8 and more; on a quiet virtual machine: 0.0, and
 # 1.03 to 1.3. The kernel counts in hundredths of a second, so an error of 0.1 core is normal.
@@ -79,7 +80,7 @@ def wait_for_quiet(threads: int, most_s: float, tell: Callable[[str], None], sle
     A busy machine is told of once, before the wait.
     """
     load, start = measure(threads), clock()
-    if not load.is_busy:
+    if not load.is_busy or WAITED in os.environ:
         return load, 0.0
     tell(f"the machine is busy: {load}" + (f"; waiting up to {most_s:g} s for quiet" if most_s else ""))
     while load.is_busy and (left := most_s - (clock() - start)) > 0:
@@ -88,14 +89,21 @@ def wait_for_quiet(threads: int, most_s: float, tell: Callable[[str], None], sle
     return load, clock() - start
 
 
-def spare_the_processor() -> None:
-    """Let idle OpenMP threads sleep instead of spinning; for a busy machine, and without effect once torch is imported.
+def spare_the_processor(module: str | None = None) -> None:
+    """Let idle OpenMP threads sleep instead of spinning; for a busy machine. torch decides how they wait when it is imported.
 
+    module: begins again in a new process, without waiting again, where torch is imported already, as in a fork of quant.jobs.
     A thread that spins keeps the core which another, for which it waits, needs: with both of two cores in use, decoding a token
     took mostly 10 to 300 ms, and 0.5 to 4 with sleeping threads. On a quiet machine torch's default stays.
     """
-    if "torch" not in sys.modules:
-        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    is_late = "torch" in sys.modules
+    if "OMP_WAIT_POLICY" in os.environ or (is_late and module is None):
+        return
+    os.environ["OMP_WAIT_POLICY"] = "passive"
+    if is_late:
+        os.environ[WAITED] = "1"
+        sys.stdout.flush()
+        os.execv(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]])
 
 
 def _observed(work: Callable[[], float | None]) -> tuple[float | None, float | None, float | None, float]:
