@@ -10,8 +10,8 @@ import torch
 from conftest import ROOT
 
 from quant.errors import InputError
-from quant.kernels import cpu, prompts, reference, threads, tiles
-from quant.kernels.loops import ROWS, Y
+from quant.kernels import cpu, decode, prompts, reference, threads
+from quant.kernels.frame import ROWS, Y
 from quant.model.artifact import write_artifact
 from quant.model.recipe import Recipe
 from quant.runners import open_runner
@@ -44,7 +44,7 @@ def test_tiles_are_what_the_gathered_rows_are(scheme, columns):
     matmul = cpu.Matmul(weight)
     rows = matmul.gather(torch.arange(101))
     assert (rows - dequantize(weight)).abs().max() <= 2**-22 * rows.abs().max()
-    for loop, dtype in ((tiles.to_float32, torch.float32), (tiles.to_bfloat16, torch.bfloat16)):
+    for loop, dtype in ((decode.to_float32, torch.float32), (decode.to_bfloat16, torch.bfloat16)):
         tile = torch.empty(weight.shape, dtype=dtype)
         job = threads.Job.from_buffer_copy(matmul._job)
         job[Y], job[ROWS] = tile.data_ptr(), len(tile)

@@ -1,6 +1,6 @@
 """Matrix products with quantized weights: one module per device, each equal to the plain-torch reference up to rounding.
 
-On a CPU the loops are compiled by numba (loops.py, tiles.py, rows_of_8.py, rows_of_16.py, attention.py, norm.py), run on torch's
+On a CPU the loops are compiled by numba (loops.py, decode.py, float_rows.py, attention.py, norm.py), run on torch's
 threads (threads.py) and take vectors as wide as the processor has (lanes.py); torch multiplies many rows of activations
 (prompts.py). On a GPU the kernels are written in Triton (cuda.py).
 """

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import torch
 
-from quant.kernels import loops, prompts, threads, tiles
+from quant.kernels import decode, frame, loops, prompts, threads
+from quant.kernels.frame import BIAS, CODES, COUNT, GATHERED, HEIGHT, ROWS, SCALES, THEN, ZEROS, X, Y
 from quant.kernels.lanes import LANES
-from quant.kernels.loops import BIAS, CODES, COUNT, GATHERED, HEIGHT, ROWS, SCALES, THEN, ZEROS, X, Y
 from quant.kernels.vectors import BLOCK
 from quant.tensor.grids import LinearGrid, grid_of
 from quant.tensor.qtensor import QTensor
@@ -25,8 +25,8 @@ PART_BYTES = 2**20  # most bytes of codes in a part: reading starts anew at its 
 PARTS_PER_THREAD = 4  # least number of parts of a weight with enough rows, so that threads end at about the same time
 DECODED_PART = 2**16  # weights in a part of a tile to decode
 
-_TO = {torch.float32: tiles.to_float32.address, torch.bfloat16: tiles.to_bfloat16.address}
-MULTIPLY_ROW, MULTIPLY_ROWS, _DECODE = (loop.address for loop in (loops.multiply_row, loops.multiply_rows, loops.decode))
+_TO = {torch.float32: decode.to_float32.address, torch.bfloat16: decode.to_bfloat16.address}
+MULTIPLY_ROW, MULTIPLY_ROWS = loops.multiply_row.address, loops.multiply_rows.address
 if LANES == 16:
     from quant.kernels.batch import MULTIPLY_BATCH
 else:
@@ -42,11 +42,11 @@ class Matmul:
         scales, zeros = weight.groups.scale_values(), weight.groups.zero_values()
         if isinstance(grid, LinearGrid):
             middle = 2 ** (bits - 1)
-            decoder, values = loops.EQUAL_STEPS, torch.arange(2**bits, dtype=torch.float32) - middle
+            decoder, values = frame.EQUAL_STEPS, torch.arange(2**bits, dtype=torch.float32) - middle
             if not grid.offset:  # codes count from zero; the loops count from the middle
                 zeros = middle * scales + (0 if zeros is None else zeros)
         else:
-            decoder = loops.TABLE_OF_16 if bits == 4 else loops.ANY_TABLE
+            decoder = frame.TABLE_OF_16 if bits == 4 else frame.ANY_TABLE
             values = torch.nn.functional.pad(grid.values, (0, 2**bits - len(grid.values)))
         codes = weight.codes.contiguous()
         scales = scales.expand(self.rows, -1).contiguous()  # one scale for all is repeated for every row
@@ -56,7 +56,7 @@ class Matmul:
         self._held = codes, scales, zeros, values, lookup_planes  # kept alive: a job has only their addresses
         groups, size = scales.shape[1], weight.scheme.columns_per_group(self.columns)
         self._group_size = size
-        is_vector = decoder == loops.EQUAL_STEPS or bits in loops.LOOKUP_BITS
+        is_vector = decoder == frame.EQUAL_STEPS or bits in loops.LOOKUP_BITS
         self._is_blocked = is_vector and size % BLOCK == 0 and groups * size == self.columns
         self._row_bytes = [0 if tensor is None else tensor.stride(0) * tensor.element_size() for tensor in self._held[:3]]
         addresses = [0 if tensor is None else tensor.data_ptr() for tensor in self._held]
@@ -82,7 +82,7 @@ class Matmul:
     def job(self, count: int, bias: int, then: int, rows: range | None = None) -> threads.Job:
         """A program's job that multiplies a few rows of activations; the caller fills in X, Y and, if `then` needs it, OTHER.
 
-        bias: address of float32 [out], or 0; then: the epilogue, such as quant.kernels.loops.ADD; rows: of the weight, instead of
+        bias: address of float32 [out], or 0; then: the epilogue, such as quant.kernels.frame.ADD; rows: of the weight, instead of
         all; Y, OTHER and the bias begin with the first of them.
         """
         job, rows = threads.Job.from_buffer_copy(self._job), rows or range(self.rows)
@@ -116,13 +116,13 @@ class Matmul:
         y = torch.empty((len(rows), self.columns))
         job = threads.Job.from_buffer_copy(self._job)
         job[Y], job[GATHERED], job[ROWS] = y.data_ptr(), rows.data_ptr(), len(rows)
-        threads.run(_DECODE, job)
+        threads.run(_TO[torch.float32], job)
         return y
 
     def _by_tiles(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """x W^T + b for many rows: float32 [count, columns] -> [count, rows]."""
         x = x.bfloat16() if prompts.rounds() else x
-        height, decode = max(1, TILE // self.columns // x.element_size()), _TO[x.dtype]
+        height = max(1, TILE // self.columns // x.element_size())
         tile = torch.empty((min(height, self.rows), self.columns), dtype=x.dtype)
         y = torch.empty((len(x), self.rows)) if height < self.rows else None
         for start in range(0, self.rows, height):
@@ -131,7 +131,7 @@ class Matmul:
             job[Y], job[ROWS] = tile.data_ptr(), rows
             for place, size in zip((CODES, SCALES, ZEROS), self._row_bytes, strict=True):
                 job[place] += start * size
-            threads.run(decode, job)
+            threads.run(_TO[x.dtype], job)
             product = prompts.multiply(x, tile[:rows])
             if y is None:
                 y = product.float()

@@ -3,63 +3,52 @@
 from __future__ import annotations
 
 import numpy
-from numba import carray, float32
+from numba import carray, njit
 
-from quant.kernels.loops import BIAS, CODES, COLUMNS, COUNT, FIELDS, HEIGHT, OTHER, ROWS, THEN, X, Y, dot, epilogue
-from quant.kernels.threads import claim, compiled_loop, finish, pointer
-
-
-@compiled_loop
-def _multiply_rows_of_floats(job_pointer):
-    """y = W x for a weight float32 [ROWS, COLUMNS] at CODES."""
-    job = carray(job_pointer, FIELDS)
-    count, rows, columns, height = job[COUNT], job[ROWS], job[COLUMNS], job[HEIGHT]
-    weight = carray(pointer(job[CODES]), (rows, columns), numpy.float32)
-    x = carray(pointer(job[X]), (count, columns), numpy.float32)
-    y = carray(pointer(job[Y]), (count, rows), numpy.float32)
-    bias = carray(pointer(job[BIAS]), rows if job[BIAS] else 0, numpy.float32)
-    other = carray(pointer(job[OTHER]), (count if job[OTHER] else 0, rows), numpy.float32)
-    while True:
-        start = claim(job_pointer) * height
-        if start >= rows:
-            break
-        for row in range(start, min(rows, start + height)):
-            for i in range(count):
-                total = dot(weight[row], x[i])
-                if len(bias):
-                    total += bias[row]
-                y[i, row] = epilogue(total, job[THEN], other[i, row] if len(other) else float32(0))
-        finish(job_pointer)
+from quant.kernels.frame import CODES, COLUMNS, COUNT, HEIGHT, ROWS, X, dot, product_of
+from quant.kernels.threads import compiled_loop, pointer
 
 
-@compiled_loop
-def _multiply_columns_of_floats(job_pointer):
-    """y = x W for a weight float32 [COLUMNS, ROWS] at CODES, stored as GPT-2's Conv1D does: ROWS is the number of outputs."""
-    job = carray(job_pointer, FIELDS)
-    count, rows, columns, height = job[COUNT], job[ROWS], job[COLUMNS], job[HEIGHT]
-    weight = carray(pointer(job[CODES]), (columns, rows), numpy.float32)
-    x = carray(pointer(job[X]), (count, columns), numpy.float32)
-    y = carray(pointer(job[Y]), (count, rows), numpy.float32)
-    bias = carray(pointer(job[BIAS]), rows if job[BIAS] else 0, numpy.float32)
-    other = carray(pointer(job[OTHER]), (count if job[OTHER] else 0, rows), numpy.float32)
-    sums = numpy.empty(height, numpy.float32)
-    while True:
-        start = claim(job_pointer) * height
-        if start >= rows:
-            break
-        width = min(rows, start + height) - start
-        for i in range(count):
-            sums[:] = 0
-            for j in range(columns):
-                part, factor = weight[j, start : start + width], x[i, j]
-                for k in range(width):
-                    sums[k] += factor * part[k]
+@njit(nogil=True)
+def _prepare(job):
+    """The activations, and room for the outputs of a part."""
+    return carray(pointer(job[X]), (job[COUNT], job[COLUMNS]), numpy.float32), numpy.empty(job[HEIGHT], numpy.float32)
+
+
+@njit(nogil=True)
+def _multiply_rows(job, given, y, start, end):
+    x, weight = given[0], carray(pointer(job[CODES]), (job[ROWS], job[COLUMNS]), numpy.float32)
+    for row in range(start, end):
+        for i in range(len(x)):
+            y[i, row] = dot(weight[row], x[i])
+
+
+@njit(nogil=True)
+def _multiply_columns(job, given, y, start, end):
+    weight, width = carray(pointer(job[CODES]), (job[COLUMNS], job[ROWS]), numpy.float32), end - start
+    x, sums = given
+    for i in range(len(x)):
+        sums[:] = 0
+        for j in range(len(weight)):
+            part, factor = weight[j, start:end], x[i, j]
             for k in range(width):
-                total = sums[k]
-                if len(bias):
-                    total += bias[start + k]
-                y[i, start + k] = epilogue(total, job[THEN], other[i, start + k] if len(other) else float32(0))
-        finish(job_pointer)
+                sums[k] += factor * part[k]
+        y[i, start:end] = sums[:width]
 
 
-MULTIPLY_ROWS_OF_FLOATS, MULTIPLY_COLUMNS_OF_FLOATS = _multiply_rows_of_floats.address, _multiply_columns_of_floats.address
+_rows, _columns = product_of(_prepare, _multiply_rows), product_of(_prepare, _multiply_columns)
+
+
+@compiled_loop
+def _rows_of_floats(job_pointer):
+    """y = W x for a weight float32 [ROWS, COLUMNS] at CODES."""
+    _rows(job_pointer)
+
+
+@compiled_loop
+def _columns_of_floats(job_pointer):
+    """y = x W for a weight float32 [COLUMNS, ROWS] at CODES, stored as GPT-2's Conv1D does: ROWS is the number of outputs."""
+    _columns(job_pointer)
+
+
+MULTIPLY_ROWS_OF_FLOATS, MULTIPLY_COLUMNS_OF_FLOATS = _rows_of_floats.address, _columns_of_floats.address

@@ -8,6 +8,7 @@ from numba import njit
 from quant.kernels.vectors import BLOCK
 from quant.kernels.wide import LANES, rows_dot
 from quant.kernels.wide_batch import batch_dot
+from quant.kernels.widths import by_width
 from quant.kernels.windows import code_of
 
 LOOKUP_BITS = (2, 3, 4, 5)  # widths whose codes may be indices into a table; other tables are decoded code by code
@@ -19,18 +20,6 @@ for _large in (0, 1):
     for _bits in range(2, 9):
         for _place in range(BLOCK << _large):
             _ORDERS[_large, _bits - 2, _place] = code_of(_bits, BLOCK << _large, LANES, *divmod(_place, LANES))
-
-# Functions for groups of 32 codes, of 64, of 128, of another multiple of 64, and of another multiple of 32.
-_dot2_g32, _dot3_g32, _dot4_g32, _dot5_g32, _dot6_g32, _dot7_g32, _dot8_g32 = (rows_dot(bits, 32, 1) for bits in range(2, 9))
-_dot2_g64, _dot3_g64, _dot4_g64, _dot5_g64, _dot6_g64, _dot7_g64, _dot8_g64 = (rows_dot(bits, 64, 1) for bits in range(2, 9))
-_dot2_g128, _dot3_g128, _dot4_g128, _dot5_g128, _dot6_g128, _dot7_g128, _dot8_g128 = (
-    rows_dot(bits, 64, 2) for bits in range(2, 9)
-)
-_dot2_even, _dot3_even, _dot4_even, _dot5_even, _dot6_even, _dot7_even, _dot8_even = (
-    rows_dot(bits, 64, 0) for bits in range(2, 9)
-)
-_dot2_any, _dot3_any, _dot4_any, _dot5_any, _dot6_any, _dot7_any, _dot8_any = (rows_dot(bits, 32, 0) for bits in range(2, 9))
-
 
 @njit(nogil=True, fastmath=_FAST)
 def prepared(x, bits, is_table, blocks):
@@ -49,6 +38,30 @@ def prepared(x, bits, is_table, blocks):
     return out, buffer[:0]
 
 
+def _products_of(bits: int):
+    """Make `products` for one width: for groups of 32 codes, of 64, of 128, of another multiple of 64, and of another of 32."""
+    of_32, of_64, of_128, of_even, of_any = (rows_dot(bits, *how) for how in ((32, 1), (64, 1), (64, 2), (64, 0), (32, 0)))
+
+    @njit(nogil=True)
+    def products(codes, x, values, scales, y, blocks, first, last):
+        row_bytes, groups = codes.shape[1], scales.shape[1]
+        if blocks == 1:
+            of_32(codes, x, values, scales, y, row_bytes, groups, 1, first, last)
+        elif blocks == 2:
+            of_64(codes, x, values, scales, y, row_bytes, groups, 1, first, last)
+        elif blocks == 4:
+            of_128(codes, x, values, scales, y, row_bytes, groups, 2, first, last)
+        elif blocks % 2 == 0:
+            of_even(codes, x, values, scales, y, row_bytes, groups, blocks // 2, first, last)
+        else:
+            of_any(codes, x, values, scales, y, row_bytes, groups, blocks, first, last)
+
+    return products
+
+
+_products = by_width(_products_of)
+
+
 @njit(nogil=True)
 def products(bits, is_table, codes, x, values, lookup_planes, offsets, scales, y, blocks, first, last):
     """Multiply the rows from `first` to before `last` with activations, into the same elements of y.
@@ -56,84 +69,7 @@ def products(bits, is_table, codes, x, values, lookup_planes, offsets, scales, y
     codes: uint8 [rows, row_bytes]; x: as `prepared` makes it; values: float32 [16], at 5 bits [32]: what each code stands for,
     repeated; scales: float32 [rows, groups]; y: float32 [rows]; is_table, lookup_planes and offsets: not used here.
     """
-    row_bytes, groups = codes.shape[1], scales.shape[1]
-    if bits == 2:
-        if blocks == 1:
-            _dot2_g32(codes, x, values, scales, y, row_bytes, groups, 1, first, last)
-        elif blocks == 2:
-            _dot2_g64(codes, x, values, scales, y, row_bytes, groups, 1, first, last)
-        elif blocks == 4:
-            _dot2_g128(codes, x, values, scales, y, row_bytes, groups, 2, first, last)
-        elif blocks % 2 == 0:
-            _dot2_even(codes, x, values, scales, y, row_bytes, groups, blocks // 2, first, last)
-        else:
-            _dot2_any(codes, x, values, scales, y, row_bytes, groups, blocks, first, last)
-    elif bits == 3:
-        if blocks == 1:
-            _dot3_g32(codes, x, values, scales, y, row_bytes, groups, 1, first, last)
-        elif blocks == 2:
-            _dot3_g64(codes, x, values, scales, y, row_bytes, groups, 1, first, last)
-        elif blocks == 4:
-            _dot3_g128(codes, x, values, scales, y, row_bytes, groups, 2, first, last)
-        elif blocks % 2 == 0:
-            _dot3_even(codes, x, values, scales, y, row_bytes, groups, blocks // 2, first, last)
-        else:
-            _dot3_any(codes, x, values, scales, y, row_bytes, groups, blocks, first, last)
-    elif bits == 4:
-        if blocks == 1:
-            _dot4_g32(codes, x, values, scales, y, row_bytes, groups, 1, first, last)
-        elif blocks == 2:
-            _dot4_g64(codes, x, values, scales, y, row_bytes, groups, 1, first, last)
-        elif blocks == 4:
-            _dot4_g128(codes, x, values, scales, y, row_bytes, groups, 2, first, last)
-        elif blocks % 2 == 0:
-            _dot4_even(codes, x, values, scales, y, row_bytes, groups, blocks // 2, first, last)
-        else:
-            _dot4_any(codes, x, values, scales, y, row_bytes, groups, blocks, first, last)
-    elif bits == 5:
-        if blocks == 1:
-            _dot5_g32(codes, x, values, scales, y, row_bytes, groups, 1, first, last)
-        elif blocks == 2:
-            _dot5_g64(codes, x, values, scales, y, row_bytes, groups, 1, first, last)
-        elif blocks == 4:
-            _dot5_g128(codes, x, values, scales, y, row_bytes, groups, 2, first, last)
-        elif blocks % 2 == 0:
-            _dot5_even(codes, x, values, scales, y, row_bytes, groups, blocks // 2, first, last)
-        else:
-            _dot5_any(codes, x, values, scales, y, row_bytes, groups, blocks, first, last)
-    elif bits == 6:
-        if blocks == 1:
-            _dot6_g32(codes, x, values, scales, y, row_bytes, groups, 1, first, last)
-        elif blocks == 2:
-            _dot6_g64(codes, x, values, scales, y, row_bytes, groups, 1, first, last)
-        elif blocks == 4:
-            _dot6_g128(codes, x, values, scales, y, row_bytes, groups, 2, first, last)
-        elif blocks % 2 == 0:
-            _dot6_even(codes, x, values, scales, y, row_bytes, groups, blocks // 2, first, last)
-        else:
-            _dot6_any(codes, x, values, scales, y, row_bytes, groups, blocks, first, last)
-    elif bits == 7:
-        if blocks == 1:
-            _dot7_g32(codes, x, values, scales, y, row_bytes, groups, 1, first, last)
-        elif blocks == 2:
-            _dot7_g64(codes, x, values, scales, y, row_bytes, groups, 1, first, last)
-        elif blocks == 4:
-            _dot7_g128(codes, x, values, scales, y, row_bytes, groups, 2, first, last)
-        elif blocks % 2 == 0:
-            _dot7_even(codes, x, values, scales, y, row_bytes, groups, blocks // 2, first, last)
-        else:
-            _dot7_any(codes, x, values, scales, y, row_bytes, groups, blocks, first, last)
-    else:
-        if blocks == 1:
-            _dot8_g32(codes, x, values, scales, y, row_bytes, groups, 1, first, last)
-        elif blocks == 2:
-            _dot8_g64(codes, x, values, scales, y, row_bytes, groups, 1, first, last)
-        elif blocks == 4:
-            _dot8_g128(codes, x, values, scales, y, row_bytes, groups, 2, first, last)
-        elif blocks % 2 == 0:
-            _dot8_even(codes, x, values, scales, y, row_bytes, groups, blocks // 2, first, last)
-        else:
-            _dot8_any(codes, x, values, scales, y, row_bytes, groups, blocks, first, last)
+    _products(bits, codes, x, values, scales, y, blocks, first, last)
 
 
 def _batch_of(bits: int):
@@ -161,7 +97,7 @@ def _batch_of(bits: int):
     return batch_products
 
 
-_batch2, _batch3, _batch4, _batch5, _batch6, _batch7, _batch8 = (_batch_of(bits) for bits in range(2, 9))
+_batch_products = by_width(_batch_of)
 
 
 @njit(nogil=True)
@@ -171,17 +107,4 @@ def batch_products(bits, codes, x, values, scales, y, blocks, first, last):
     codes: uint8 [rows, row_bytes]; x: float32 [n, columns], each row as `prepared` makes it; values: as for `products`; scales:
     float32 [rows, groups]; y: float32 [n, rows]; blocks: of 64 codes, in a group.
     """
-    if bits == 2:
-        _batch2(codes, x, values, scales, y, blocks, first, last)
-    elif bits == 3:
-        _batch3(codes, x, values, scales, y, blocks, first, last)
-    elif bits == 4:
-        _batch4(codes, x, values, scales, y, blocks, first, last)
-    elif bits == 5:
-        _batch5(codes, x, values, scales, y, blocks, first, last)
-    elif bits == 6:
-        _batch6(codes, x, values, scales, y, blocks, first, last)
-    elif bits == 7:
-        _batch7(codes, x, values, scales, y, blocks, first, last)
-    else:
-        _batch8(codes, x, values, scales, y, blocks, first, last)
+    _batch_products(bits, codes, x, values, scales, y, blocks, first, last)

@@ -6,20 +6,13 @@ import numpy
 from numba import float32, njit, uint8
 
 from quant.kernels.vectors import BLOCK, HAS_SHUFFLE, equal_steps, looked_up, masked_bit, masked_steps, row_dot
+from quant.kernels.widths import by_width
 from quant.kernels.windows import code_of
 
 LOOKUP_BITS = (4,)  # widths whose codes may be indices into a table; other tables are decoded code by code
 
 _FAST = {"reassoc", "contract", "nsz"}
 
-# In a row's product, codes of 4 bits, and narrower ones in groups of a multiple of 64, are counted from 0, and `offsets` subtract
-# the middle: this saves an instruction.
-_dot2, _dot3, _dot4, _dot5, _dot6, _dot7, _dot8 = (
-    row_dot(equal_steps(bits, 0 if bits == 4 else 2 ** (bits - 1)), 4 * bits) for bits in range(2, 9)
-)
-_masked2, _masked2_1, _masked2_2 = (row_dot(masked_steps(2), 16, blocks, 2 * BLOCK) for blocks in (0, 1, 2))
-_masked3, _masked3_1, _masked3_2 = (row_dot(masked_steps(3), 24, blocks, 2 * BLOCK) for blocks in (0, 1, 2))
-_masked4, _masked4_1, _masked4_2 = (row_dot(masked_steps(4), 32, blocks, 2 * BLOCK) for blocks in (0, 1, 2))
 # The order of 64 activations and what they are multiplied with, a row for each width from 2 to 4 bits.
 _ORDERS, _FACTORS = numpy.zeros((3, 2 * BLOCK), numpy.int64), numpy.zeros((3, 2 * BLOCK), numpy.float32)
 for _bits in (2, 3, 4):
@@ -67,44 +60,28 @@ else:
         return dot_plain(codes, x, values, scales, groups, blocks)
 
 
-@njit(nogil=True)
-def dot_masked(bits, codes, x, lookup_planes, offsets, scales, groups, blocks):  # see row_dot; blocks: of 64 codes
-    if bits == 4:
-        if blocks == 1:
-            return _masked4_1(codes, x, lookup_planes, offsets, scales, groups, blocks)
+def _steps_of(bits: int):
+    """Make `row_dot` for one width. Codes of 4 bits, and narrower ones in groups of a multiple of 64, are counted from 0, and
+    `offsets` subtract the middle: this saves an instruction."""
+    plain = row_dot(equal_steps(bits, 0 if bits == 4 else 2 ** (bits - 1)), 4 * bits)
+    if bits > 4:
+        return plain
+    any_masked, one_masked, two_masked = (row_dot(masked_steps(bits), 8 * bits, blocks, 2 * BLOCK) for blocks in (0, 1, 2))
+
+    @njit(nogil=True)
+    def dot_steps(codes, x, lookup_planes, offsets, scales, groups, blocks):
+        if blocks % 2:
+            return plain(codes, x, lookup_planes, offsets, scales, groups, blocks)
         if blocks == 2:
-            return _masked4_2(codes, x, lookup_planes, offsets, scales, groups, blocks)
-        return _masked4(codes, x, lookup_planes, offsets, scales, groups, blocks)
-    if bits == 3:
-        if blocks == 1:
-            return _masked3_1(codes, x, lookup_planes, offsets, scales, groups, blocks)
-        if blocks == 2:
-            return _masked3_2(codes, x, lookup_planes, offsets, scales, groups, blocks)
-        return _masked3(codes, x, lookup_planes, offsets, scales, groups, blocks)
-    if blocks == 1:
-        return _masked2_1(codes, x, lookup_planes, offsets, scales, groups, blocks)
-    if blocks == 2:
-        return _masked2_2(codes, x, lookup_planes, offsets, scales, groups, blocks)
-    return _masked2(codes, x, lookup_planes, offsets, scales, groups, blocks)
+            return one_masked(codes, x, lookup_planes, offsets, scales, groups, 1)
+        if blocks == 4:
+            return two_masked(codes, x, lookup_planes, offsets, scales, groups, 2)
+        return any_masked(codes, x, lookup_planes, offsets, scales, groups, blocks // 2)
+
+    return dot_steps
 
 
-@njit(nogil=True)
-def dot_steps(bits, codes, x, lookup_planes, offsets, scales, groups, blocks):  # see row_dot
-    if bits <= 4 and blocks % 2 == 0:
-        return dot_masked(bits, codes, x, lookup_planes, offsets, scales, groups, blocks // 2)
-    if bits == 8:
-        return _dot8(codes, x, lookup_planes, offsets, scales, groups, blocks)
-    if bits == 4:
-        return _dot4(codes, x, lookup_planes, offsets, scales, groups, blocks)
-    if bits == 2:
-        return _dot2(codes, x, lookup_planes, offsets, scales, groups, blocks)
-    if bits == 3:
-        return _dot3(codes, x, lookup_planes, offsets, scales, groups, blocks)
-    if bits == 5:
-        return _dot5(codes, x, lookup_planes, offsets, scales, groups, blocks)
-    if bits == 6:
-        return _dot6(codes, x, lookup_planes, offsets, scales, groups, blocks)
-    return _dot7(codes, x, lookup_planes, offsets, scales, groups, blocks)
+dot_steps = by_width(_steps_of)  # see row_dot
 
 
 @njit(nogil=True, fastmath=_FAST)

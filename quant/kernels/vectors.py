@@ -1,7 +1,7 @@
 """Packed codes to vectors of floats, and their product with activations, in LLVM's vector instructions.
 
 Compilers do not vectorize the unpacking of codes by themselves. Here a decoder emits the instructions for one block of codes,
-and `row_dot` and `block_decode` build around it the functions that quant.kernels.loops calls. The instructions run on every
+and `row_dot` and `block_decode` build around it the functions that the loops call. The instructions run on every
 processor, except one: a byte shuffle (x86: AVX2) that looks up 32 half-bytes in a table of 16 bytes at once. A table of 16
 floats is stored as four such tables, one for each byte of a float; interleaving the four results yields 32 floats.
 """

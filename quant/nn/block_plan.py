@@ -83,18 +83,18 @@ class BlockPlan:
         raise Unfit
 
     def activation_of(self, block: nn.Module) -> int:
-        """The number of the activation function in quant.kernels.loops. Raises Unfit for one that is not there."""
-        from quant.kernels import loops
+        """The number of the activation function in quant.kernels.frame. Raises Unfit for one that is not there."""
+        from quant.kernels import frame
 
         module = block.get_submodule(self.activation)
         if isinstance(module, NewGELUActivation | GELUTanh) or (isinstance(module, nn.GELU) and module.approximate == "tanh"):
-            return loops.GELU
+            return frame.GELU
         if isinstance(module, GELUActivation | nn.GELU):
-            return loops.EXACT_GELU
+            return frame.EXACT_GELU
         if isinstance(module, nn.SiLU | SiLUActivation):
-            return loops.SILU
+            return frame.SILU
         if isinstance(module, nn.ReLU):
-            return loops.RELU
+            return frame.RELU
         raise Unfit
 
 

@@ -87,13 +87,12 @@ def _has_hooks(module: nn.Module) -> bool:
 
 def _width(block: nn.Module, plan: BlockPlan) -> int:
     """Width of the hidden state."""
-    _, piece, rows = plan.rows_of(block, "down")
-    return len(rows) if rows else piece.rows
+    return len(plan.rows_of(block, "down")[2])
 
 
 def _append(builder: ProgramBuilder, block: nn.Module, plan: BlockPlan, source: int | str, target: int | str) -> None:
     """Append the jobs of one block. Raises Unfit where one of its modules has no loop."""
-    from quant.kernels import attention, loops
+    from quant.kernels import attention, frame
 
     hidden = _width(block, plan)
     normed, middle = builder.buffer(hidden), builder.buffer(hidden)
@@ -117,7 +116,7 @@ def _append(builder: ProgramBuilder, block: nn.Module, plan: BlockPlan, source: 
                   attention.VALUES_HEAD), plan.cache_names, strict=True)
     builder.attention(query, key, value, attended, plan.scaling, sizes, cache)
     name, piece, rows = plan.rows_of(block, "o")
-    builder.linear(block.get_submodule(name), piece, attended, middle, rows, loops.ADD, source)
+    builder.linear(block.get_submodule(name), piece, attended, middle, rows, frame.ADD, source)
 
     builder.norm(block.get_submodule(plan.norms[1]), source if plan.is_parallel else middle, normed)
     first = "gate" if "gate" in plan.modules else "up"
@@ -127,10 +126,10 @@ def _append(builder: ProgramBuilder, block: nn.Module, plan: BlockPlan, source: 
     if first == "gate":
         name, piece, rows = plan.rows_of(block, "up")
         gated = builder.buffer(len(rows))
-        builder.linear(block.get_submodule(name), piece, normed, gated, rows, loops.MULTIPLY, inner)
+        builder.linear(block.get_submodule(name), piece, normed, gated, rows, frame.MULTIPLY, inner)
         inner = gated
     name, piece, rows = plan.rows_of(block, "down")
-    builder.linear(block.get_submodule(name), piece, inner, target, rows, loops.ADD, middle)
+    builder.linear(block.get_submodule(name), piece, inner, target, rows, frame.ADD, middle)
 
 
 def _check_adjacent(heads: Heads, count: int, width: int) -> None:

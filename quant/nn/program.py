@@ -14,7 +14,7 @@ import numpy
 import torch
 from torch import nn
 
-from quant.kernels import attention, cpu, float_rows, loops, norm, threads
+from quant.kernels import attention, cpu, float_rows, frame, norm, threads
 from quant.model.architectures import Range
 from quant.nn.modules import FusedLinear, QLinear, QNorm, QWeight
 
@@ -121,7 +121,7 @@ class ProgramBuilder:
     def linear(self, module: nn.Module, piece: Piece, source: Vector, target: Vector, rows: range | None = None, then: int = 0,
                other: Vector | None = None) -> None:
         """Multiply with a piece of a linear, or some of its rows, and add the linear's bias. then, other: the epilogue and its
-        vector (quant.kernels.loops)."""
+        vector (quant.kernels.frame)."""
         rows = rows or range(piece.rows)
         bias = self._address(_bias_of(module, piece, rows))
         if isinstance(piece.weight, QWeight):
@@ -132,7 +132,7 @@ class ProgramBuilder:
             job = matmul.job(self.count, bias, then, rows)
         else:
             job = self._float_job(piece.weight, bias, then, rows)
-        self._add(job, {loops.X: source, loops.Y: target} | ({} if other is None else {loops.OTHER: other}))
+        self._add(job, {frame.X: source, frame.Y: target} | ({} if other is None else {frame.OTHER: other}))
 
     def attention(self, query: Heads, key: Heads, value: Heads, target: Vector, scaling: float, sizes: Mapping[int, int],
                   cache: Mapping[int, str]) -> None:
@@ -159,11 +159,11 @@ class ProgramBuilder:
         if is_transposed and len(rows) != outputs:
             raise Unfit
         job = threads.Job()
-        job[loops.CODES] = self._address(weight) + (0 if is_transposed else 4 * rows.start * inputs)
-        job[loops.ROWS], job[loops.COLUMNS], job[loops.BIAS], job[loops.THEN] = len(rows), inputs, bias, then
-        job[loops.COUNT] = self.count
+        job[frame.CODES] = self._address(weight) + (0 if is_transposed else 4 * rows.start * inputs)
+        job[frame.ROWS], job[frame.COLUMNS], job[frame.BIAS], job[frame.THEN] = len(rows), inputs, bias, then
+        job[frame.COUNT] = self.count
         height = max(1, min(FLOAT_PART // inputs, cpu.height_of_part(len(rows))))
-        job[loops.HEIGHT], job[threads.PARTS] = height, -(-len(rows) // height)
+        job[frame.HEIGHT], job[threads.PARTS] = height, -(-len(rows) // height)
         job[threads.WORK] = float_rows.MULTIPLY_COLUMNS_OF_FLOATS if is_transposed else float_rows.MULTIPLY_ROWS_OF_FLOATS
         return job
 
