@@ -20,6 +20,7 @@ from quant.nn.modules import FusedLinear, QLinear, QNorm, QWeight
 
 LINE = 16  # floats in a cache line of the processor
 FLOAT_PART = 2**16  # weights of a float matrix in a part of a product
+STRIP = 64  # outputs in a part, where the weights of an output do not lie together: four cache lines of each input's are read
 Vector = int | str  # a buffer's offset in the program, in floats; or the name of an address that is known when it runs
 
 
@@ -162,7 +163,7 @@ class ProgramBuilder:
         job[frame.CODES] = self._address(weight) + (0 if is_transposed else 4 * rows.start * inputs)
         job[frame.ROWS], job[frame.COLUMNS], job[frame.BIAS], job[frame.THEN] = len(rows), inputs, bias, then
         job[frame.COUNT] = self.count
-        height = max(1, min(FLOAT_PART // inputs, cpu.height_of_part(len(rows))))
+        height = max(1, min(STRIP if is_transposed else FLOAT_PART // inputs, cpu.height_of_part(len(rows))))
         job[frame.HEIGHT], job[threads.PARTS] = height, -(-len(rows) // height)
         job[threads.WORK] = float_rows.MULTIPLY_COLUMNS_OF_FLOATS if is_transposed else float_rows.MULTIPLY_ROWS_OF_FLOATS
         return job
