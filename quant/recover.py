@@ -35,7 +35,7 @@ def keep_lock() -> None:
     with _held(REPO_GUARD) as is_held:
         text = LOCK.read_text(encoding="utf-8", errors="replace") if is_held else ""
         good = _good()
-        if not text or text == good or _lacking(text, good):
+        if text == good or _is_cut(text, good):
             return
         with atomic_file(GOOD) as partial:
             partial.write_text(text, encoding="utf-8")
@@ -53,15 +53,8 @@ def recover() -> list[str]:
         if not is_held or not LOCK.is_file():
             return done
         text, good = LOCK.read_text(encoding="utf-8", errors="replace"), _good()
-        lacking = _lacking(text, good)
-        if lacking and text != _committed():
-            write_text(CUT, text)
-            write_text(LOCK, _merged(text, good))
-            done.append(f"{LOCK} was cut by a kill: {len(lacking)} of {len(_stages(good))} stages had no whole record, such as "
-                        f"{lacking[0]}; put back from {GOOD}, the cut file is {CUT}")
-        elif not text:
-            LOCK.unlink()
-            done.append(f"{LOCK} was emptied by a kill, before any stage had a record; removed")
+        if _is_cut(text, good) and text != _committed():
+            done.append(_repair(text, good))
     return done
 
 
@@ -70,6 +63,24 @@ def main(words: list[str]) -> None:
         raise InputError(f"quant.recover takes no arguments; found {' '.join(words)}")
     for line in recover():
         print(line, flush=True)
+
+
+def _repair(text: str, good: str) -> str:
+    """Write what is known of all stages to dvc.lock, and say so."""
+    lacking = _lacking(text, good) or list(_stages(text).keys() - _whole_stages(text, good).keys())
+    if not _stages(good) and not _whole_stages(text, good):
+        LOCK.unlink()
+        return f"{LOCK} was cut by a kill, before any stage had a record; removed"
+    write_text(CUT, text)
+    write_text(LOCK, _merged(text, good))
+    some = f", such as {lacking[0]}" if lacking else ""
+    return (f"{LOCK} was cut by a kill: {len(lacking)} of its stages had no whole record{some}; what {GOOD} has of them is put "
+            f"back, the cut file is {CUT}")
+
+
+def _is_cut(text: str, good: str) -> bool:
+    """Whether a dvc.lock has a record that is not whole, or none of a stage that it had."""
+    return not text.startswith(HEAD) or len(_whole_stages(text, good)) < max(1, len(_stages(text))) or bool(_lacking(text, good))
 
 
 def _lacking(text: str, good: str) -> list[str]:

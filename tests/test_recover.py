@@ -82,11 +82,24 @@ def test_an_absent_lock_is_a_fresh_start():
     assert recover() == [] and not LOCK.exists()
 
 
+@pytest.mark.parametrize("length", [0, 3, 16, 24, 25, 40, WHOLE.index("    outs:")])
 @pytest.mark.usefixtures("project")
-def test_an_empty_lock_without_a_copy_is_removed():
+def test_a_lock_cut_before_any_stage_had_a_record_is_removed(length):
     GOOD.unlink()
-    LOCK.write_text("")
-    assert recover() == ["dvc.lock was emptied by a kill, before any stage had a record; removed"] and not LOCK.exists()
+    LOCK.write_text(WHOLE[:length])
+    keep_lock()
+    assert not GOOD.exists(), "a stage that another run begins meanwhile keeps no copy of it"
+    assert recover() == ["dvc.lock was cut by a kill, before any stage had a record; removed"] and not LOCK.exists()
+
+
+@pytest.mark.usefixtures("project")
+def test_a_cut_record_of_a_new_stage_is_left_out():
+    start, stop = (WHOLE.index(f"  quantize@{name}:") for name in ("whole", "selective"))
+    GOOD.write_text(WHOLE[:start])
+    LOCK.write_text(WHOLE[: stop - 20])
+    (line,) = recover()
+    assert "1 of its stages had no whole record, such as quantize@whole" in line and LOCK.read_text() == WHOLE[:start]
+    assert recover() == []
 
 
 @pytest.mark.parametrize("text", ["", '{"write": {', "[]"])
