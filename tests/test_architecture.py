@@ -104,7 +104,7 @@ FLOORS = (
     # the ground floor: single files
     "errors", "outside", "files", "refusal", "config", "progress", "command", "pins", "memory", "interrupted", "recover",
     "cluster", "pipeline", "device",
-    "tensor", "kernels", "model", "gguf", "nn", "transformers_format", "runners", "hub", "text", "quality",
+    "tensor", "compiled", "kernels", "model", "gguf", "nn", "transformers_format", "runners", "hub", "text", "quality",
     "training", "calibration", "speed", "methods", "variants", "family", "preflight", "export", "report", "publish",
     "benches", "select", "retry", "check", "jobs", "supply",
 )  # fmt: skip

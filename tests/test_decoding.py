@@ -9,7 +9,7 @@ from conftest import ARCHITECTURES, config_of, save_model
 from transformers import AutoModelForCausalLM, DynamicCache
 
 import quant.transformers_format  # noqa: F401  registers the format
-from quant.kernels import threads
+from quant.compiled import threads
 from quant.kernels.attention import attend, can_attend
 from quant.model.artifact import write_artifact
 from quant.model.recipe import Recipe

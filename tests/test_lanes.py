@@ -12,8 +12,9 @@ from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from quant.compiled import lanes
 from quant.errors import InputError
-from quant.kernels import cpu, lanes, reference, windows
+from quant.kernels import cpu, reference, windows
 from quant.speed.environment import environment
 from quant.tensor.qtensor import quantize
 from quant.tensor.scheme import Scheme
@@ -24,7 +25,8 @@ WIDE = {"avx2", "avx512f", "avx512bw", "avx512vl"}
 # Every width with groups of each kind that has a function of its own, with tables and zeros, and sizes that are no whole blocks.
 CHILD = """
 import json, sys, torch
-from quant.kernels import cpu, lanes, loops, reference, threads
+from quant.compiled import lanes, threads
+from quant.kernels import cpu, loops, reference
 from quant.tensor.qtensor import dequantize, quantize
 from quant.tensor.scheme import Scheme
 values = lambda count: tuple(i ** 3 / (count - 1) ** 3 for i in range(1 - count, count, 2))

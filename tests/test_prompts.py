@@ -9,8 +9,9 @@ import pytest
 import torch
 from conftest import ROOT
 
+from quant.compiled import threads
 from quant.errors import InputError
-from quant.kernels import cpu, decode, prompts, reference, threads
+from quant.kernels import cpu, decode, prompts, reference
 from quant.kernels.frame import ROWS, Y
 from quant.model.artifact import write_artifact
 from quant.model.recipe import Recipe

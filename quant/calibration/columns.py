@@ -11,13 +11,13 @@ import numpy
 import torch
 from numba import carray, float32, int32, njit, uint8
 
-from quant.kernels.threads import FIRST, Job, claim, compiled_loop, finish, pointer, run
+from quant.compiled.threads import FIRST, Job, claim, compiled_loop, finish, pointer, run
 from quant.tensor.grids import Grid, HalvesAwayGrid, HalvesUpGrid, TableGrid
 
 STRIP = 64  # rows
 HALVES_EVEN, HALVES_UP, HALVES_AWAY, TABLE = range(4)  # how linear steps are rounded, or that values are those of a table
 
-# Places in a job of quant.kernels.threads: addresses (0: none), and sizes. ENTRIES: of the table.
+# Places in a job of quant.compiled.threads: addresses (0: none), and sizes. ENTRIES: of the table.
 (LEFT, COUPLING, CHANGES, CODES, VALUES, PLACES, GROUP_OF, SCALES, INVERSES, ZEROS, TABLE_VALUES, TABLE_CODES, BOUNDARIES, COUNT,
  ROWS, GROUPS, COLUMNS, ROUNDING, LOWEST, HIGHEST, OFFSET, ENTRIES, FIELDS) = range(FIRST, FIRST + 23)
 

@@ -1,7 +1,7 @@
 """Attention of the token that is being decoded: one query per head against all keys so far.
 
 Per head, softmax(q k^T * scaling) v, on torch's own threads; keys and values are read in place, from the cache.
-`attend` is called by itself. ATTEND_TO_CACHE is the loop of a job in a program (quant.kernels.threads): it also rotates query
+`attend` is called by itself. ATTEND_TO_CACHE is the loop of a job in a program (quant.compiled.threads): it also rotates query
 and key by their position (RoPE, Su et al. 2021, in halves as in Llama) and writes the new key and value into the cache.
 """
 
@@ -14,10 +14,10 @@ import numpy
 import torch
 from numba import carray, float32, njit
 
-from quant.kernels import threads
-from quant.kernels.threads import FIRST, claim, compiled_loop, finish, pointer
+from quant.compiled import threads
+from quant.compiled.threads import FIRST, claim, compiled_loop, finish, pointer
 
-# Places in a job of quant.kernels.threads: addresses of float32 numbers, then sizes and, from KEYS_BATCH on, strides in elements.
+# Places in a job of quant.compiled.threads: addresses of float32 numbers, then sizes, from KEYS_BATCH on strides in numbers.
 # Only ATTEND_TO_CACHE uses NEW_KEY, NEW_VALUE, COS, SIN and what follows VALUES_HEAD; its HEADS counts key heads. POSITION_BATCH:
 # stride of COS and SIN. ROTATED: dimensions of a head, from the first, that RoPE turns. WINDOW: most tokens that a new one
 # attends to.

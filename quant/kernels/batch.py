@@ -1,10 +1,11 @@
-"""Products of a weight with a few rows of activations in vectors of 16 floats, as a job (quant.kernels.threads)."""
+"""Products of a weight with a few rows of activations in vectors of 16 floats, as a job (quant.compiled.threads)."""
 
 from __future__ import annotations
 
 import numpy
 from numba import carray, njit
 
+from quant.compiled.threads import compiled_loop, pointer
 from quant.kernels.frame import (
     BITS,
     CODES,
@@ -23,7 +24,6 @@ from quant.kernels.frame import (
     scales_and_zeros,
 )
 from quant.kernels.rows_of_16 import batch_products, prepared
-from quant.kernels.threads import compiled_loop, pointer
 from quant.kernels.wide_batch import SIZE
 
 

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import torch
 
-from quant.kernels import decode, frame, loops, prompts, threads
+from quant.compiled import threads
+from quant.compiled.lanes import LANES
+from quant.kernels import decode, frame, loops, prompts
 from quant.kernels.frame import BIAS, CODES, COUNT, GATHERED, HEIGHT, ROWS, SCALES, THEN, ZEROS, X, Y
-from quant.kernels.lanes import LANES
 from quant.kernels.vectors import BLOCK
 from quant.tensor.grids import LinearGrid, grid_of
 from quant.tensor.qtensor import QTensor

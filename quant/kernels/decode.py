@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy
 from numba import carray, float32, int64, njit, uint8, uint16, uint32
 
+from quant.compiled.threads import claim, compiled_loop, finish, pointer
 from quant.kernels.frame import (
     BITS,
     CODES,
@@ -29,7 +30,6 @@ from quant.kernels.frame import (
     Y,
     scales_and_zeros,
 )
-from quant.kernels.threads import claim, compiled_loop, finish, pointer
 from quant.kernels.vectors import BLOCK, HAS_SHUFFLE, block_decode, equal_steps, looked_up
 from quant.kernels.widths import by_width
 

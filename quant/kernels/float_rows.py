@@ -1,12 +1,12 @@
-"""The product of a weight that is not quantized with a few rows of activations, as a job of a program (quant.kernels.threads)."""
+"""The product of a weight that is not quantized with a few rows of activations, as a job of a program."""
 
 from __future__ import annotations
 
 import numpy
 from numba import carray, njit
 
+from quant.compiled.threads import compiled_loop, pointer
 from quant.kernels.frame import CODES, COLUMNS, COUNT, HEIGHT, ROWS, X, dot, product_of
-from quant.kernels.threads import compiled_loop, pointer
 
 
 @njit(nogil=True)

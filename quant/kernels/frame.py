@@ -7,9 +7,9 @@ import math
 import numpy
 from numba import carray, float32, njit
 
-from quant.kernels.threads import FIRST, claim, finish, pointer
+from quant.compiled.threads import FIRST, claim, finish, pointer
 
-# Places in a job of quant.kernels.threads: addresses (0: none), and sizes.
+# Places in a job of quant.compiled.threads: addresses (0: none), and sizes.
 (X, Y, BIAS, OTHER, THEN, GATHERED, COUNT, CODES, SCALES, ZEROS, VALUES, LOOKUP_PLANES, ROWS, COLUMNS, GROUPS, GROUP_SIZE,
  ROW_BYTES, BITS, DECODER, HEIGHT, FIELDS) = range(FIRST, FIRST + 21)
 # THEN: the epilogue of an output; ADD and MULTIPLY take the same element of another vector (OTHER), which may not be Y.

@@ -1,7 +1,7 @@
 """Products of quantized weights with one row of activations, or a few, on a CPU; compiled at the first import and kept on disk.
 
 Decoding a token reads every code once, so the loops must keep up with memory. Vectors hold 8 or 16 floats, whichever
-quant.kernels.lanes chose: rows_of_8 and rows_of_16 multiply one row of activations, batch several.
+quant.compiled.lanes chose: rows_of_8 and rows_of_16 multiply one row of activations, batch several.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import numpy
 from numba import carray, njit
 
+from quant.compiled.lanes import LANES
+from quant.compiled.threads import compiled_loop, pointer
 from quant.kernels.decode import decode_row
 from quant.kernels.frame import (
     BITS,
@@ -28,8 +30,6 @@ from quant.kernels.frame import (
     product_of,
     scales_and_zeros,
 )
-from quant.kernels.lanes import LANES
-from quant.kernels.threads import compiled_loop, pointer
 from quant.kernels.vectors import BLOCK
 
 if LANES == 16:

@@ -1,4 +1,4 @@
-"""LayerNorm and RMSNorm of one vector, or of some of the same width, as a job of a program (quant.kernels.threads)."""
+"""LayerNorm and RMSNorm of one vector, or of some of the same width, as a job of a program (quant.compiled.threads)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import numpy
 from numba import carray, float32, njit
 
-from quant.kernels.threads import FIRST, claim, compiled_loop, finish, pointer
+from quant.compiled.threads import FIRST, claim, compiled_loop, finish, pointer
 
 # Places in a job: addresses of float32 numbers (BIAS: 0 for none; X and Y may be equal), the width, CENTERED: 1 for LayerNorm, 0
 # for RMSNorm, and COUNT: number of vectors, one after another.

@@ -13,7 +13,7 @@ from numba import types
 from numba.core.cgutils import get_or_insert_function
 from numba.extending import intrinsic
 
-from quant.kernels.lanes import features
+from quant.compiled.lanes import features
 from quant.kernels.prefetch import prefetch
 from quant.kernels.windows import code_of, first_bit, window_start
 

@@ -1,4 +1,4 @@
-"""Runs consecutive decoder blocks on a token as a single program of compiled loops (quant.kernels.threads).
+"""Runs consecutive decoder blocks on a token as a single program of compiled loops (quant.compiled.threads).
 
 For one token, of one or of a few sequences, a block makes some forty torch calls from Python, a few microseconds each, and starts
 a team of threads for each product. Here the first of some blocks runs the loops of all of them in a single call, in the same

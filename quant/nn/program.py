@@ -1,4 +1,4 @@
-"""Builds a program of compiled loops (quant.kernels.threads) from the modules of a model, for one token of each sequence.
+"""Builds a program of compiled loops (quant.compiled.threads) from the modules of a model, for one token of each sequence.
 
 A job reads and writes vectors of float32, those of all sequences one after another: buffers of the program, or those that a name
 stands for until the program runs. Every method appends a job, and raises Unfit where no loop can do what the module does.
@@ -14,7 +14,8 @@ import numpy
 import torch
 from torch import nn
 
-from quant.kernels import attention, cpu, float_rows, frame, norm, threads
+from quant.compiled import threads
+from quant.kernels import attention, cpu, float_rows, frame, norm
 from quant.model.architectures import Range
 from quant.nn.modules import FusedLinear, QLinear, QNorm, QWeight
 

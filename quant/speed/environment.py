@@ -22,7 +22,8 @@ CODE = ("quant", "stages")  # folders whose changes can change a measurement
 def environment() -> dict:
     """Processor, what the CPU's loops and products use of it, memory, GPU, versions of all required packages, and the code's
     commit, for JSON."""
-    from quant.kernels import lanes, prompts  # here, because numba is slow to import and only a measurement needs it
+    from quant.compiled import lanes
+    from quant.kernels import prompts  # here, because numba is slow to import and only a measurement needs it
 
     cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     fields = dict(

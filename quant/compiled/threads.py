@@ -17,6 +17,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy
@@ -25,7 +26,7 @@ from llvmlite import ir
 from numba import carray, cfunc, types
 from numba.extending import intrinsic
 
-from quant.kernels.lanes import LANES
+from quant.compiled.lanes import LANES
 
 LOOP = types.void(types.CPointer(types.int64))  # signature of a compiled loop
 SIZE = 32  # numbers in a job
@@ -47,21 +48,21 @@ if _parallel:
     _parallel.restype = None
 
 
-def digest_of(folder: Path) -> str:
-    """Short hash of a folder's Python sources."""
-    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(folder.glob("*.py")))).hexdigest()[:16]
-
-
-SOURCES = digest_of(Path(__file__).parent)
+@cache
+def digest_of(*folders: Path) -> str:
+    """Short hash of some folders' Python sources."""
+    sources = (path.read_bytes() for folder in folders for path in sorted(folder.glob("*.py")))
+    return hashlib.sha256(b"".join(sources)).hexdigest()[:16]
 
 
 def compiled_loop(function: Callable):
-    """Compile a loop, or load it from disk if no file of this folder has changed since; `run` takes its `address`.
+    """Compile a loop, or load it from disk if no file of its folder or of this one has changed since; `run` takes its `address`.
 
     numba recompiles a cached function when its own file changes, but not when a file whose functions it inlines does. So the
     name in the cache includes a hash of all files, and the number of floats in a vector. (numba itself adds the processor.)
     """
-    function.__qualname__ += f"_{SOURCES}_{LANES}"
+    sources = digest_of(Path(__file__).parent, Path(function.__code__.co_filename).parent)
+    function.__qualname__ += f"_{sources}_{LANES}"
     return cfunc(LOOP, cache=True)(function)
 
 
