@@ -15,6 +15,7 @@ from quant.tensor.packing import unpack
 from quant.tensor.qtensor import dequantize, quantize
 from quant.tensor.scheme import Scheme
 
+pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")  # how a compiled loop fails
 ROWS, COLUMNS = 6, 40
 PLAIN = Solver(refits=0, sweeps=0)
 SCHEMES = {

@@ -95,7 +95,7 @@ def _round(job, steps, codes):  # int64 [FIELDS], float32 [n], uint8 [n]
         codes[i], steps[i] = uint8(level), level - offset
 
 
-@njit(nogil=True)
+@njit(nogil=True, error_model="numpy")  # Python's would look for a division by 0 at every step
 def _visit(job_pointer, job, left, coupling, changes):
     """See round_in_turn. left, changes: [COUNT, ROWS], coupling: [COUNT, COUNT], of one dtype."""
     count, rows = left.shape
@@ -120,7 +120,7 @@ def _visit(job_pointer, job, left, coupling, changes):
             if len(values):
                 old = values[column, start : start + width]
                 for i in range(width):
-                    steps[i] = old[i] + weights[i] / diagonal
+                    steps[i] = old[i] + weights[i] / diagonal if diagonal else old[i]  # 0: no input, nothing pulls
             else:
                 for i in range(width):
                     steps[i] = float32(weights[i])
