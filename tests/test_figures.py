@@ -1,20 +1,22 @@
 """Every figure of a run is there, has a caption from the data, and is drawn the same twice; its numbers are right."""
 
 import json
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import pytest
 import torch
 from conftest import ROOT
 from made_up import PARAMS, made_up, with_only
+from matplotlib.text import Text
 from PIL import Image
 
 from quant.methods import load, names
 from quant.model.checkpoint import Checkpoint
 from quant.quality.weight_error import Sample, compare_schemes, error_map, error_of_schemes, histogram
+from quant.report.charts import scatter
 from quant.report.figures import draw_all, figures_of
 from quant.report.metrics import METRICS
-from quant.report.style import GRIDS, PARTS, look_of
+from quant.report.style import GRIDS, PARTS, look_of, new_axes
 from quant.report.subsets import front_names, pareto_front
 
 ASKED_FOR = {"size-divergence", "family", "bits", "sensitivity", "size-speed", "ppl-change", "divergence", "latency", "bytes",
@@ -95,6 +97,15 @@ def test_every_caption_is_tested():
 def test_a_run_of_floats_has_no_share_left_unquantized():
     assert "unquantized" not in caption("bytes", with_only("float"))
     assert "unquantized" not in caption("bytes", PARAMS | {"variants": {"f16": {"method": "llama_cpp", "type": "F16"}}})
+
+
+def test_labels_of_points_that_lie_together_do_not_cover_each_other():
+    figure, axes = new_axes(8, 5)
+    results = (made_up().others * 9)[:9]
+    scatter(axes, results, [(1 + 0.001 * number, 5) for number in range(8)] + [(9, 9)])
+    boxes = [Text.get_window_extent(text) for text in axes.texts]
+    assert len(boxes) == 9 and not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+    figure.clear()
 
 
 def test_axes_are_labelled_by_the_table_of_metrics():

@@ -38,7 +38,7 @@ from quant.text.read import count_lines, read_corpus
 from quant.text.source import TextSource
 from quant.variants import variant
 
-CASES, SEED = int(os.environ.get("FUZZ_CASES", "10000")), os.environ.get("FUZZ_SEED", "0")
+CASES, SEED = int(os.environ.get("FUZZ_CASES", "20000")), os.environ.get("FUZZ_SEED", "0")
 SECONDS, MEMORY = 2.0, 64 * 2**20  # most of a case, above the size of what it reads
 
 ODD = [

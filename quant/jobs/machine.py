@@ -10,6 +10,7 @@ from quant.pipeline import BASE, parameters
 
 LIBRARIES = 1_500_000_000  # bytes that Python and its libraries take in a stage, at most
 GPU = Path("/dev/nvidiactl")  # of NVIDIA's driver; to ask CUDA would make every fork of this process useless for it
+MODELS_RUN_IN = ("prepare", "quantize", "evaluate", "sensitivity", "relative", "benchmark")  # how names of stages begin
 LIMIT, USED = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
 
 
@@ -17,6 +18,11 @@ def free_memory() -> int:
     """Bytes that programs can allocate here: the machine's, or less in a container with a limit."""
     limit = LIMIT.read_text().strip() if LIMIT.is_file() and USED.is_file() else "max"
     return min(available_memory(), int(limit) - int(USED.read_text())) if limit.isdecimal() else available_memory()
+
+
+def computes(stage: str) -> bool:
+    """Whether a stage, by its name, may put a model on the GPU."""
+    return stage.startswith(MODELS_RUN_IN)
 
 
 def computes_on_gpu() -> bool:

@@ -22,13 +22,16 @@ from typing import NoReturn
 
 LIBRARIES = ("torch", "transformers.modeling_layers", "transformers.modeling_utils", "transformers.generation", "numba",
              "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto")
-USERS = ("prepare", "quantize", "evaluate", "sensitivity", "relative", "benchmark")  # how names of stages begin that need them
+# How the names of stages begin that are forked. Not those that keep all cores beside others, prepare and quantize: their threads
+# must sleep while they wait (OMP_WAIT_POLICY, read when torch is imported), and those of a benchmark must not.
+USERS = ("evaluate", "sensitivity", "relative", "benchmark")
 OURS = ("quant", "stages")
 COMMAND = re.compile(r"python -m stages\.(\w+)((?: [\w.@-]+)*)")
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def needs_libraries(stage: str) -> bool:
+def is_forked(stage: str) -> bool:
+    """Whether a stage, by its name, is begun in a fork with the libraries."""
     return stage.startswith(USERS)
 
 
@@ -52,7 +55,7 @@ def run_command(ordinarily: Callable, executable: str | None, command: str, **gi
     given: cwd, env and what else a subprocess takes. Raises DVC's StageCmdFailedError if the command fails.
     """
     matched = COMMAND.fullmatch(command)
-    if not matched or "torch" not in sys.modules:
+    if not matched or not is_forked(matched[1]) or "torch" not in sys.modules:
         ordinarily(executable, command, **given)
         return
     from dvc.stage.exceptions import StageCmdFailedError

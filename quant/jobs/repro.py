@@ -14,7 +14,7 @@ from types import FrameType
 from quant.device import cores
 from quant.errors import InputError
 from quant.jobs import preloaded
-from quant.jobs.machine import computes_on_gpu, free_memory
+from quant.jobs.machine import computes, computes_on_gpu, free_memory
 from quant.jobs.pipeline_graph import PipelineGraph
 from quant.jobs.processes import SIGNALS, Ended, Processes
 from quant.jobs.schedule import Schedule, fits, is_timing, read_durations, write_durations
@@ -102,7 +102,7 @@ class _Run:
         """Begin as many stages as there are places -> whether any began."""
         began = False
         while len(self._processes.running) < self._jobs and (stage := self._schedule.next(self._fits)):
-            if not self._is_loaded and preloaded.needs_libraries(stage) and not os.environ.get("RAY_ADDRESS"):
+            if not self._is_loaded and preloaded.is_forked(stage) and not os.environ.get("RAY_ADDRESS"):
                 preloaded.load()
                 self._is_loaded = True
             self._processes.start(stage, partial(self._graph.run, stage), self._environment(stage))
@@ -112,7 +112,7 @@ class _Run:
     def _fits(self, stage: str) -> bool:
         if os.environ.get("RAY_ADDRESS"):
             return True  # the cluster counts
-        if self._has_gpu and all(any(map(preloaded.needs_libraries, some)) for some in ([stage], self._processes.running)):
+        if self._has_gpu and all(any(map(computes, some)) for some in ([stage], self._processes.running)):
             return False  # its memory is not in the forecasts
         if not self._needs:  # also before the model is there
             self._needs = _forecast()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 
+from matplotlib.text import Annotation, Text
 from matplotlib.transforms import Bbox
 
 from quant.report.results import Result
@@ -38,14 +39,20 @@ def scatter(axes, results: Sequence[Result], points: Sequence[tuple[float, float
                 ha="left" if x else "right", weight="bold" if result.name in bold else "normal",
                 arrowprops={"arrowstyle": "-", "color": LINE, "linewidth": 0.6, "shrinkA": 0} if abs(y) > 15 else None,
             )
-            box = label.get_window_extent().expanded(1.02, 1.05)
+            box = _text_of(label).expanded(1.02, 1.05)
             if not any(box.overlaps(other) for other in taken):
                 break
             label.remove()
         else:
             label = axes.annotate(result.name, point, xytext=(7, 4), textcoords="offset points", fontsize=8)
-            box = label.get_window_extent()
+            box = _text_of(label)
         taken.append(box)
+
+
+def _text_of(label: Annotation) -> Bbox:
+    """Where a label's text is, without its arrow, which begins in a point."""
+    label.update_positions(label.figure.canvas.get_renderer())
+    return Text.get_window_extent(label)
 
 
 def wide_range(values: Sequence[float]) -> bool:
