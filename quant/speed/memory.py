@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import re
 from pathlib import Path
 
 import torch
 
+LIBRARY = re.compile(r"^(\w+)-(\w+) r.*\.so[.\d]*$", re.MULTILINE)  # in /proc/self/maps: begin and end of a mapping
+MADV_POPULATE_READ = 22  # Linux 5.14
+
 
 class PeakMemory:
-    """Peak memory of each phase, above the process's memory at the start (Linux).
+    """Peak memory of each phase, above the process's memory at the start, libraries included (Linux).
 
-    Resident memory includes the pages of mapped files. device cuda: torch's memory on the GPU as well, but not llama.cpp's.
+    Resident memory includes the pages of mapped files. All pages of libraries are mapped at the start: else the first use of each
+    would count for the model, in a fork more than in a new process. device cuda: torch's memory on the GPU as well, but not
+    llama.cpp's.
     """
 
     def __init__(self, device: str = "cpu") -> None:
@@ -20,6 +27,7 @@ class PeakMemory:
             torch.cuda.init()  # CUDA's own memory belongs to the process, not to the model
             torch.cuda.synchronize()
         gc.collect()
+        _map_libraries()
         self.interpreter = _status("VmRSS")
         self._reset()
 
@@ -35,6 +43,14 @@ class PeakMemory:
         Path("/proc/self/clear_refs").write_text("5")  # resets the kernel's high-water mark
         if self._on_gpu:
             torch.cuda.reset_peak_memory_stats()
+
+
+def _map_libraries() -> None:
+    madvise = ctypes.CDLL(None).madvise
+    madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    for start, end in LIBRARY.findall(Path("/proc/self/maps").read_text()):
+        begin = int(start, 16)
+        madvise(begin, int(end, 16) - begin, MADV_POPULATE_READ)  # an older kernel refuses: a few MiB more then count
 
 
 def _status(key: str) -> int:
