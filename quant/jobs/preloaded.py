@@ -36,7 +36,12 @@ def is_forked(stage: str) -> bool:
 
 
 def load() -> None:
-    """Import the libraries. No thread of OpenMP may be running afterwards: a fork would wait for it in vain."""
+    """Import the libraries, on Linux: elsewhere a fork of a process that has imported torch is not safe.
+
+    No thread of OpenMP may be running afterwards: a fork would wait for it in vain.
+    """
+    if sys.platform != "linux":
+        return
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when they are imported, as are those of quant.pipeline.run
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     gc.disable()  # three seconds with Python's default thresholds, two without
@@ -75,7 +80,7 @@ def _become(stage: str, arguments: list[str], folder: str, environment: dict[str
     status = 1
     try:
         atexit._clear()  # what the process that forked wants to do at its own end
-        os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+        _close_files()
         os.chdir(folder)
         os.environ.clear()
         os.environ.update(environment)
@@ -101,6 +106,14 @@ def _become(stage: str, arguments: list[str], folder: str, environment: dict[str
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(status)
+
+
+def _close_files() -> None:
+    """Close all but input, output and errors, as a subprocess of DVC's does."""
+    for path in list(Path("/proc/self/fd").iterdir()):
+        if int(path.name) > 2:
+            with suppress(OSError):  # that of the listing is closed
+                os.close(int(path.name))
 
 
 def _forget_ours() -> None:
