@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import logging
 import os
 import re
 import sys
@@ -26,6 +27,12 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; {self.prog} --help shows what it takes")
+
+
+def quiet_libraries() -> None:
+    """Let libraries log errors only; bitsandbytes has a warning for every product."""
+    logging.getLogger().setLevel(logging.ERROR)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 def whole_number(word: str) -> int:
@@ -57,6 +64,7 @@ def remedy(error: Exception) -> str | None:
 
 def run(main: Callable[[list[str]], None]) -> None:
     """Run `main` on the arguments; an error the user can fix prints one line and exits 1."""
+    quiet_libraries()
     try:
         main(sys.argv[1:])
     except KeyboardInterrupt:

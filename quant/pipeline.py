@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import gc
 import inspect
-import logging
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import quant
-from quant.command import remedy
+from quant.command import quiet_libraries, remedy
 from quant.errors import InputError
 from quant.outside import LARGEST_YAML, parse_yaml, read_bytes, shown
 from quant.recover import keep_lock
@@ -45,9 +44,8 @@ def folder_of(variant: str) -> Path:
 def run(stage: Callable[..., None]) -> None:
     """Run a stage on the arguments; an error the user can fix prints one line and exits 1."""
     gc.set_threshold(100_000, 50, 50)  # a stage is mostly imports, which Python's default thresholds make a fifth slower
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    logging.getLogger().setLevel(logging.ERROR)  # libraries' warnings: bitsandbytes has one for every call
+    quiet_libraries()
     name, arguments = Path(sys.argv[0]).stem, sys.argv[1:]
     expected = " ".join(parameter.upper() for parameter in inspect.signature(stage).parameters)
     if arguments in (["--help"], ["-h"]):
