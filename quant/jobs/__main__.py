@@ -1,6 +1,6 @@
 """Run what is out of date, up to N stages at a time, and then `dvc repro`, which has the last word.
 
-    python -m quant.jobs 2                       # all of dvc.yaml; make repro JOBS=2 does the same
+    python -m quant.jobs 2                       # all of dvc.yaml; make repro does the same
     python -m quant.jobs 4 evaluate@int4 compare # these stages, and what they need
 
 Stages share the cores and the memory of this machine. Those that measure time run alone, after all others. With RAY_ADDRESS, the
