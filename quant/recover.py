@@ -19,11 +19,11 @@ from pathlib import Path
 from quant.command import run
 from quant.errors import InputError
 from quant.files import atomic_file, write_text
-from quant.interrupted import put_back
+from quant.interrupted import BEGINNING, put_back
 
 LOCK, DEFINITION, PARAMS, PRIVATE = Path("dvc.lock"), Path("dvc.yaml"), Path("params.yaml"), Path(".dvc/tmp")
 GOOD, CUT = PRIVATE / "dvc.lock.good", PRIVATE / "dvc.lock.cut"
-RWLOCK, RWLOCK_GUARD, REPO_GUARD = PRIVATE / "rwlock", PRIVATE / "rwlock.lock", PRIVATE / "lock"
+RWLOCK, REPO_GUARD = PRIVATE / "rwlock", PRIVATE / "lock"
 HEAD = "schema: '2.0'\nstages:\n"
 STAGE = re.compile(r"^  ([^\s#].*):\n", re.MULTILINE)
 
@@ -45,10 +45,11 @@ def recover() -> list[str]:
     """Repair what a kill left of DVC's files, and say in a line each what was done. Nothing is touched while DVC writes."""
     with _held(REPO_GUARD) as is_held:
         done = put_back() if is_held else []
-    with _held(RWLOCK_GUARD) as is_held:
-        if is_held and RWLOCK.is_file() and not _is_json(RWLOCK):
-            write_text(RWLOCK, "{}")
-            done.append(f"{RWLOCK} was cut by a kill; emptied, no process holds it")
+    for lock in (RWLOCK, BEGINNING):
+        with _held(lock.with_name("rwlock.lock")) as is_held:
+            if is_held and lock.is_file() and not _is_json(lock):
+                write_text(lock, "{}")
+                done.append(f"{lock} was cut by a kill; emptied, no process holds it")
     with _held(REPO_GUARD) as is_held:
         if not is_held or not LOCK.is_file():
             return done

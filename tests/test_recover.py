@@ -1,6 +1,8 @@
 """What a kill leaves of DVC's own files is recognized and repaired; what a person did is left alone."""
 
 import fcntl
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,7 @@ from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from quant.interrupted import BEGINNING, RUNNING
 from quant.recover import CUT, GOOD, LOCK, REPO_GUARD, RWLOCK, _merged, keep_lock, recover
 
 WHOLE = (ROOT / LOCK).read_text()
@@ -107,6 +110,15 @@ def test_a_cut_record_of_a_new_stage_is_left_out():
 def test_a_broken_rwlock_is_emptied(text):
     RWLOCK.write_text(text)
     assert recover() == [".dvc/tmp/rwlock was cut by a kill; emptied, no process holds it"] and RWLOCK.read_text() == "{}"
+
+
+@pytest.mark.usefixtures("project")
+def test_a_broken_lock_of_experiments_is_emptied_beside_a_run_that_goes_on():
+    BEGINNING.parent.mkdir(parents=True)
+    BEGINNING.write_text('{"write": {"work')
+    RUNNING.parent.mkdir(parents=True)
+    RUNNING.write_text(json.dumps({"pid": os.getpid()}))
+    assert recover() == [f"{BEGINNING} was cut by a kill; emptied, no process holds it"] and BEGINNING.read_text() == "{}"
 
 
 @pytest.mark.usefixtures("project")
