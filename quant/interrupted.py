@@ -52,6 +52,13 @@ def put_back() -> list[str]:
     return done
 
 
+def experiment_running() -> int | None:
+    """The process of a `dvc exp run` that goes on in this folder; DVC lets a second one in, and then fails in one of them."""
+    if _was_killed(RUNNING, lambda found: found.get("pid")) is not False:
+        return None
+    return json.loads(RUNNING.read_bytes()).get("pid")
+
+
 def _unstash(since: float, was_detached: bool) -> list[str]:
     """Put the changes back that DVC wrote to the stash since a time, in seconds since 1970.
 

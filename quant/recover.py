@@ -19,11 +19,12 @@ from pathlib import Path
 from quant.command import run
 from quant.errors import InputError
 from quant.files import atomic_file, write_text
-from quant.interrupted import BEGINNING, put_back
+from quant.interrupted import BEGINNING, experiment_running, put_back
 
 LOCK, DEFINITION, PARAMS, PRIVATE = Path("dvc.lock"), Path("dvc.yaml"), Path("params.yaml"), Path(".dvc/tmp")
 GOOD, CUT = PRIVATE / "dvc.lock.good", PRIVATE / "dvc.lock.cut"
 RWLOCK, REPO_GUARD = PRIVATE / "rwlock", PRIVATE / "lock"
+STILL_RUNS = "dvc exp run is still at work here"
 HEAD = "schema: '2.0'\nstages:\n"
 STAGE = re.compile(r"^  ([^\s#].*):\n", re.MULTILINE)
 
@@ -64,6 +65,8 @@ def main(words: list[str]) -> None:
         raise InputError(f"quant.recover takes no arguments; found {' '.join(words)}")
     for line in recover():
         print(line, flush=True)
+    if process := experiment_running():
+        print(f"{STILL_RUNS} (process {process}); begin another when it has ended", flush=True)
 
 
 def _repair(text: str, good: str) -> str:

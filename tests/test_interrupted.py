@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from dvc_project import Project, environment
 
-from quant.interrupted import BEGINNING, RUNNING, put_back
+from quant.interrupted import BEGINNING, RUNNING, experiment_running, put_back
 
 EXPERIMENT = ["-m", "dvc", "exp", "run", "-S", "quant.bits=4", "plan"]
 
@@ -62,6 +62,7 @@ def test_killed_while_stages_ran(ran_again):
     git("checkout", "--detach", git("rev-parse", "HEAD"))
     note(RUNNING, pid=os.getpid())
     assert put_back() == [] and RUNNING.exists(), "it runs"
+    assert experiment_running() == os.getpid()
     note(RUNNING, pid=dead_process())
     if ran_again:
         RUNNING.unlink()
@@ -69,7 +70,7 @@ def test_killed_while_stages_ran(ran_again):
         git("update-ref", "-m", f"dvc: Restore HEAD to '{head}'", "HEAD", head)
         git("checkout", "--detach", head)
     assert put_back() == [f"HEAD was detached by a killed dvc exp run; back on {branch}"]
-    assert is_whole(branch) and put_back() == [] and not RUNNING.exists()
+    assert is_whole(branch) and put_back() == [] and not RUNNING.exists() and experiment_running() is None
 
 
 @pytest.mark.parametrize("moment", ["stashed", "detached", "applied", "broken", "edited", "attached"])

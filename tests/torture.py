@@ -29,6 +29,7 @@ from dvc_project import Project, environment  # noqa: E402
 from hub_server import Hub, sha256  # noqa: E402
 
 from quant.files import sha256_of  # noqa: E402
+from quant.recover import STILL_RUNS  # noqa: E402
 
 PATIENCE = 3600  # seconds for a run that nothing disturbs, on a busy machine
 ROWS = {
@@ -122,6 +123,10 @@ def finish(project: Project, command: list[str], tally: Counter) -> None:
     deadline = time.monotonic() + PATIENCE
     while True:
         told = run(project, ["-m", "quant.recover"])
+        if STILL_RUNS in told.stdout:
+            tally["waited for a run that goes on"] += 1
+            time.sleep(2)
+            continue
         tally["repairs told"] += len(told.stdout.splitlines())
         for words in (["-m", "dvc", *command], EXPORT):
             done = run(project, words)
