@@ -123,7 +123,7 @@ def finish(project: Project, command: list[str], tally: Counter) -> None:
     deadline = time.monotonic() + PATIENCE
     while True:
         told = run(project, ["-m", "quant.recover"])
-        if STILL_RUNS in told.stdout:
+        if STILL_RUNS in told.stdout and time.monotonic() < deadline:
             tally["waited for a run that goes on"] += 1
             time.sleep(2)
             continue
