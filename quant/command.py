@@ -33,6 +33,14 @@ def quiet_libraries() -> None:
     """Let libraries log errors only; bitsandbytes has a warning for every product."""
     logging.getLogger().setLevel(logging.ERROR)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+
+def status_of(end: SystemExit) -> int:
+    """The exit status that Python gives; a text is printed, as Python does."""
+    if isinstance(end.code, str):
+        print(end.code, file=sys.stderr)
+    return end.code if isinstance(end.code, int) else int(end.code is not None)
 
 
 def whole_number(word: str) -> int:

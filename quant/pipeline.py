@@ -44,7 +44,6 @@ def folder_of(variant: str) -> Path:
 def run(stage: Callable[..., None]) -> None:
     """Run a stage on the arguments; an error the user can fix prints one line and exits 1."""
     gc.set_threshold(100_000, 50, 50)  # a stage is mostly imports, which Python's default thresholds make a fifth slower
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     quiet_libraries()
     name, arguments = Path(sys.argv[0]).stem, sys.argv[1:]
     expected = " ".join(parameter.upper() for parameter in inspect.signature(stage).parameters)

@@ -20,6 +20,7 @@ from socket import gethostname
 from typing import TextIO
 
 from quant.cluster.attach import attached, lost, silence_of, task_options
+from quant.command import status_of
 from quant.errors import InputError
 
 # Stages that are worth a task. The others are quick, need the network, or measure time, which needs a machine alone
@@ -112,9 +113,7 @@ def _body(folder: str, stage: str, arguments: list[str], given: dict[str, str], 
     try:
         runpy.run_module(f"stages.{stage}", run_name="__main__")
     except SystemExit as end:
-        if isinstance(end.code, str):
-            print(end.code, file=sys.stderr)
-        return end.code if isinstance(end.code, int) else int(end.code is not None)
+        return status_of(end)
     except BaseException:  # noqa: BLE001 - told by its traceback, as by a process that ends
         traceback.print_exc()
         return 1

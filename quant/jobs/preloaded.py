@@ -20,6 +20,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
+from quant.command import quiet_libraries, status_of
+from quant.jobs.processes import SIGNALS
+
 LIBRARIES = ("torch", "transformers.modeling_layers", "transformers.modeling_utils", "transformers.generation", "numba",
              "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto")
 # How the names of stages begin that are forked. Not those that keep all cores beside others, prepare and quantize: their threads
@@ -27,7 +30,6 @@ LIBRARIES = ("torch", "transformers.modeling_layers", "transformers.modeling_uti
 USERS = ("evaluate", "sensitivity", "relative", "benchmark")
 OURS = ("quant", "stages")
 COMMAND = re.compile(r"python -m stages\.(\w+)((?: [\w.@-]+)*)")
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def is_forked(stage: str) -> bool:
@@ -42,8 +44,7 @@ def load() -> None:
     """
     if sys.platform != "linux":
         return
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when they are imported, as are those of quant.pipeline.run
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    quiet_libraries()  # read when they are imported
     gc.disable()  # three seconds with Python's default thresholds, two without
     try:
         for name in LIBRARIES:
@@ -96,7 +97,7 @@ def _become(stage: str, arguments: list[str], folder: str, environment: dict[str
         runpy.run_module(f"stages.{stage}", run_name="__main__", alter_sys=True)
         status = 0
     except SystemExit as end:
-        status = _status_of(end)
+        status = status_of(end)
     except BaseException:  # noqa: BLE001 - told by its traceback, as by a process that ends
         traceback.print_exc()
     finally:
@@ -120,9 +121,3 @@ def _forget_ours() -> None:
     """So that the project's modules are imported as they are now."""
     for name in [name for name in sys.modules if name.partition(".")[0] in OURS]:
         del sys.modules[name]
-
-
-def _status_of(end: SystemExit) -> int:
-    if isinstance(end.code, str):
-        print(end.code, file=sys.stderr)
-    return end.code if isinstance(end.code, int) else int(end.code is not None)
