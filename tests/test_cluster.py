@@ -288,7 +288,7 @@ def test_files_of_one_artifact_are_made_on_several_nodes(cluster, project, make_
     ended(start(project, "stages.quantize", "divided", address=cluster.address))
     assert contents(project / "models" / "divided") == expected
     process = start(project, "stages.quantize", "killed", address=cluster.address)
-    wait_for_folder(project / "models" / ".killed.partial")
+    ray_nodes.wait_for(lambda: [*(project / "models").glob(".killed.*.partial")] and cluster.tasks())
     cluster.kill_node(cluster.tasks()[0].raylet)
     ended(process)
     assert contents(project / "models" / "killed") == expected
@@ -315,13 +315,6 @@ run(main)
 
 def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def wait_for_folder(path, seconds=60):
-    end = time.monotonic() + seconds
-    while not path.is_dir():
-        assert time.monotonic() < end, f"no {path.name}"
-        time.sleep(0.02)
 
 
 def test_a_calibrated_pass_in_parts_has_the_bytes_of_one_machine(cluster, project, lively):

@@ -1,5 +1,5 @@
 """What a calibrated pass computes of one batch of windows: any machine can do it, and again, from the block and its share of the
-hidden states."""
+hidden states. So what chooses how it multiplies is here, not around it, where another machine would not see it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import nn
 from quant.calibration.hooks import input_of, silent, watching
 from quant.calibration.moments import Products
 from quant.calibration.skeleton import run_block
+from quant.tensor.products import FastProducts
 
 
 @torch.no_grad()
@@ -23,6 +24,7 @@ def run_watched(block: nn.Module, names: list[str], piece: tuple) -> tuple[torch
 
 
 @torch.no_grad()
+@FastProducts()
 def products_within(block: nn.Module, name: str, weight: torch.Tensor | None, piece: tuple) -> Products:
     """Of a layer within the quantized block. weight: of the float layer, where its output is added to the residual stream.
 
@@ -38,6 +40,7 @@ def products_within(block: nn.Module, name: str, weight: torch.Tensor | None, pi
 
 
 @torch.no_grad()
+@FastProducts()
 def products_at_end(block: nn.Module, name: str, piece: tuple) -> tuple[torch.Tensor, torch.Tensor, Products]:
     """Of the last layer of the quantized block, whose output is added to the residual stream: its inputs, what the block gives
     without it, and the products.

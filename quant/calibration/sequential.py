@@ -212,7 +212,6 @@ class _Block:
                 inputs[group][batch] = value.view_as(inputs[group][batch])  # OPT joins windows and tokens
         return inputs, after
 
-    @FastProducts()
     def _moments(self, layers: Layers, floats_in: torch.Tensor, floats: torch.Tensor, quantized: torch.Tensor) -> Moments:
         """Of layers within the block. floats_in: their inputs in the float block; floats, quantized: the block's inputs."""
         first, is_added = layers.names[0], layers.added == ADDED_AT_START
@@ -223,7 +222,6 @@ class _Block:
             moments.join(products)
         return moments
 
-    @FastProducts()
     def _moments_at_end(self, name: str, floats_after: torch.Tensor, quantized: torch.Tensor) -> Moments:
         """Of the last layer, whose output is added to the residual stream. floats_after: the output of the float block."""
         moments = None
