@@ -1,5 +1,6 @@
 """Products of prompts: exact, or rounded to bfloat16 where that is chosen; scoring is always exact."""
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -11,8 +12,8 @@ from conftest import ROOT
 
 from quant.compiled import threads
 from quant.errors import InputError
-from quant.kernels import cpu, decode, prompts, reference
-from quant.kernels.frame import ROWS, Y
+from quant.kernels import cpu, decode, onednn, prompts, reference
+from quant.kernels.frame import HEIGHT, ROWS, Y
 from quant.model.artifact import write_artifact
 from quant.model.recipe import Recipe
 from quant.runners import open_runner
@@ -53,12 +54,50 @@ def test_tiles_are_what_the_gathered_rows_are(scheme, columns):
         assert torch.equal(tile, rows.to(dtype))
 
 
+@pytest.mark.skipif(not onednn.IS_POSSIBLE, reason="this processor has no AVX-512 with BF16")
+@pytest.mark.parametrize("scheme", [*SCHEMES, *(Scheme(bits, 32) for bits in range(2, 9)), Scheme(4, 96, symmetric=False)],
+                         ids=lambda scheme: scheme.label)
+def test_panels_are_what_onednn_makes_of_the_tile(scheme):
+    weight = weight_of(scheme, rows=208)
+    if scheme.columns_per_group(192) % 32:
+        return  # such a weight has no panels
+    matmul, found = cpu.Matmul(weight), onednn.panels(208, 192)
+    job = threads.Job.from_buffer_copy(matmul._job)
+    job[Y], job[ROWS], job[HEIGHT] = found.address, 208, 32
+    threads.run(cpu.TO_PANELS, job)
+    tile = matmul.gather(torch.arange(208)).bfloat16()
+    expected = torch.ops.mkldnn._reorder_linear_weight(tile, 64)
+    one, other = (torch.frombuffer((ctypes.c_uint8 * (256 * 192 * 2)).from_address(torch.ops.mkldnn.data_ptr(tensor)),
+                                   dtype=torch.bfloat16).view(4, 96, 64, 2)[:3].float() for tensor in (found.tensor, expected))
+    assert ((one - other).abs() <= 2**-7 * other.abs()).all()  # a sum that lies between two may round to either
+    assert (one != other).float().mean() < 2e-3
+
+
+@pytest.mark.skipif(not onednn.IS_POSSIBLE, reason="this processor has no AVX-512 with BF16")
+def test_another_order_of_onednn_is_noticed(monkeypatch):
+    assert onednn._made(128, 64)
+    monkeypatch.setattr("quant.kernels.panels.ROWS_OF_PANEL", 32)
+    assert onednn._made(128, 64) is None
+
+
+@pytest.mark.skipif(not onednn.IS_POSSIBLE, reason="this processor has no AVX-512 with BF16")
+def test_threads_have_panels_of_their_own():
+    mine = onednn.panels(64, 96)
+    with ThreadPoolExecutor(1) as pool:
+        others = pool.submit(onednn.panels, 64, 96).result()
+    assert onednn.panels(64, 96) is mine and others.address != mine.address
+
+
 @schemes
 @pytest.mark.usefixtures("rounded")
+@pytest.mark.parametrize("rows", [101, 160])
+@pytest.mark.parametrize("order", ["panels", "matrix"])
 @pytest.mark.parametrize("tile", [192 * 2 * 40, cpu.TILE], ids=["tiles", "one tile"])
-def test_rounded_products_are_those_of_rounded_operands(monkeypatch, scheme, tile):
+def test_rounded_products_are_those_of_rounded_operands(monkeypatch, scheme, tile, order, rows):
     monkeypatch.setattr(cpu, "TILE", tile)
-    weight, x, bias = weight_of(scheme), torch.randn(3, 19, 192), torch.randn(101)
+    if order == "matrix":
+        monkeypatch.setattr(onednn, "panels", lambda *_: None)
+    weight, x, bias = weight_of(scheme, rows), torch.randn(3, 19, 192), torch.randn(rows)
     found = cpu.Matmul(weight)(x, bias)
     a, b = x.bfloat16().double(), dequantize(weight).bfloat16().double()
     expected, size = a @ b.T, a.abs() @ b.abs().T

@@ -2,7 +2,8 @@
 
 For one row of activations (decoding a token), every code is read once, so memory bandwidth sets the pace. For a few rows, each
 row of the weight is decoded once, into the core's L1 cache, and serves all of them. For many rows (a prompt), the weight is
-decoded tile by tile, and torch multiplies the tiles (quant.kernels.prompts).
+decoded tile by tile, and torch multiplies the tiles (quant.kernels.prompts); tiles of bfloat16 are decoded in the order in which
+oneDNN multiplies them, where it is known (quant.kernels.onednn).
 
 Activations are widened to float32 and not rounded. Sums are float32, in another order than the reference's: the results differ
 by rounding only.
@@ -14,7 +15,7 @@ import torch
 
 from quant.compiled import threads
 from quant.compiled.lanes import LANES
-from quant.kernels import decode, frame, loops, prompts
+from quant.kernels import decode, frame, loops, onednn, prompts
 from quant.kernels.frame import BIAS, CODES, COUNT, GATHERED, HEIGHT, ROWS, SCALES, THEN, ZEROS, X, Y
 from quant.kernels.vectors import BLOCK
 from quant.tensor.grids import LinearGrid, grid_of
@@ -25,6 +26,7 @@ TILE = 2**23  # bytes of a tile of decoded weights: they stay in the last-level 
 PART_BYTES = 2**20  # most bytes of codes in a part: reading starts anew at its beginning (quant.kernels.prefetch)
 PARTS_PER_THREAD = 4  # least number of parts of a weight with enough rows, so that threads end at about the same time
 DECODED_PART = 2**16  # weights in a part of a tile to decode
+DECODED_TOGETHER = 16  # rows, where a tile is decoded in oneDNN's order; so tiles have a multiple of it
 
 _TO = {torch.float32: decode.to_float32.address, torch.bfloat16: decode.to_bfloat16.address}
 MULTIPLY_ROW, MULTIPLY_ROWS = loops.multiply_row.address, loops.multiply_rows.address
@@ -32,6 +34,11 @@ if LANES == 16:
     from quant.kernels.batch import MULTIPLY_BATCH
 else:
     MULTIPLY_BATCH = None
+TO_PANELS = None
+if onednn.IS_POSSIBLE:
+    from quant.kernels.panels import to_panels
+
+    TO_PANELS = to_panels.address
 
 
 class Matmul:
@@ -67,17 +74,15 @@ class Matmul:
 
     def __call__(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """x [..., in] of any floating dtype -> [..., out] in x's dtype; computed in float32."""
-        flat, bias = x.float().contiguous(), None if bias is None else bias.float().contiguous()
-        count = flat.numel() // self.columns
+        count, bias = x.numel() // self.columns, None if bias is None else bias.float().contiguous()
         if count > FEW_ROWS:
-            y = self._by_tiles(flat.view(count, self.columns), bias).view(*x.shape[:-1], self.rows)
-        else:
-            y = torch.empty((*x.shape[:-1], self.rows))
-            job = threads.Job.from_buffer_copy(self._job)
-            job[X], job[Y], job[COUNT], job[HEIGHT] = flat.data_ptr(), y.data_ptr(), count, self._height(self.rows)
-            if bias is not None:
-                job[BIAS] = bias.data_ptr()
-            threads.run(self._loop(count), job)
+            return self._by_tiles(x.reshape(count, self.columns), bias).view(*x.shape[:-1], self.rows)
+        flat, y = x.float().contiguous(), torch.empty((*x.shape[:-1], self.rows))
+        job = threads.Job.from_buffer_copy(self._job)
+        job[X], job[Y], job[COUNT], job[HEIGHT] = flat.data_ptr(), y.data_ptr(), count, self._height(self.rows)
+        if bias is not None:
+            job[BIAS] = bias.data_ptr()
+        threads.run(self._loop(count), job)
         return y if y.dtype == x.dtype else y.to(x.dtype)
 
     def job(self, count: int, bias: int, then: int, rows: range | None = None) -> threads.Job:
@@ -121,24 +126,36 @@ class Matmul:
         return y
 
     def _by_tiles(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """x W^T + b for many rows: float32 [count, columns] -> [count, rows]."""
-        x = x.bfloat16() if prompts.rounds() else x
-        height = max(1, TILE // self.columns // x.element_size())
-        tile = torch.empty((min(height, self.rows), self.columns), dtype=x.dtype)
-        y = torch.empty((len(x), self.rows)) if height < self.rows else None
+        """x W^T + b for many rows: [count, columns] -> [count, rows] in x's dtype. bias: float32."""
+        given = x.to(torch.bfloat16 if prompts.rounds() else torch.float32).contiguous()
+        height = max(DECODED_TOGETHER, TILE // self.columns // given.element_size() // DECODED_TOGETHER * DECODED_TOGETHER)
+        y = torch.empty((len(x), self.rows), dtype=x.dtype)
         for start in range(0, self.rows, height):
-            rows = min(height, self.rows - start)
-            job = threads.Job.from_buffer_copy(self._job)
-            job[Y], job[ROWS] = tile.data_ptr(), rows
-            for place, size in zip((CODES, SCALES, ZEROS), self._row_bytes, strict=True):
-                job[place] += start * size
-            threads.run(_TO[x.dtype], job)
-            product = prompts.multiply(x, tile[:rows])
-            if y is None:
-                y = product.float()
+            end = min(start + height, self.rows)
+            product = self._tile_product(given, start, end)
+            if bias is None:
+                y[:, start:end] = product
             else:
-                y[:, start : start + rows] = product
-        return y if bias is None else y.add_(bias)
+                torch.add(product, bias[start:end], out=y[:, start:end])
+        return y
+
+    def _tile_product(self, x: torch.Tensor, start: int, end: int) -> torch.Tensor:
+        """The columns from `start` to before `end` of x W^T, in x's dtype: all float32 or all bfloat16."""
+        rows, panels = end - start, None
+        if TO_PANELS and x.dtype == torch.bfloat16 and self._is_blocked and rows % DECODED_TOGETHER == 0:
+            panels = onednn.panels(rows, self.columns)
+        job = threads.Job.from_buffer_copy(self._job)
+        job[ROWS] = rows
+        for place, size in zip((CODES, SCALES, ZEROS), self._row_bytes, strict=True):
+            job[place] += start * size
+        if panels:
+            job[Y], job[HEIGHT] = panels.address, -(-job[HEIGHT] // DECODED_TOGETHER) * DECODED_TOGETHER
+            threads.run(TO_PANELS, job)
+            return panels.multiply(x)
+        tile = torch.empty((rows, self.columns), dtype=x.dtype)
+        job[Y] = tile.data_ptr()
+        threads.run(_TO[x.dtype], job)
+        return prompts.multiply(x, tile)
 
 
 def height_of_part(rows: int) -> int:
