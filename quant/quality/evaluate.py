@@ -43,7 +43,7 @@ def evaluate_base(base: Path, corpus: Corpus, protocol: ScoringProtocol, device:
         found = _in_parts(partial(_evaluate_base_part, base, tokens, protocol, device, folder.absolute()))
         join_recorded(folder, [(part.places, recorded) for part, _, recorded in found])
     scores = join_parts([part for part, *_ in found], tokens)
-    return _result(base, base, found[0][1], scores, corpus, protocol, tokens)
+    return _result(base, base, found, scores, corpus, protocol, tokens)
 
 
 def evaluate(folder: Path, base: Path, corpus: Corpus, protocol: ScoringProtocol, device: str, reference: Path) -> dict:
@@ -55,7 +55,7 @@ def evaluate(folder: Path, base: Path, corpus: Corpus, protocol: ScoringProtocol
     tokens = tokenize(corpus, base, protocol)
     found = _in_parts(partial(_evaluate_part, folder, base, tokens, protocol, device, reference))
     scores = join_parts([part for part, _ in found], tokens)
-    return {**_result(folder, base, found[0][1], scores, corpus, protocol, tokens), **_noted(folder)}
+    return {**_result(folder, base, found, scores, corpus, protocol, tokens), **_noted(folder)}
 
 
 def _in_parts(work: Callable) -> list:
@@ -70,6 +70,11 @@ def _in_parts(work: Callable) -> list:
         raise InputError(f"parts of one evaluation ran on {' and '.join(kinds)}, whose last digits differ; keep it to machines "
                          "of one kind, or unset QUANT_PARTS")
     return found
+
+
+def _opened(found: list) -> Opened:
+    """Of the first part that had something to score: bitsandbytes changes the dtype of biases at a model's first call."""
+    return next(opened for scored, opened, *_ in found if len(scored.places))
 
 
 @dataclass(frozen=True)
@@ -114,14 +119,17 @@ def predictions_of_base(base: Path, tokens: Tokens, protocol: ScoringProtocol, d
     return ModelPredictions(open_model(base, protocol, device))
 
 
-def _result(folder: Path, base: Path, model: Opened, scores: Scores, corpus: Corpus, protocol: ScoringProtocol,
+def _result(folder: Path, base: Path, found: list, scores: Scores, corpus: Corpus, protocol: ScoringProtocol,
             tokens: Tokens) -> dict:
+    """For JSON. found: of every part, as `_in_parts` gives it."""
+    model = _opened(found)
     return {
         **_size(folder, base, model, summarize(scores)),
         **_distance(scores),
         "protocol": {
             **protocol.describe(model.context), "source": corpus.source, "split": corpus.split, "sentences": len(corpus.lines),
             "tokens": len(scores), "words": scores.words, "bytes": scores.bytes, "token_ids_sha256": tokens.sha256,
+            "threads_of_a_product": max(scored.threads for scored, *_ in found),
         },
     }  # fmt: skip
 

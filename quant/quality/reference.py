@@ -41,13 +41,11 @@ class Recorded:
 
 class Recorder:
     """Predictions of the running base. Writes its states to `folder` during one pass over part i of n of the tokens, as (i, n);
-    call `finish` after it, and then `join_recorded` with the parts."""
-
-    is_thread_safe = False
+    call `finish` after it, and then `join_recorded` with the parts. The first batch is recorded before others begin."""
 
     def __init__(self, runner: RunnerWithStates, model: Path, tokens: Tokens, protocol: ScoringProtocol, folder: Path,
                  part: tuple[int, int] = (0, 1)):
-        self.vocabulary, self.context = runner.vocabulary, runner.context
+        self.vocabulary, self.context, self.is_thread_safe = runner.vocabulary, runner.context, runner.is_thread_safe
         self._runner, self._head = runner, _head(model).to(runner.device)
         self._about = _about(tokens, protocol, runner.context) | {"width": None, "vocabulary": self.vocabulary}
         self._count, self._is_all = len(tokens.ids), part[1] == 1

@@ -95,10 +95,14 @@ class Scores:
 
 @dataclass(frozen=True)
 class ScoredPart:
-    """Some of the scored tokens: their numbers in the text, int64 [n], and the five columns of Scores, float32 [5, n]."""
+    """Some of the scored tokens: their numbers in the text, int64 [n], and the five columns of Scores, float32 [5, n].
+
+    threads: that shared a product of the model. With another number the last digits may differ.
+    """
 
     places: torch.Tensor
     columns: torch.Tensor
+    threads: int
 
 
 def score(variant: Predictions, base: Predictions | None, tokens: Tokens, protocol: ScoringProtocol,
@@ -126,11 +130,13 @@ def score_part(variant: Predictions, base: Predictions | None, tokens: Tokens, p
     mine = every_batch[len(every_batch) * number // count : len(every_batch) * (number + 1) // count]
     scored = torch.zeros(len(tokens.ids), dtype=torch.bool)
     columns = torch.zeros((5, len(tokens.ids)), dtype=torch.float32)
-    for batch, found in _score_all(variant, base, mine):
+    is_small = all(batch.inputs.numel() * variant.vocabulary <= BATCH_LOGITS for batch in every_batch[:1])  # the longest
+    is_beside = variant.is_thread_safe and is_small
+    for batch, found in _score_all(variant, base, mine, is_beside):
         for row, window in enumerate(batch.windows):
             scored[window.scored_tokens] = True
             columns[:, window.scored_tokens] = found[:, row * batch.scored : (row + 1) * batch.scored]
-    return ScoredPart(scored.nonzero().flatten(), columns[:, scored])
+    return ScoredPart(scored.nonzero().flatten(), columns[:, scored], 1 if is_beside else torch.get_num_threads())
 
 
 def join_parts(parts: list[ScoredPart], tokens: Tokens) -> Scores:
@@ -145,16 +151,16 @@ def join_parts(parts: list[ScoredPart], tokens: Tokens) -> Scores:
     return Scores(nll, base_nll, kld, top1, top5, words, int(places.bytes.sum()), places)
 
 
-def _score_all(variant: Predictions, base: Predictions | None, items: list[Batch]) -> Iterator[tuple[Batch, torch.Tensor]]:
-    """Score batches: of a small model several at once, each on one thread, if the variant allows it.
+def _score_all(variant: Predictions, base: Predictions | None, items: list[Batch],
+               is_beside: bool) -> Iterator[tuple[Batch, torch.Tensor]]:
+    """Score batches. is_beside: several at once, each on one thread, for a small model that allows it.
 
     Threads that share every small product wait for each other a third of the time. And one thread per product gives the same sums
     for any number of threads. The first batch runs alone, since kernels are set up at a first call.
     """
     if not items:
         return
-    is_small = all(batch.inputs.numel() * variant.vocabulary <= BATCH_LOGITS for batch in items[:1])
-    if not variant.is_thread_safe or not is_small:
+    if not is_beside:
         yield from ((batch, _score_batch(variant, base, batch)) for batch in progress(items, "evaluate"))
         return
     threads, done = torch.get_num_threads(), progress(items, "evaluate")

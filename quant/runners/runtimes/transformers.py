@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from threading import local
 
 import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
@@ -51,6 +52,7 @@ class Runner:
         method = quantizer and quantizer.quantization_config.quant_method
         self.is_thread_safe = self.device.type == "cpu" and method in (None, METHOD)  # others keep state from call to call
         self._cache = None
+        self._noted, self._watches_head = local(), False  # hidden states by thread
 
     @torch.inference_mode()
     @using("exact")
@@ -60,14 +62,18 @@ class Runner:
 
     @torch.inference_mode()
     def logits_and_states(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits, and the head's input, float32 [batch, length, width]."""
-        seen: list[torch.Tensor] = []
-        head = self.model.get_output_embeddings()
-        hook = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].float()))
-        try:
-            return self.logits(tokens), seen[0]
-        finally:
-            hook.remove()
+        """Logits, and the head's input, float32 [batch, length, width]. The first call must end before others begin."""
+        if not self._watches_head:
+            self._watches_head = True
+            self.model.get_output_embeddings().register_forward_pre_hook(self._note_states)
+        self._noted.states = []
+        logits = self.logits(tokens)
+        return logits, self._noted.__dict__.pop("states")[0]
+
+    def _note_states(self, _: torch.nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        """Keep the head's input where this thread asked for it."""
+        if "states" in self._noted.__dict__:
+            self._noted.states.append(inputs[0].float())
 
     @torch.inference_mode()
     def prefill(self, tokens: torch.Tensor) -> int:
