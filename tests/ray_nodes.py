@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,11 +65,10 @@ class Nodes:
         found, raylets = [], self.raylets
         for process in Path("/proc").glob("[0-9]*"):
             try:
-                title = (process / "cmdline").read_bytes().split(b"\0")[0].decode()
+                name = _title(int(process.name))
                 parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
             except (OSError, ValueError):
                 continue
-            name = title.removeprefix("ray::").partition("(")[0]
             if name in TASKS and parent in raylets:
                 found.append(Task(int(process.name), name, parent))
         return found
@@ -94,12 +93,16 @@ class Nodes:
         self.cores[self._cluster.add_node(num_cpus=count)] = count
 
     def let_go(self, task: Task) -> float:
-        """Let a task go on, and then its node, and wait for the task's end -> seconds."""
+        """Let a task go on, and then its node, and wait for the end of both -> seconds. The task's process may stay, without a node
+        and idle; it is ended."""
         begun = time.monotonic()
         for pid in (task.pid, task.raylet):
             os.kill(pid, signal.SIGCONT)
-        wait_for(lambda: has_ended(task.pid))
-        return time.monotonic() - begun
+        wait_for(lambda: has_ended(task.raylet) and (has_ended(task.pid) or _title(task.pid) == "IDLE"))
+        seconds = time.monotonic() - begun
+        with suppress(ProcessLookupError):
+            os.kill(task.pid, signal.SIGKILL)
+        return seconds
 
     def kill_head(self) -> None:
         """Kill the head, on which the cluster's state and the processes that attached to it stand."""
@@ -139,6 +142,12 @@ def wait_for(condition, seconds: float = 120):
         assert time.monotonic() < end, f"waited {seconds} s for {condition}"
         time.sleep(0.1)
     return found
+
+
+def _title(pid: int) -> str:
+    """What Ray says that a process does: the name of a task, or IDLE. Raises OSError where it has ended."""
+    title = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].decode()
+    return title.removeprefix("ray::").partition("(")[0]
 
 
 def has_ended(pid: int) -> bool:
