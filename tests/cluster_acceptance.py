@@ -39,7 +39,7 @@ FEW = TARGETS[:3]
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "DVC_NO_ANALYTICS": "true"}  # what a task of one core has
 PATIENCE = 1800  # seconds for a run
 SHARDS = 8
-PARTS = (1, 2, 3, 7, 1000)
+PARTS = (1, 2, 3, 7, 20)
 
 
 @dataclass(frozen=True)
