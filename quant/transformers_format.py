@@ -62,6 +62,11 @@ class QTensorQuantizer(HfQuantizer):
         return True
 
     @property
+    def is_compileable(self):
+        """Whether `generate` with a static cache compiles the model, which it does on a GPU."""
+        return True
+
+    @property
     def is_trainable(self):
         return False
 
