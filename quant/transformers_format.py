@@ -56,6 +56,9 @@ class QTensorQuantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model, **_):
         speed_up_decoding(model)
+        for module in model.modules():
+            if isinstance(module, QWeight):
+                module.prepare()
         return model
 
     def is_serializable(self):

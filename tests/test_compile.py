@@ -17,11 +17,11 @@ from quant.tensor.scheme import Scheme
 
 # Every kind of module: q, k and v of GPT-2 in one matrix, heads that share the embedding's weight, norms, and rows in classes.
 RECIPES = {
-    "int8": {"scheme": Scheme(), "include": ("*",)},
-    "roles apart": {"scheme": Scheme(4, 32, False), "include": ("*",), "exclude": ("k",),
-                    "schemes": {"v": Scheme(3, 32), "down": Scheme(4, 64, codebook="nf4", double_quant=True)}},
-    "floats left": {"scheme": Scheme(2, 32, False, zeros="whole", scale_dtype="int8")},
-}  # fmt: skip
+    "int8": {"include": ["*"]},
+    "roles apart": {"include": ["*"], "exclude": ["k"], "bits": 4, "group_size": 32, "symmetric": False, "schemes": {
+        "v": {"bits": 3}, "down": {"symmetric": True, "codebook": "nf4", "double_quant": True}}},
+    "floats left": {"bits": 2, "group_size": 32, "symmetric": False, "zeros": "whole", "scale_dtype": "int8"},
+}
 SCHEMES = [Scheme(), Scheme(4, 32, False), Scheme(3, 24), Scheme(4, 64, codebook="nf4", double_quant=True), Scheme(8, "tensor"),
            Scheme(5, 7, False), Scheme(4, 32, False, zeros="whole", scale_dtype="int8")]  # fmt: skip
 
@@ -34,7 +34,7 @@ def opened(lively, tmp_path_factory):
     def load(architecture, recipe):
         if (architecture, recipe) not in made:
             made[architecture, recipe] = tmp_path_factory.mktemp("artifact") / "out"
-            write_artifact(lively(architecture), Recipe(**RECIPES[recipe]), made[architecture, recipe])
+            write_artifact(lively(architecture), Recipe.from_dict(RECIPES[recipe], Scheme()), made[architecture, recipe])
         return AutoModelForCausalLM.from_pretrained(made[architecture, recipe], local_files_only=True).eval()
 
     return load

@@ -18,8 +18,7 @@ from quant.tensor.qtensor import QTensor
 
 @dataclass(frozen=True)
 class Operands:
-    """codes: uint8 [out, bytes], or int32 [out, words], the same bytes, where rows are whole words. scales: [out, groups], or
-    [1, 1] for the whole matrix; zeros: of that shape, or None. table: float32 [2**bits], or None for equal steps, which count from
+    """codes: uint8 [out, bytes]. scales: [out, groups], or [1, 1] for the whole matrix; zeros: of that shape, or None. table: float32 [2**bits], or None for equal steps, which count from
     `offset`. group: columns of a group, 0 if a row has one scale."""
 
     codes: torch.Tensor
@@ -35,7 +34,7 @@ class Operands:
     def of(cls, weight: QTensor) -> Operands:
         """Those of a weight, on its device."""
         scheme, grid = weight.scheme, grid_of(weight.scheme)
-        rows, columns = weight.codes.shape[0], weight.shape[-1]
+        columns = weight.shape[-1]
         scales = weight.scales.rows(slice(None)).contiguous()
         is_expanded = scheme.zeros == "whole" or scheme.scale_dtype == "nested"
         zeros = weight.groups.zero_values() if is_expanded else weight.zeros
@@ -43,10 +42,7 @@ class Operands:
             table, offset = None, grid.offset
         else:
             table, offset = pad(grid.values, (0, 2**scheme.bits - len(grid.values))).to(weight.codes.device), 0
-        codes = weight.codes.contiguous()
-        if codes.shape[1] % 4 == 0 and codes.storage_offset() % 4 == 0:
-            codes = codes.view(torch.int32)
-        return cls(codes.view(rows, -1), scales, None if zeros is None else zeros.contiguous(), table, columns, scheme.bits, offset,
+        return cls(weight.codes.contiguous(), scales, None if zeros is None else zeros.contiguous(), table, columns, scheme.bits, offset,
                    0 if scales.shape[1] == 1 else scheme.columns_per_group(columns))
 
     @property
@@ -59,7 +55,7 @@ class Operands:
 
     def dequantize(self, rows: slice | torch.Tensor) -> torch.Tensor:
         """Some rows of the weight by plain torch, and no others: a slice or int64 [n] -> float32 [n, in]."""
-        codes = unpack(self.codes[rows].view(torch.uint8), self.bits, self.columns)
+        codes = unpack(self.codes[rows], self.bits, self.columns)
         if self.table is None:
             values = codes.to(torch.float32) - self.offset
         else:

@@ -95,9 +95,16 @@ class QWeight(nn.Module):
             self._dense = dense
         return dense
 
+    def prepare(self) -> None:
+        """On a GPU, make what the first call would: a graph may be made of a model that has never run."""
+        if self.codes.device.type == "cuda":
+            self.matmul() if len(self.shape) > 1 else self.dense()
+
     def _apply(self, fn, recurse=True):
         self._changed()  # the tensors move
-        return super()._apply(fn, recurse)
+        moved = super()._apply(fn, recurse)
+        self.prepare()
+        return moved
 
     def _load_from_state_dict(self, *arguments):
         self._changed()
@@ -210,8 +217,10 @@ class QNorm(nn.Module):
         self.weight = weight
         self.register_parameter("bias", getattr(norm, "bias", None))
         norm._parameters.clear()
-        norm.weight = None
         self._norm = (norm,)  # in a tuple, so that torch does not register the emptied norm
+        norm.weight = None
+        if self.bias is not None:
+            norm.register_parameter("bias", None)
 
     @property
     def norm(self) -> nn.Module:
@@ -219,18 +228,19 @@ class QNorm(nn.Module):
         return self._norm[0]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        norm = self.norm
-        weight = self.weight.dense()
+        norm, weight = self.norm, self.weight.dense()
         if torch.compiler.is_compiling():
-            before = norm.weight, getattr(norm, "bias", None)
-            norm.weight = weight
-            if self.bias is not None:
-                norm.bias = self.bias
+            before = norm.weight
+            self._lend(weight, self.bias)
             y = norm.forward(x)
-            norm.weight, norm.bias = before
+            self._lend(before, None if before is None else self.bias)
             return y
         if norm.weight is not weight:
-            norm.weight = weight
-            if self.bias is not None:
-                norm.bias = self.bias
+            self._lend(weight, self.bias)
         return norm.forward(x)
+
+    def _lend(self, weight: torch.Tensor | None, bias: torch.Tensor | None) -> None:
+        """Give the norm what its forward takes for its own."""
+        self.norm.weight = weight
+        if self.bias is not None:
+            self.norm.bias = bias

@@ -62,12 +62,12 @@ class DoubleQuantized:
 @cache
 def dynamic_map() -> torch.Tensor:
     """The 256 values in ascending order: sign bit, zeros (each a power of ten), a one, and the remaining bits as a fraction."""
-    values = [0.0, 1.0]
+    values = [torch.tensor([0.0, 1.0])]
     for exponent in range(7):
         edges = torch.linspace(0.1, 1, 2**exponent + 1, dtype=torch.float32)
         middles = (edges[:-1] + edges[1:]) / 2
-        values += (10.0 ** (exponent - 6) * middles).tolist() + (-(10.0 ** (exponent - 6)) * middles).tolist()
-    return torch.tensor(sorted(values), dtype=torch.float32)
+        values += [10.0 ** (exponent - 6) * middles, -(10.0 ** (exponent - 6)) * middles]
+    return torch.cat(values).sort().values
 
 
 @cache

@@ -24,11 +24,12 @@ def steps_at(
     PIECES: tl.constexpr, PIECE: tl.constexpr,
 ):  # fmt: skip
     """Decode PIECES * PIECE codes from column `start` to their values on the grid, each times `weights_at`: float32 [rows, PIECES,
-    PIECE], finite past the end. codes: uint8, or int32 if WORDS; row_length: of a row, in these; values: of a table, or None."""
+    PIECE], finite past the end. codes: uint8; row_length: bytes of a row; values: of a table, or None."""
     lowest = OFFSET
     EACH: tl.constexpr = 32 // BITS if 32 % BITS == 0 else PIECE  # codes of the bits that `_words` returns
     if WORDS:
-        word = _words(codes, rows, start, out_features, row_length, BITS, PIECES, PIECE)
+        words = codes.to(tl.pointer_type(tl.int32), bitcast=True)
+        word = _words(words, rows, start, out_features, row_length // 4, BITS, PIECES, PIECE)
         number = tl.arange(0, PIECE)[None, None, :] % EACH
         half = tl.where(number < EACH // 2, word, word >> (EACH // 2 * BITS))  # known when compiling, as all that follows
         shift = number % (EACH // 2) * BITS

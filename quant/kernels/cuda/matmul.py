@@ -51,7 +51,7 @@ class Matmul:
 
 @dataclass(frozen=True)
 class Shape:
-    """What a plan depends on. rows, columns, bits, offset and group: of Operands. is_words: codes are int32."""
+    """What a plan depends on. rows, columns, bits, offset and group: of Operands. is_words: every row of codes begins at a multiple of 4 bytes."""
 
     count: int
     rows: int
@@ -120,7 +120,7 @@ def _dense(x: torch.Tensor, bias: torch.Tensor | None, o: Operands, blocks: Bloc
 
 
 def shape_of(o: Operands, count: int) -> Shape:
-    return Shape(count, o.rows, o.columns, o.bits, o.offset, o.group, o.codes.dtype == torch.int32)
+    return Shape(count, o.rows, o.columns, o.bits, o.offset, o.group, o.codes.shape[1] % 4 == 0 and o.codes.data_ptr() % 4 == 0)
 
 
 def arguments(x: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor, o: Operands, found: Plan) -> tuple:
