@@ -26,6 +26,9 @@ from quant.tensor.scheme import Scheme
 triton = pytest.importorskip("triton", reason="triton, which is made for Linux, is not installed")
 
 from quant.kernels import cuda  # noqa: E402  it imports triton
+from quant.kernels.cuda import matmul  # noqa: E402
+from quant.kernels.cuda.blocks import DEFAULT, DENSE, FEW, TABLE, TILES, Blocks, blocks_for  # noqa: E402
+from quant.kernels.operands import Operands  # noqa: E402
 from quant.kernels.reference import Matmul as Reference  # noqa: E402
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -59,11 +62,13 @@ def moved(tensor: QTensor) -> QTensor:
     return QTensor.from_tensors(stored, tensor.shape, tensor.scheme)
 
 
-def check(tensor: QTensor, x: torch.Tensor, bias: torch.Tensor | None = None, rounded: torch.dtype = torch.float32):
+def check(tensor: QTensor, x: torch.Tensor, bias: torch.Tensor | None = None, rounded: torch.dtype = torch.float32,
+          blocks: Blocks | None = None):
     """|y - exact| is within what rounding can make of it: of float32 sums; of the result to `rounded`, the dtype of the
     activations; and, where tensor cores take several rows, of the weights to it."""
     x = x.to(rounded)
-    y = cuda.Matmul(moved(tensor))(x.to(DEVICE), None if bias is None else bias.to(DEVICE))
+    bias_there = None if bias is None else bias.to(DEVICE)
+    y = matmul.multiply(x.to(DEVICE), bias_there, Operands.of(moved(tensor)), blocks)
     assert y.dtype == rounded and y.device.type == DEVICE and y.shape == (*x.shape[:-1], tensor.shape[0])
     weight, start = dequantize(tensor).double(), torch.zeros(()) if bias is None else bias.double()
     exact = x.double() @ weight.T + start
@@ -133,8 +138,78 @@ def test_any_number_of_rows(scheme, dtype):
 @RUNS
 @pytest.mark.parametrize("scheme", [Scheme(), Scheme(4, 64, False), Scheme(3)], ids=lambda scheme: scheme.label)
 def test_rows_longer_than_a_step(scheme):
-    check(quantize(normal(3, 2 * cuda.ONE_ROW.columns + 64), scheme), normal(1, 2 * cuda.ONE_ROW.columns + 64))
+    columns = 2 * blocks_for("", 1, scheme.bits).columns + 64
+    check(quantize(normal(3, columns), scheme), normal(1, columns))
 
+
+# A program computes few outputs and few columns, so that small matrices make several, divide their columns, and write in tiles.
+WAYS = {
+    "few rows": Blocks(FEW, n=4, columns=32, programs=1), "few rows in parts": Blocks(FEW, n=2, columns=32, programs=64),
+    "tiles": Blocks(TILES, n=16, columns=32, programs=1), "tiles in parts": Blocks(TILES, n=16, columns=32, programs=64),
+    "dense": Blocks(DENSE, n=4, columns=64), "dense in tiles": Blocks(DENSE, n=4, columns=64, scratch=5000),
+}
+
+
+@RUNS
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("scheme", [
+    Scheme(), Scheme(4, 64, codebook="nf4"), Scheme(3, 64, False), Scheme(2, 32, False, zeros="whole"), Scheme(6, 7),
+], ids=lambda scheme: scheme.label)  # fmt: skip
+def test_every_way_gives_the_same(scheme, way):
+    blocks = WAYS[way]
+    tensor, bias = quantize(normal(41, 192), scheme), normal(41, seed=9)
+    for count in (1, 6, 19):
+        if blocks.way != FEW or count <= matmul.MOST_FEW_ROWS:
+            check(tensor, normal(count, 192, seed=count), bias, rounded=torch.float16, blocks=blocks)
+            check(tensor, normal(count, 192, seed=count), bias if count > 1 else None, blocks=blocks)
+
+
+@RUNS
+def test_a_row_in_parts_gives_the_same_bytes_again():
+    o, x = Operands.of(moved(quantize(normal(8, 4096), Scheme(4, 64)))), normal(1, 4096).to(DEVICE)
+    blocks = Blocks(FEW, n=4, columns=512, programs=64)
+    assert matmul.plan(matmul.shape_of(o, 1), blocks).parts == 4
+    first, second = (matmul.multiply(x, None, o, blocks) for _ in range(2))
+    assert torch.equal(first, second)
+
+
+@NO_CHILD
+@pytest.mark.parametrize(("count", "way"), [(1, FEW), (8, FEW), (9, TILES), (32, TILES), (33, DENSE), (5000, DENSE)])
+def test_the_table_has_a_way_for_any_number_of_rows(count, way):
+    for bits in range(2, 9):
+        assert blocks_for("", count, bits).way == way
+        assert blocks_for("sm_00", count, bits, is_float32=True).way == (DENSE if way == TILES else way)
+
+
+@NO_CHILD
+def test_every_entry_of_the_table_says_where_it_came_from():
+    for entry in (DEFAULT, *TABLE.values()):
+        assert entry.source
+        assert list(entry.blocks)[-1] is None and all(8 in by_bits for by_bits in entry.blocks.values())
+        assert all(most <= matmul.MOST_FEW_ROWS for most, by_bits in entry.blocks.items()
+                   for blocks in by_bits.values() if blocks.way == FEW)
+
+
+@NO_CHILD
+def test_a_small_matrix_makes_enough_programs():
+    few = Blocks(FEW, n=8, columns=1024, programs=256)
+    shape = {"columns": 8192, "bits": 4, "offset": 8, "group": 64, "is_words": True}
+    large, small, smallest = (matmul.plan(matmul.Shape(1, rows, **shape), few) for rows in (4096, 512, 32))
+    assert (large.grid, large.parts) == ((512, 1, 1), 1)
+    assert (small.grid, small.constants["BLOCK_N"]) == ((256, 1, 1), 2)
+    assert (smallest.grid, smallest.constants["BLOCK_N"], smallest.part) == ((32, 4, 1), 1, 2048)  # two steps of each part
+
+
+@NO_CHILD
+@pytest.mark.parametrize(("scheme", "is_words", "piece"), [
+    (Scheme(), True, 8), (Scheme(4, 64), True, 8), (Scheme(2, 32), True, 16), (Scheme(3, 64), True, 8), (Scheme(5, 64), True, 4),
+    (Scheme(4, 12), False, 4), (Scheme(8, 1), False, 1), (Scheme(2, 8), False, 8),
+], ids=lambda value: getattr(value, "label", str(value)))  # fmt: skip
+def test_codes_are_read_as_words_where_groups_allow_it(scheme, is_words, piece):
+    shape = matmul.shape_of(Operands.of(quantize(normal(4, 192), scheme)), 1)
+    constants = matmul.plan(shape, Blocks(FEW)).constants
+    assert (constants["WORDS"], constants["PIECE"]) == (is_words, piece)
+    assert not matmul.shape_of(Operands.of(quantize(normal(4, 33), scheme)), 1).is_words, "a row is not whole words"
 
 @RUNS
 @pytest.mark.parametrize("count", [1, 5, 40])
@@ -173,14 +248,49 @@ def test_the_device_chooses_the_kernel():
 
 @ON_GPU
 @pytest.mark.parametrize("count", [1, 300])
-def test_no_dequantized_weight_is_allocated(count):
+def test_no_more_than_the_scratch_memory_is_allocated(count):
+    """All of torch's product included: cuBLAS has its workspace from the first call on."""
     product = cuda.Matmul(made_of_ones(Scheme(4, 64), "cuda"))
     x = torch.ones(count, 4096, device="cuda", dtype=torch.bfloat16)
     y = product(x, None)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     product(x, None)
-    assert torch.cuda.max_memory_allocated() - before <= 2 * y.nbytes + 4096
+    scratch = blocks_for(matmul.generation(x.device), count, 4)
+    assert torch.cuda.max_memory_allocated() - before <= 2 * y.nbytes + 4096 + (scratch.scratch if scratch.way == DENSE else 0)
+
+
+@ON_GPU
+def test_a_compiled_product_is_replayed_from_a_cuda_graph():
+    linear = QLinear(QWeight((256, 128), Scheme(4, 64))).to("cuda")
+    compiled = torch.compile(linear, mode="reduce-overhead", fullgraph=True)
+    with torch.no_grad():
+        for count in (1, 1, 1, 8, 8, 8, 300, 300, 300):
+            x = torch.randn(count, 128, device="cuda", dtype=torch.bfloat16)
+            assert torch.equal(compiled(x), linear(x))
+
+
+@NO_CHILD
+def test_a_graph_takes_the_tensors_that_the_kernel_has():
+    """Marked as static, so that a CUDA graph does not copy them; and made outside inference mode, though the product is in it."""
+    tensor = quantize(normal(24, 64), Scheme(4, 32, double_quant=True))
+    weight = QWeight((24, 64), tensor.scheme)
+    weight.load_state_dict(tensor.tensors())
+    with torch.inference_mode():
+        weight.multiply_with(cuda.Matmul(weight.qtensor))
+    seen, x = [], normal(3, 64)
+
+    def backend(graph, inputs):
+        seen.append((graph, inputs))
+        return graph.forward
+
+    with torch.no_grad():
+        found = torch.compile(weight.multiply, fullgraph=True, backend=backend)(x, None)
+    assert torch.allclose(found, Reference(tensor)(x, None), atol=1e-5)
+    [(graph, inputs)] = seen
+    assert {id(tensor) for tensor in weight.matmul().operands.tensors()} <= {id(given) for given in inputs}
+    assert all(given._dynamo_static_input_type and not given.is_inference() for given in weight.matmul().operands.tensors())
+    assert next(str(node.target) for node in graph.graph.nodes if node.op == "call_function").startswith("quant.multiply")
 
 
 @pytest.mark.slow
@@ -207,10 +317,18 @@ def made_of_ones(scheme: Scheme, device: str) -> QTensor:
     return QTensor.from_tensors(stored, shape, scheme)
 
 
-def compiled(scheme: Scheme, count: int, dtype: torch.dtype, architecture: int):
+def compiled(scheme: Scheme, count: int, dtype: torch.dtype, architecture: int, blocks: Blocks | None = None):
     """The kernel as a GPU of that architecture would get it; Triton brings NVIDIA's assembler, and needs no GPU for it."""
-    x, y = torch.zeros(count, 4096, dtype=dtype), torch.zeros(count, 4096, dtype=dtype)
-    kernel, _, arguments = cuda.Matmul(made_of_ones(scheme, "cpu")).launch(x, torch.zeros(4096), y)
+    o = Operands.of(made_of_ones(scheme, "cpu"))
+    blocks = blocks or blocks_for(f"sm_{architecture}", count, scheme.bits, dtype == torch.float32)
+    if blocks.way == DENSE:
+        kernel, _, given, constants = matmul.dequantizing(o, 0, torch.zeros(4096, 4096, dtype=dtype), blocks)
+    else:
+        found = matmul.plan(matmul.shape_of(o, count), blocks)
+        kernel, constants = found.kernel, found.constants
+        x, y = torch.zeros(count, 4096, dtype=dtype), torch.zeros(count, 4096, dtype=torch.float32 if found.parts > 1 else dtype)
+        given = matmul.arguments(x, None if found.parts > 1 else torch.zeros(4096), y, o, found)
+    arguments = dict(zip(kernel.arg_names, given, strict=False)) | constants
     options = {name: arguments.pop(name) for name in ("num_warps", "num_stages")}
     constants = {name: value for name, value in arguments.items() if name.isupper() or value is None}
     types = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.uint8: "*u8"}
@@ -224,16 +342,17 @@ def compiled(scheme: Scheme, count: int, dtype: torch.dtype, architecture: int):
     return triton.compile(source, triton.backends.compiler.GPUTarget("cuda", architecture, 32), options)
 
 
-INT8, INT4, NF4, INT3 = Scheme(), Scheme(4, 64, False), Scheme(4, 64, codebook="nf4", double_quant=True), Scheme(3, 32)
+INT8, INT4, NF4 = Scheme(), Scheme(4, 64, False), Scheme(4, 64, codebook="nf4", double_quant=True)
+INT3, INT2 = Scheme(3, 32), Scheme(2, 64)
 
 
 @pytest.mark.slow
 @NO_CHILD
 @pytest.mark.parametrize("architecture", [80, 90], ids=["sm_80", "sm_90"])
 @pytest.mark.parametrize(("scheme", "count", "dtype"), [
-    *((scheme, count, torch.bfloat16) for scheme in (INT8, INT4, NF4, INT3) for count in (1, 300)),
-    (INT8, 16, torch.bfloat16), (INT4, 40, torch.bfloat16), (NF4, 300, torch.float16), (INT8, 1, torch.float32),
-    (INT8, 16, torch.float32), (INT4, 300, torch.float32),
+    *((scheme, count, torch.bfloat16) for scheme in (INT8, INT4, NF4, INT3, INT2) for count in (1, 8, 16, 300)),
+    (INT8, 24, torch.bfloat16), (INT4, 3, torch.float16), (NF4, 300, torch.float16), (INT8, 1, torch.float32),
+    (INT8, 16, torch.float32), (Scheme(5, 7), 2, torch.bfloat16),
 ], ids=lambda value: getattr(value, "label", str(value).removeprefix("torch.")))  # fmt: skip
 def test_it_compiles(architecture, scheme, count, dtype, tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
@@ -242,17 +361,19 @@ def test_it_compiles(architecture, scheme, count, dtype, tmp_path, monkeypatch):
     assert len(kernel.asm["cubin"]) > 1000
     assert kernel.metadata.shared <= 99 * 1024  # what a program may have on the smallest of these GPUs
     uses_tensor_cores = "mma.sync" in code or "wgmma.mma_async" in code
-    assert uses_tensor_cores == (count > 1 and dtype != torch.float32)
+    assert uses_tensor_cores == (blocks_for("", count, scheme.bits, dtype == torch.float32).way == TILES)
     assert "tf32" not in code
 
 
 @NO_CHILD
-@pytest.mark.parametrize(("scheme", "load"), [(INT8, "v4.b32"), (INT4, "v2.b32")], ids=["int8", "int4"])
-def test_codes_are_read_in_whole_pieces(scheme, load, tmp_path, monkeypatch):
-    """16 codes an instruction: bytes that are fetched one by one would cost more instructions than the product itself."""
+@pytest.mark.parametrize("count", [1, 300])
+@pytest.mark.parametrize(("scheme", "load"), [(INT8, "v2.b32"), (INT4, "b32"), (NF4, "b32"), (INT3, "b32"), (INT2, "b32")],
+                         ids=["int8", "int4", "nf4", "int3", "int2"])
+def test_codes_are_read_in_whole_words(scheme, load, count, tmp_path, monkeypatch):
+    """Bytes that are fetched one by one would cost more instructions than the product itself."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    code = compiled(scheme, 1, torch.float32, 80).asm["ptx"]
-    assert re.search(rf"ld\.global\S*\.{load}", code) and not re.search(r"ld\.global\S*\.b8", code)
+    code = compiled(scheme, count, torch.float32, 80).asm["ptx"]
+    assert re.search(rf"ld\.global\S*\.{load}", code) and not re.search(r"ld\.global\S*\.b(8|16)\b", code)
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """Operands: a quantized weight as a kernel on a GPU and a compiled graph take it, in tensors and whole numbers alone.
 
-What is stored compactly (scales in 8 bits, whole zeros) is expanded once; everything else is the stored tensor itself. A graph that
-torch.compile makes has these tensors as its inputs and the numbers as constants.
+What is stored compactly (scales in 8 bits, whole zeros) is expanded once; everything else is the stored tensor itself. A graph
+that torch.compile makes has these tensors as its inputs and the numbers as constants.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import pad
 
-from quant.tensor.grids import LinearGrid, grid_of
+from quant.tensor.grids import grid_of
 from quant.tensor.packing import unpack
 from quant.tensor.qtensor import QTensor
 
 
 @dataclass(frozen=True)
 class Operands:
-    """codes: uint8 [out, bytes]. scales: [out, groups], or [1, 1] for the whole matrix; zeros: of that shape, or None. table: float32 [2**bits], or None for equal steps, which count from
-    `offset`. group: columns of a group, 0 if a row has one scale."""
+    """codes: uint8 [out, bytes]. scales: [out, groups], or [1, 1] for the whole matrix; zeros: of that shape, or None. table:
+    float32 [2**bits], or None for equal steps, which count from `offset`. group: columns of a group, 0 if a row has one scale."""
 
     codes: torch.Tensor
     scales: torch.Tensor
@@ -42,8 +42,9 @@ class Operands:
             table, offset = None, grid.offset
         else:
             table, offset = pad(grid.values, (0, 2**scheme.bits - len(grid.values))).to(weight.codes.device), 0
-        return cls(weight.codes.contiguous(), scales, None if zeros is None else zeros.contiguous(), table, columns, scheme.bits, offset,
-                   0 if scales.shape[1] == 1 else scheme.columns_per_group(columns))
+        group = 0 if scales.shape[1] == 1 else scheme.columns_per_group(columns)
+        zeros = None if zeros is None else zeros.contiguous()
+        return cls(weight.codes.contiguous(), scales, zeros, table, columns, scheme.bits, offset, group)
 
     @property
     def rows(self) -> int:

@@ -2,8 +2,8 @@
 
 The weight of a linear, a tied head or an embedding is a QWeight, or has its rows in classes (quant.nn.classes).
 
-While torch.compile traces a model, products are the operator of quant.kernels.operator and all else is plain torch: no kernel is made
-and nothing is kept, because a result of a CUDA graph does not outlive its next run.
+While torch.compile traces a model, products are the operator of quant.kernels.operator and all else is plain torch: no kernel is
+made and nothing is kept, because a result of a CUDA graph does not outlive its next run.
 """
 
 from __future__ import annotations

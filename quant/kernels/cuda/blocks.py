@@ -12,9 +12,9 @@ FEW, TILES, DENSE = "few rows", "tiles", "dense"
 
 @dataclass(frozen=True)
 class Blocks:
-    """way: FEW, TILES or DENSE (dequantize, then torch's product). A program computes n outputs, `columns` columns at a time, with
-    so many warps and stages; of rows of activations, FEW takes all and TILES m. programs: the least number wanted; where a weight
-    makes fewer, FEW takes fewer outputs, and columns are divided. scratch: most bytes of weights that DENSE writes at a time."""
+    """way: FEW, TILES or DENSE (dequantize, then torch's product). A program computes n outputs, `columns` columns at a time,
+    with so many warps and stages; of rows of activations, FEW takes all and TILES m. programs: the least number wanted; where a
+    weight makes fewer, FEW takes fewer outputs, and columns are divided. scratch: most bytes that DENSE writes at a time."""
 
     way: str
     n: int = 4
@@ -52,9 +52,10 @@ DEFAULT = Entry(
     {
         1: _ONE_ROW,
         8: _SOME_ROWS,
-        # Tiles took 88 us at 64 rows of 14336 x 4096 in 4 bits and 178 of 4096 x 14336, and torch's product of bfloat16 45 and 48:
-        # to write the weight first costs less than the difference from some tens of rows on.
-        32: {8: Blocks(TILES, n=64, columns=128, stages=2, programs=512)},
+        # Earlier tiles took 88 us at 64 rows of 14336 x 4096 in 4 bits and 178 of 4096 x 14336, and torch's product of bfloat16
+        # 45 and 48: from some tens of rows on, to write the weight first should cost less than the difference.
+        16: {8: Blocks(TILES, n=64, columns=128, stages=2, programs=512)},
+        32: {8: Blocks(TILES, n=64, columns=128, stages=2, m=32, programs=512)},
         # 32 MiB: what is written stays in the L2 cache (50 MB of an H100, 40 of an A100) until it is multiplied.
         None: {8: Blocks(DENSE, n=4, columns=1024)},
     },
@@ -62,8 +63,10 @@ DEFAULT = Entry(
 TABLE: dict[str, Entry] = {}  # generation, such as sm_90 -> what was measured there
 
 
-def blocks_for(generation: str, count: int, bits: int) -> Blocks:
-    """The blocks for `count` rows of activations and a weight of so many bits."""
+def blocks_for(generation: str, count: int, bits: int, is_float32: bool = False) -> Blocks:
+    """The blocks for `count` rows of activations, and a weight of so many bits. Float32, which tensor cores do not take without
+    rounding it, goes by DENSE where others go by TILES."""
     by_rows = TABLE.get(generation, DEFAULT).blocks
-    by_bits = next(found for most, found in by_rows.items() if most is None or count <= most)
-    return next(blocks for width, blocks in sorted(by_bits.items()) if bits <= width)
+    return next(blocks for most, by_bits in by_rows.items() if most is None or count <= most
+                for blocks in [next(found for width, found in sorted(by_bits.items()) if bits <= width)]
+                if not (is_float32 and blocks.way == TILES))

@@ -1,13 +1,14 @@
 """Reads packed codes and turns them into numbers on the grid, for every kernel of this folder.
 
-Codes come in pieces, runs of PIECE neighbouring codes of a row that one thread takes and that share a scale. There are two ways to
-read them, which `Operands` chooses:
+Codes come in pieces, runs of PIECE neighbouring codes of a row that one thread takes and that share a scale. There are two ways
+to read them, which quant.kernels.cuda.matmul chooses:
 
-    WORDS       any width: a piece of 8 codes (4 from 5 bits on, 2 for 8) lies in one word of 32 bits or in two neighbours
+    WORDS       pieces of 8 codes (16 of 2 bits, 4 of 5 to 7): one word of 32 bits, two of 8 bits, and of 3 and 5 to 7 bits the
+                word in which the piece begins and its neighbour
     otherwise   one byte (8 bits) or two for each code: for rows, groups and addresses that words do not fit
 
-A code is put into the low bits of the float 2**23, which is then subtracted, exactly: faster than a conversion. Of a word, it stays
-where it is: it then counts 2**shift times, and the multiplier makes up for it (`weights_at`), so that no code is shifted on its own.
+A code is put into the low bits of the float 2**23, which is then subtracted, exactly: faster than a conversion. A code of a word
+stays where it is. It then counts 2**shift times, for which `weights_at` makes up, so that not every code is shifted on its own.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ def steps_at(
     codes, values, rows, start, out_features, row_length, one, BITS: tl.constexpr, OFFSET: tl.constexpr, WORDS: tl.constexpr,
     PIECES: tl.constexpr, PIECE: tl.constexpr,
 ):  # fmt: skip
-    """Decode PIECES * PIECE codes from column `start` to their values on the grid, each times `weights_at`: float32 [rows, PIECES,
-    PIECE], finite past the end. codes: uint8; row_length: bytes of a row; values: of a table, or None."""
+    """Decode PIECES * PIECE codes from column `start` to their values on the grid, over `weights_at`: float32 [rows, PIECES, PIECE],
+    finite past the end. codes: uint8; row_length: bytes of a row; values: of a table, or None; one: the bits of 2.0**23."""
     lowest = OFFSET
     EACH: tl.constexpr = 32 // BITS if 32 % BITS == 0 else PIECE  # codes of the bits that `_words` returns
     if WORDS:
@@ -59,7 +60,9 @@ def steps_at(
 def weights_at(IS_TABLE: tl.constexpr, WORDS: tl.constexpr, BITS: tl.constexpr, PIECE: tl.constexpr):
     """What a step of `steps_at` counts too often, inverted: float32 [1, 1, PIECE], powers of two, so that nothing is rounded."""
     EACH: tl.constexpr = 32 // BITS if 32 % BITS == 0 else PIECE
-    shift = tl.arange(0, PIECE)[None, None, :] % (EACH // 2) * BITS if WORDS and not IS_TABLE else tl.zeros((1, 1, PIECE), tl.int32)
+    shift = tl.zeros((1, 1, PIECE), tl.int32)
+    if WORDS and not IS_TABLE:
+        shift += tl.arange(0, PIECE)[None, None, :] % (EACH // 2) * BITS
     return ((127 - shift) << 23).to(tl.float32, bitcast=True)  # 127 - shift is the exponent
 
 

@@ -1,9 +1,9 @@
-"""The product with one weight on a GPU: picks the way and the blocks by the number of rows of activations, and starts the kernels.
+"""The product with one weight on a GPU: picks way and blocks by the number of rows of activations, and starts the kernels.
 
-What a launch needs of a weight is worked out once for each number of rows and kept (`plan`); then a product is one call of a kernel
-and, where a row's columns are divided, one more. Memory that a product needs beside its result is torch's, and free again
-afterwards: at most Blocks.scratch bytes, or the float32 sums of the parts. So nothing is kept from call to call, and both CUDA graphs
-and torch.compile may hold a product.
+What a launch needs of a weight's shape is worked out once for each number of rows and kept (`plan`); then a product is one call of
+a kernel and, where a row's columns are divided, one more. Memory that a product needs beside its result is torch's, and free again
+afterwards: at most Blocks.scratch bytes, or the float32 sums of the parts. So no tensor is kept from call to call, and both CUDA
+graphs and torch.compile may hold a product.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ class Matmul:
 
 @dataclass(frozen=True)
 class Shape:
-    """What a plan depends on. rows, columns, bits, offset and group: of Operands. is_words: every row of codes begins at a multiple of 4 bytes."""
+    """What a plan depends on. rows, columns, bits, offset and group: of Operands. is_words: every row of codes begins at a
+    multiple of 4 bytes."""
 
     count: int
     rows: int
@@ -81,7 +82,7 @@ def multiply(x: torch.Tensor, bias: torch.Tensor | None, operands: Operands, blo
     shape = (*x.shape[:-1], o.rows)
     if not count:
         return x.new_empty(shape)
-    blocks = blocks or blocks_for(generation(x.device), count, o.bits)
+    blocks = blocks or blocks_for(generation(x.device), count, o.bits, x.dtype == torch.float32)
     if x.device.type == "cuda" and x.device.index != torch.cuda.current_device():  # Triton launches on the current device
         with torch.cuda.device(x.device):
             return _multiply(flat, bias, o, blocks).view(shape)
@@ -99,7 +100,8 @@ def _multiply(x: torch.Tensor, bias: torch.Tensor | None, o: Operands, blocks: B
         return y
     sums = torch.empty((found.parts, count, o.rows), dtype=torch.float32, device=x.device)
     found.kernel[found.grid](*arguments(x, None, sums, o, found), **found.constants)
-    add_parts[(triton.cdiv(y.numel(), BLOCK_OF_SUMS), 1, 1)](sums, bias, y, y.numel(), o.rows, PARTS=found.parts, BLOCK=BLOCK_OF_SUMS)
+    grid = (triton.cdiv(y.numel(), BLOCK_OF_SUMS), 1, 1)
+    add_parts[grid](sums, bias, y, y.numel(), o.rows, PARTS=found.parts, BLOCK=BLOCK_OF_SUMS)
     return y
 
 

@@ -1,7 +1,7 @@
 """The product for some tens of rows of activations, on the tensor cores: a tile's codes are decoded while it is multiplied.
 
-A tile's weights are computed in float32 and rounded to the activations' dtype, as in the reference; the sums are float32. The weight
-is the dot's left side, of which the tensor cores take 64 rows at a time, and the activations its right one, of which 8 are enough.
+A tile's weights are computed in float32 and rounded to the activations' dtype, as in the reference; the sums are float32. The
+weight is the dot's left side, of which tensor cores take 64 rows at a time, and the activations its right, of which 8 are enough.
 """
 
 from __future__ import annotations
