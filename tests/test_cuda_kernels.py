@@ -17,7 +17,6 @@ from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quant.benches import cuda as cuda_bench
 from quant.errors import InputError
 from quant.nn.modules import QLinear, QWeight
 from quant.tensor.qtensor import QTensor, dequantize, layout, quantize
@@ -25,7 +24,9 @@ from quant.tensor.scheme import Scheme
 
 triton = pytest.importorskip("triton", reason="triton, which is made for Linux, is not installed")
 
-from quant.kernels import cuda  # noqa: E402  it imports triton
+from quant.benches import cuda as cuda_bench  # noqa: E402  it imports triton
+from quant.benches import cuda_goals, cuda_model, cuda_products, cuda_tuning  # noqa: E402
+from quant.kernels import cuda  # noqa: E402
 from quant.kernels.cuda import matmul  # noqa: E402
 from quant.kernels.cuda.blocks import DEFAULT, DENSE, FEW, TABLE, TILES, Blocks, blocks_for  # noqa: E402
 from quant.kernels.operands import Operands  # noqa: E402
@@ -65,7 +66,7 @@ def moved(tensor: QTensor) -> QTensor:
 def check(tensor: QTensor, x: torch.Tensor, bias: torch.Tensor | None = None, rounded: torch.dtype = torch.float32,
           blocks: Blocks | None = None):
     """|y - exact| is within what rounding can make of it: of float32 sums; of the result to `rounded`, the dtype of the
-    activations; and, where tensor cores take several rows, of the weights to it."""
+    activations; and of the weights to it, but for few rows."""
     x = x.to(rounded)
     bias_there = None if bias is None else bias.to(DEVICE)
     y = matmul.multiply(x.to(DEVICE), bias_there, Operands.of(moved(tensor)), blocks)
@@ -77,7 +78,8 @@ def check(tensor: QTensor, x: torch.Tensor, bias: torch.Tensor | None = None, ro
     bound = 16 * 2**-24 * reach + 1e-30
     if rounded != torch.float32:
         bound += torch.finfo(rounded).eps * exact.abs()  # twice what the nearest would be: the interpreter cuts bfloat16 off
-        if x[..., 0].numel() > 1:
+        way = (blocks or blocks_for("", x[..., 0].numel(), tensor.scheme.bits)).way
+        if way != FEW:
             bound += torch.finfo(rounded).eps / 2 * reach + torch.finfo(rounded).tiny * x.double().abs().sum(-1, keepdim=True)
     assert ((y.cpu().double() - exact).abs() <= bound).all()
 
@@ -381,19 +383,103 @@ def test_codes_are_read_in_whole_words(scheme, load, count, tmp_path, monkeypatc
 def test_every_contestant_of_the_measurement_multiplies_with_the_same_weight():
     weight, x = 0.02 * normal(64, 128), normal(3, 128, seed=1).to(torch.bfloat16)
     exact = x.float() @ weight.T
-    sizes = {}
-    for name, make in cuda_bench.contestants(weight, "cpu").items():
+    sizes, most = {}, {"8": 0.02, "f16": 0.02, "int3": 0.3, "int2": 0.7}
+    for name, make in cuda_products.contestants(weight, "cpu").items():
         product, sizes[name] = make()
-        assert (product(x) - exact).norm() < (0.02 if "8" in name or "16" in name else 0.15) * exact.norm(), name
-    assert sizes == {"bfloat16": 16384, "int8 row": 8448, "int4 g64": 4608, "nf4 g64": 4608, "bnb int8": 8448, "bnb nf4": 4608}
+        bound = next((bound for word, bound in most.items() if word in name), 0.15)
+        assert (product(x) - exact).norm() < bound * exact.norm(), name
+    assert sizes == {"bf16": 16384, "int8 row": 8448, "int4 g64": 4608, "int4 g64 asym": 5120, "nf4 g64": 4608, "int3 g64": 3584,
+                     "int2 g64": 2560, "bnb int8": 8448, "bnb nf4": 4608, "tinygemm int4 g64": 4608}
+
+
+@RUNS
+def test_the_check_of_the_measurement(monkeypatch):
+    monkeypatch.setattr(cuda_bench, "CHECKED", [Scheme(4, 64), Scheme(3, 64, False)])
+    found = cuda_bench.check(DEVICE, (torch.float16, torch.float32))
+    assert all(one["passes"] for one in found) and {one["way"] for one in found} == {FEW, TILES, DENSE, "table"}
+    assert max(one["error"] for one in found) > 0
 
 
 @NO_CHILD
-def test_the_table_of_the_measurement():
-    found = {1: {"bfloat16": ([0.02, 0.04, 0.02], 32_000_000), "int8 row": ([0.01, 0.02, 0.02], 16_000_000)}}
-    _, first, second = cuda_bench.table(found, 3200).splitlines()
-    assert first.split() == ["1", "bfloat16", "20.0", "1.00", "±", "0.00", "1600", "50", "%"]
-    assert second.split() == ["1", "int8", "row", "20.0", "2.00", "±", "0.00", "800", "25", "%"]
+def test_the_tables_of_the_measurement():
+    found = {"bf16": {"us": {"1": 20.0, "8": 21.0}, "python_us": 30.0, "gb_per_s": 1600.0},
+             "int8 row": {"us": {"1": 10.0, "8": 11.0}, "python_us": 40.0, "gb_per_s": 1700.0}}
+    lines = cuda_goals.product_lines("64x32", found)
+    assert lines[2] == "| product | 1 row | 8 rows | from Python | GB/s |"
+    assert lines[4:] == ["| bf16 | 20.0 | 21.0 | 30 | 1600 |", "| int8 row | 10.0 | 11.0 | 40 | 1700 |", ""]
+    rest = {"prefill_ms": 18.0, "steps_ms": 16.0, "peak_mib": 9.0, "weights_mib": 8.0}
+    model = {"bf16": {**rest, "decode_ms": 3.0, "is_compiled": True}, "bnb": {**rest, "decode_ms": None, "is_compiled": False}}
+    assert [line.split(" | ")[2] for line in cuda_goals.model_lines(model)[2:4]] == ["3.00", "not compiled"]
+
+
+@NO_CHILD
+def test_the_goals_of_the_measurement():
+    us = {"bf16": {"1": 20, "8": 21, "512": 100, "2048": 300}, "int8 row": {"1": 10, "8": 11, "512": 110, "2048": 400},
+          "int4 g64": {"1": 8, "8": 12, "512": 120, "2048": 310}, "tinygemm int4 g64": {"1": 7}, "int3 g64": {"1": 7}}
+    compiled = {"is_compiled": True, "peak_mib": 100}
+    model = {"bf16": {**compiled, "decode_ms": 3.0}, "int8": {**compiled, "decode_ms": 2.0, "may_take_mib": 120},
+             "int4": {**compiled, "decode_ms": 1.2, "may_take_mib": 80}}
+    found = {goal["goal"]: goal for goal in cuda_goals.goals({"s": {name: {"us": times} for name, times in us.items()}}, model)}
+    passes = {name for name, goal in found.items() if goal["passes"]}
+    assert set(found) - passes == {
+        "s: 1 row of int4 g64 over the best of bf16, bnb nf4, tinygemm int4 g64", "s: 8 rows of int4 g64 over 1 row",
+        "s: 2048 rows of int8 row over bf16", "s: 512 rows of int4 g64 over bf16", "compiled decoding, int8 over bf16",
+        "peak memory of int4 over weights and one layer"}
+    assert len(passes) == 7 and found["compiled decoding, int4 over bf16"]["found"] == pytest.approx(0.4)
+    assert cuda_goals.goal_lines(list(found.values()))[-1] == "7 of 13 goals reached"
+    assert cuda_goals.goals({}, {"bf16": compiled, "int8": {**compiled, "is_compiled": False}}) == [], "not compiled"
+
+
+@NO_CHILD
+def test_tuning_chooses_the_fastest_and_prints_what_the_table_takes():
+    def time_us(blocks, rows, bits):
+        if blocks.way == TILES:
+            return None  # this GPU can't run them
+        return {FEW: 10.0, DENSE: 30.0}[blocks.way] - blocks.n + rows / 100 + bits / 100
+
+    entry, tried = cuda_tuning.tune(time_us, 10, lambda _: None, clock=lambda: 0.0)
+    assert entry.blocks[1][4] == Blocks(FEW, n=16, columns=1024, warps=8)
+    assert entry.blocks[64][8].way == entry.blocks[None][2].way == DENSE
+    assert entry.source == "measured by quant.benches.cuda" and len(tried) == sum(
+        len(list(cuda_tuning.candidates(most, bits))) for most in cuda_tuning.TIMED for bits in cuda_tuning.WIDTHS)
+    pasted = eval("{" + "\n".join(cuda_tuning.lines_of("sm_90", entry)) + "}",
+                  {"Entry": type(entry), "Blocks": Blocks, "FEW": FEW, "TILES": TILES, "DENSE": DENSE})
+    assert pasted == {"sm_90": entry}
+
+
+@NO_CHILD
+def test_tuning_ends_in_time():
+    seconds = iter(range(1000))
+    entry, tried = cuda_tuning.tune(lambda *_: 1.0, 20, lambda _: None, clock=lambda: next(seconds))
+    assert len(tried) == 20 and "candidates, for which time did not suffice" in entry.source
+    assert list(entry.blocks) == list(cuda_tuning.TIMED) and all(len(by_bits) == 4 for by_bits in entry.blocks.values())
+
+
+@pytest.mark.slow
+@NO_CHILD
+def test_every_candidate_fits_a_gpu(tmp_path, monkeypatch):
+    """The largest of each way, in the dtype that is tuned: 227 KiB of shared memory on an H100; others are told and left out."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    for most in (8, 16, 64):
+        for blocks in list(cuda_tuning.candidates(most, 4))[-5:]:
+            assert compiled(Scheme(4, 64), most, torch.bfloat16, 90, blocks).metadata.shared <= 227 * 1024
+
+
+@pytest.mark.slow
+@NO_CHILD
+def test_the_models_of_the_measurement(make_model, tmp_path):
+    for name in cuda_model.ROWS:
+        cuda_model.build(make_model("llama-tied"), name, tmp_path / name)
+        found = cuda_model.measure(tmp_path / name, None, "cpu", prompt=16, tokens=2)
+        assert found["prefill_ms"] > 0 and found["steps_ms"] > 0 and found["decode_ms"] is None and found["weights_mib"] > 0
+        assert ("may_take_mib" in found) == (not name.startswith("bnb")), "of this project's artifacts"
+
+
+@NO_CHILD
+def test_the_arguments_of_the_measurement():
+    assert cuda_bench.parts("model,check") == ("check", "model")
+    with pytest.raises(InputError, match="not some of check,tune,products,model"):
+        cuda_bench.main(["--parts", "all"])
 
 
 @NO_CHILD

@@ -1,8 +1,8 @@
 """The product as an operator of torch, quant::multiply, which torch.compile takes into a graph without looking inside.
 
 On a GPU it starts the Triton kernels of quant.kernels.cuda; elsewhere it is plain torch. It is a custom operator, not a
-torch.library.triton_op, whose kernels inductor would start by itself: replayed from a CUDA graph, both cost the same, and here the
-way depends on the number of rows, and a graph's kernels are those that run without one.
+torch.library.triton_op, whose kernels inductor would start by itself: replayed from a CUDA graph, both cost the same, and here
+the way depends on the number of rows, and a graph's kernels are those that run without one.
 """
 
 from __future__ import annotations

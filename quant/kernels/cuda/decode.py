@@ -24,8 +24,8 @@ def steps_at(
     codes, values, rows, start, out_features, row_length, one, BITS: tl.constexpr, OFFSET: tl.constexpr, WORDS: tl.constexpr,
     PIECES: tl.constexpr, PIECE: tl.constexpr,
 ):  # fmt: skip
-    """Decode PIECES * PIECE codes from column `start` to their values on the grid, over `weights_at`: float32 [rows, PIECES, PIECE],
-    finite past the end. codes: uint8; row_length: bytes of a row; values: of a table, or None; one: the bits of 2.0**23."""
+    """Decode PIECES * PIECE codes from column `start` to their values on the grid, over `weights_at`: float32 [rows, PIECES,
+    PIECE], finite past the end. codes: uint8; row_length: bytes of a row; values: of a table, or None; one: bits of 2.0**23."""
     lowest = OFFSET
     EACH: tl.constexpr = 32 // BITS if 32 % BITS == 0 else PIECE  # codes of the bits that `_words` returns
     if WORDS:

@@ -25,7 +25,7 @@ def few_rows_product(
     weights = weights_at(values is not None, WORDS, BITS, PIECE)
     totals = ()
     for _ in tl.static_range(ROWS):
-        totals = (*totals, tl.zeros((BLOCK_N, PIECES), tl.float32))
+        totals = totals + (tl.zeros((BLOCK_N, PIECES), tl.float32),)  # noqa: RUF005  Triton has no starred expressions
     for start in range(first, tl.minimum(first + part, in_features), PIECES * PIECE):
         columns = start + tl.arange(0, PIECES)[None, :, None] * PIECE + tl.arange(0, PIECE)[None, None, :]
         steps = steps_at(codes, values, rows, start, out_features, row_length, one, BITS, OFFSET, WORDS, PIECES, PIECE)
@@ -39,7 +39,7 @@ def few_rows_product(
             total = totals[m] + tl.sum(steps * (activations * weights), axis=2) * scale
             if zeros is not None:
                 total += lows * tl.sum(activations, axis=2)
-            sums = (*sums, total)
+            sums = sums + (total,)  # noqa: RUF005
         totals = sums
     places = y + tl.program_id(1).to(tl.int64) * count * out_features + rows
     for m in tl.static_range(ROWS):

@@ -1,9 +1,9 @@
-"""The product with one weight on a GPU: picks way and blocks by the number of rows of activations, and starts the kernels.
+"""The product with one weight on a GPU: picks way and blocks by the number of rows, and starts the kernels.
 
-What a launch needs of a weight's shape is worked out once for each number of rows and kept (`plan`); then a product is one call of
-a kernel and, where a row's columns are divided, one more. Memory that a product needs beside its result is torch's, and free again
-afterwards: at most Blocks.scratch bytes, or the float32 sums of the parts. So no tensor is kept from call to call, and both CUDA
-graphs and torch.compile may hold a product.
+What a launch needs of a weight's shape is worked out once for each number of rows and kept (`plan`); then a product is one call
+of a kernel and, where a row's columns are divided, one more. Memory that a product needs beside its result is torch's, and free
+again afterwards: at most Blocks.scratch bytes, or the float32 sums of the parts. So no tensor is kept from call to call, and both
+CUDA graphs and torch.compile may hold a product.
 """
 
 from __future__ import annotations

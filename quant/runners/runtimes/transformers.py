@@ -56,6 +56,10 @@ class Runner:
         if self.device.type == "cuda":
             self._decoder = CompiledDecoder(self.model, min(self.context, options.max_tokens or self.context))
 
+    def decode_step_by_step(self) -> None:
+        """From now on, decode as on a CPU: every product started by Python, and a cache that grows. For a comparison."""
+        self._decoder = None
+
     @property
     def is_compiled(self) -> bool:
         return self._decoder is not None and self._decoder.is_compiled
