@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, CompileConfig
 
 import quant.transformers_format  # noqa: F401  registers the format
+from quant.kernels import operator
 from quant.kernels.operands import Operands
 from quant.kernels.operator import multiply
 from quant.kernels.reference import Matmul as Reference
@@ -94,6 +96,48 @@ def test_the_operator_is_the_reference(scheme):
     for given in (bias, None):
         assert torch.allclose(multiply(x, given, operands), Reference(tensor)(x, given), rtol=1e-5, atol=1e-5)
     assert torch.equal(operands.dequantize(torch.tensor([5, 0, 5])), dequantize(tensor)[[5, 0, 5]])
+
+
+class Largest(TorchDispatchMode):
+    """Elements of the largest tensor that torch makes."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, kinds, arguments=(), named=None):
+        made = function(*arguments, **(named or {}))
+        is_view = function._schema.returns and function._schema.returns[0].alias_info is not None
+        if isinstance(made, torch.Tensor) and not is_view:
+            self.count = max(self.count, made.numel())
+        return made
+
+
+@pytest.mark.parametrize("scheme", SCHEMES[:6], ids=lambda scheme: scheme.label)
+def test_a_few_rows_are_gathered_without_the_others(scheme):
+    """Nothing is as large as the weight, or as its scales: of 4000 rows, 3 are wanted."""
+    weight = quantize(normal(4000, 96), scheme)
+    operands = Operands.of(weight)
+    for gather in (operands.dequantize, weight.dequantize_rows):
+        with Largest() as largest:
+            assert gather(torch.tensor([5, 0, 3999])).shape == (3, 96)
+        assert largest.count <= 8 * 3 * 96
+
+
+def test_a_product_never_dequantizes_the_whole_weight(monkeypatch):
+    monkeypatch.setattr(operator, "TILE", 100 * 96)
+    tensor, x = quantize(normal(4000, 96), Scheme(4, 32)), normal(2, 96)
+    operands = Operands.of(tensor)
+    with Largest() as largest:
+        found = multiply(x, None, operands)
+    assert torch.allclose(found, Reference(tensor)(x, None), atol=1e-5)
+    assert largest.count <= 100 * 96
+
+
+def test_operands_are_the_stored_tensors():
+    """Only what is stored in 8 bits, and whole zeros, is expanded."""
+    tensor = quantize(normal(40, 96), Scheme(4, 32, False))
+    operands = Operands.of(tensor)
+    assert [part.data_ptr() for part in operands.tensors()] == [tensor.codes.data_ptr(), tensor.scales.scales.data_ptr(),
+                                                                tensor.zeros.data_ptr()]
 
 
 def test_the_operator_obeys_torchs_rules():

@@ -32,26 +32,32 @@ def build(base: Path, name: str, out: Path) -> None:
 
 
 def measure(folder: Path, dtype: str | None, device: str, prompt: int = PROMPT, tokens: int = TOKENS) -> dict:
-    """Load a model alone on the device, and time it; peak_mib is that of loading and generating, decode_ms None where nothing was
-    compiled."""
+    """Load a model alone on the device, and time it. load_peak_mib, prefill_peak_mib, peak_mib: of loading alone, with prompts,
+    and with decoding; decode_ms: None where nothing was compiled."""
     gc.collect()
     if device == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     runner = open_runner(folder, dtype, device, max_tokens=prompt + 2 * tokens)
+    peaks = [_peak_mib(device)]
     ids = torch.arange(prompt) % 1000
     prefill = _median_ms(lambda: runner.prefill(ids), ROUNDS + 1)
+    peaks.append(_peak_mib(device))
     decode = _decode_ms(runner, ids, tokens)
+    peaks.append(_peak_mib(device))
     is_compiled = runner.is_compiled
-    peak = torch.cuda.max_memory_allocated() if device == "cuda" else 0
     runner.decode_step_by_step()
     steps = _decode_ms(runner, ids, tokens)
     weights = sum(tensor.bytes for tensor in runner.tensors())
     found = {"prefill_ms": prefill, "decode_ms": decode if is_compiled else None, "is_compiled": is_compiled, "steps_ms": steps,
-             "peak_mib": peak / MIB, "weights_mib": weights / MIB}
+             **dict(zip(("load_peak_mib", "prefill_peak_mib", "peak_mib"), peaks, strict=True)), "weights_mib": weights / MIB}
     largest = max((2 * module.shape[0] * module.shape[-1] for module in runner.model.modules() if isinstance(module, QWeight)),
                   default=0)
     return found | ({"may_take_mib": (weights + largest) / MIB} if largest else {})
+
+
+def _peak_mib(device: str) -> float:
+    return torch.cuda.max_memory_allocated() / MIB if device == "cuda" else 0.0
 
 
 def _decode_ms(runner: Runner, ids: torch.Tensor, tokens: int) -> float:

@@ -54,7 +54,8 @@ class DoubleQuantized:
         if count == 1:
             index = slice(None)
         codes = self.scale_codes[index]
-        places = torch.arange(count, device=codes.device)[index].unsqueeze(1) * groups
+        chosen = torch.arange(count, device=codes.device)[index] if isinstance(index, slice) else index % count
+        places = chosen.unsqueeze(1) * groups
         blocks = (places + torch.arange(groups, device=codes.device)) // SCALES_PER_BLOCK
         return dynamic_map().to(codes.device)[codes.int()] * self.scale_scales[blocks] + self.scale_offset
 
