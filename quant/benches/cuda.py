@@ -29,8 +29,8 @@ from quant.benches.random_model import LLAMA_1B, write_random_model
 from quant.command import Parser, run
 from quant.errors import InputError
 from quant.files import significant, write_json
-from quant.kernels.cuda.blocks import DENSE, FEW, TABLE, TILES, Blocks, Entry
-from quant.kernels.cuda.matmul import generation, multiply
+from quant.kernels.cuda.blocks import DENSE, FEW, TILES, Blocks, Entry
+from quant.kernels.cuda.matmul import generation, multiply, use
 from quant.kernels.operands import Operands
 from quant.speed.bandwidth import memory_read_gb_per_s
 from quant.speed.environment import environment
@@ -162,7 +162,7 @@ def main(arguments: list[str]) -> None:
             print(f"{len(result['check'])} products checked, {len(wrong)} wrong", *wrong[:20], sep="\n")
         elif part == "tune":
             entry, tried = tune(tell)
-            TABLE[gpu] = entry
+            use(gpu, entry)
             result["tuning"] = tried
             print("\n".join(cuda_tuning.lines_of(gpu, entry)))
         elif part == "products":

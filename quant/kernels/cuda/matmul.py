@@ -17,7 +17,7 @@ import torch._dynamo  # here, because it takes a second, which a first product s
 import triton
 from torch.nn.functional import linear
 
-from quant.kernels.cuda.blocks import DENSE, FEW, Blocks, blocks_for
+from quant.kernels.cuda.blocks import DENSE, FEW, TABLE, Blocks, Entry, blocks_for
 from quant.kernels.cuda.dequantize import dequantize_rows
 from quant.kernels.cuda.few_rows import add_parts, few_rows_product
 from quant.kernels.cuda.tiles import tile_product
@@ -82,18 +82,17 @@ def multiply(x: torch.Tensor, bias: torch.Tensor | None, operands: Operands, blo
     shape = (*x.shape[:-1], o.rows)
     if not count:
         return x.new_empty(shape)
-    blocks = blocks or blocks_for(generation(x.device), count, o.bits, x.dtype == torch.float32)
+    found = plan_for(blocks or generation(x.device), x.dtype == torch.float32, *_shape_of(o, count))
     if x.device.type == "cuda" and x.device.index != torch.cuda.current_device():  # Triton launches on the current device
         with torch.cuda.device(x.device):
-            return _multiply(flat, bias, o, blocks).view(shape)
-    return _multiply(flat, bias, o, blocks).view(shape)
+            return _multiply(flat, bias, o, found).view(shape)
+    return _multiply(flat, bias, o, found).view(shape)
 
 
-def _multiply(x: torch.Tensor, bias: torch.Tensor | None, o: Operands, blocks: Blocks) -> torch.Tensor:
-    if blocks.way == DENSE:
-        return _dense(x, bias, o, blocks)
+def _multiply(x: torch.Tensor, bias: torch.Tensor | None, o: Operands, found: Plan | Blocks) -> torch.Tensor:
+    if isinstance(found, Blocks):
+        return _dense(x, bias, o, found)
     count = x.shape[0]
-    found = plan(shape_of(o, count), blocks)
     y = torch.empty((count, o.rows), dtype=x.dtype, device=x.device)
     if found.parts == 1:
         found.kernel[found.grid](*arguments(x, bias, y, o, found), **found.constants)
@@ -122,7 +121,13 @@ def _dense(x: torch.Tensor, bias: torch.Tensor | None, o: Operands, blocks: Bloc
 
 
 def shape_of(o: Operands, count: int) -> Shape:
-    return Shape(count, o.rows, o.columns, o.bits, o.offset, o.group, o.codes.shape[1] % 4 == 0 and o.codes.data_ptr() % 4 == 0)
+    """What the plan of a product with so many rows of activations depends on."""
+    return Shape(*_shape_of(o, count))
+
+
+def _shape_of(o: Operands, count: int) -> tuple:
+    rows, length = o.codes.shape
+    return count, rows, o.columns, o.bits, o.offset, o.group, length % 4 == 0 and o.codes.data_ptr() % 4 == 0
 
 
 def arguments(x: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor, o: Operands, found: Plan) -> tuple:
@@ -144,6 +149,19 @@ def _scale_stride(o: Operands) -> int:
 
 
 @lru_cache(maxsize=4096)
+def plan_for(chosen: Blocks | str, is_float32: bool, *shape: int) -> Plan | Blocks:
+    """The plan of a shape, or the blocks themselves if they are DENSE. chosen: the blocks, or the generation whose table has
+    them; shape: the fields of Shape."""
+    blocks = blocks_for(chosen, shape[0], shape[3], is_float32) if isinstance(chosen, str) else chosen
+    return blocks if blocks.way == DENSE else plan(Shape(*shape), blocks)
+
+
+def use(generation: str, entry: Entry) -> None:
+    """Take another entry of the table from now on."""
+    TABLE[generation] = entry
+    plan_for.cache_clear()
+
+
 def plan(shape: Shape, blocks: Blocks) -> Plan:
     """The launch of the product of a shape, by FEW or TILES."""
     constants, columns = _constants(shape, blocks)
