@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ from quant.benches import cuda as cuda_bench  # noqa: E402  it imports triton
 from quant.benches import cuda_goals, cuda_model, cuda_products, cuda_tuning  # noqa: E402
 from quant.kernels import cuda  # noqa: E402
 from quant.kernels.cuda import matmul  # noqa: E402
-from quant.kernels.cuda.blocks import DEFAULT, DENSE, FEW, TABLE, TILES, Blocks, blocks_for  # noqa: E402
+from quant.kernels.cuda.blocks import DEFAULT, DENSE, FEW, TABLE, TILES, Blocks, Entry, blocks_for  # noqa: E402
 from quant.kernels.operands import Operands  # noqa: E402
 from quant.kernels.reference import Matmul as Reference  # noqa: E402
 
@@ -52,6 +53,20 @@ SCHEMES = [
     Scheme(4, "tensor", False, zeros="whole"), Scheme(4, 64, False, double_quant=True, zeros="whole"),
 ]  # fmt: skip
 EACH = pytest.mark.parametrize("scheme", SCHEMES, ids=lambda scheme: scheme.label)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_programs():
+    """In the interpreter every program costs milliseconds: fewer and larger ones, by the same ways as those of the table."""
+    if INTERPRETED:
+        sizes = {FEW: 64, TILES: 16, DENSE: 64}
+        larger = {most: {bits: replace(blocks, n=sizes[blocks.way], programs=1) for bits, blocks in by_bits.items()}
+                  for most, by_bits in DEFAULT.blocks.items()}
+        matmul.use("", Entry("for the interpreter", larger))
+    yield
+    if INTERPRETED:
+        TABLE.clear()
+        matmul.plan_for.cache_clear()
 
 
 def normal(*shape, seed=0):
@@ -146,8 +161,8 @@ def test_rows_longer_than_a_step(scheme):
 
 # A program computes few outputs and few columns, so that small matrices make several, divide their columns, and write in tiles.
 WAYS = {
-    "few rows": Blocks(FEW, n=4, columns=32, programs=1), "few rows in parts": Blocks(FEW, n=2, columns=32, programs=64),
-    "tiles": Blocks(TILES, n=16, columns=32, programs=1), "tiles in parts": Blocks(TILES, n=16, columns=32, programs=64),
+    "few rows": Blocks(FEW, n=4, columns=32, programs=1), "few rows in parts": Blocks(FEW, n=2, columns=32, programs=12),
+    "tiles": Blocks(TILES, n=16, columns=32, programs=1), "tiles in parts": Blocks(TILES, n=16, columns=32, programs=40),
     "dense": Blocks(DENSE, n=4, columns=64), "dense in tiles": Blocks(DENSE, n=4, columns=64, scratch=5000),
 }
 
@@ -159,7 +174,7 @@ WAYS = {
 ], ids=lambda scheme: scheme.label)  # fmt: skip
 def test_every_way_gives_the_same(scheme, way):
     blocks = WAYS[way]
-    tensor, bias = quantize(normal(41, 192), scheme), normal(41, seed=9)
+    tensor, bias = quantize(normal(11, 192), scheme), normal(11, seed=9)
     for count in (1, 6, 19):
         if blocks.way != FEW or count <= matmul.MOST_FEW_ROWS:
             check(tensor, normal(count, 192, seed=count), bias, rounded=torch.float16, blocks=blocks)
@@ -395,6 +410,7 @@ def test_every_contestant_of_the_measurement_multiplies_with_the_same_weight():
 @RUNS
 def test_the_check_of_the_measurement(monkeypatch):
     monkeypatch.setattr(cuda_bench, "CHECKED", [Scheme(4, 64), Scheme(3, 64, False)])
+    monkeypatch.setattr(cuda_bench, "CHECKED_SHAPE", (7, 128))
     found = cuda_bench.check(DEVICE, (torch.float16, torch.float32))
     assert all(one["passes"] for one in found) and {one["way"] for one in found} == {FEW, TILES, DENSE, "table"}
     assert max(one["error"] for one in found) > 0

@@ -47,6 +47,7 @@ CHECKED = [
     *cuda_products.SCHEMES.values(), *(Scheme(bits, 64, False) for bits in (5, 6, 7)), Scheme(8, "tensor"), Scheme(4, 6),
     Scheme(4, 32, False, zeros="whole", scale_dtype="int8"), Scheme(4, 64, codebook="nf4", double_quant=True),
 ]  # fmt: skip
+CHECKED_SHAPE = (331, 320)  # neither a multiple of a block
 WAYS = {
     FEW: (Blocks(FEW, n=8, columns=1024), (1, 2, 5, 8, 16)), TILES: (Blocks(TILES, n=64, columns=64, stages=2), (3, 16, 40)),
     DENSE: (Blocks(DENSE, scratch=2**16), (7, 200)), "table": (None, (1, 4, 12, 30, 300)),
@@ -58,13 +59,13 @@ def check(device: str, dtypes: tuple[torch.dtype, ...] = tuple(MOST_ERROR)) -> l
     """Relative errors of every way, for JSON."""
     found, random = [], torch.Generator().manual_seed(0)
     for scheme in CHECKED:
-        tensor = quantize(torch.randn(331, 320, generator=random), scheme)
+        tensor = quantize(torch.randn(CHECKED_SHAPE, generator=random), scheme)
         for way, (blocks, counts) in WAYS.items():
             for dtype in dtypes:
                 if way == TILES and dtype == torch.float32:
                     continue
                 for count in counts:
-                    x = torch.randn(count, 320, generator=random).to(dtype)
+                    x = torch.randn(count, CHECKED_SHAPE[1], generator=random).to(dtype)
                     error = cuda_products.error_of(tensor, x, blocks, device)
                     found.append({"scheme": scheme.label, "way": way, "rows": count, "dtype": str(dtype).removeprefix("torch."),
                                   "error": error, "passes": error <= MOST_ERROR[dtype]})
