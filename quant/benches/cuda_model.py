@@ -34,17 +34,20 @@ def build(base: Path, name: str, out: Path) -> None:
 def measure(folder: Path, dtype: str | None, device: str, prompt: int = PROMPT, tokens: int = TOKENS) -> dict:
     """Load a model alone on the device, and time it. load_peak_mib, prefill_peak_mib, peak_mib: of loading alone, with prompts,
     and with decoding; decode_ms: None where nothing was compiled."""
+    torch.compiler.reset()  # graphs hold the model they were made of
     gc.collect()
+    before = 0
     if device == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
     runner = open_runner(folder, dtype, device, max_tokens=prompt + 2 * tokens)
-    peaks = [_peak_mib(device)]
+    peaks = [_peak_mib(device, before)]
     ids = torch.arange(prompt) % 1000
     prefill = _median_ms(lambda: runner.prefill(ids), ROUNDS + 1)
-    peaks.append(_peak_mib(device))
+    peaks.append(_peak_mib(device, before))
     decode = _decode_ms(runner, ids, tokens)
-    peaks.append(_peak_mib(device))
+    peaks.append(_peak_mib(device, before))
     is_compiled = runner.is_compiled
     runner.decode_step_by_step()
     steps = _decode_ms(runner, ids, tokens)
@@ -56,8 +59,9 @@ def measure(folder: Path, dtype: str | None, device: str, prompt: int = PROMPT, 
     return found | ({"may_take_mib": (weights + largest) / MIB} if largest else {})
 
 
-def _peak_mib(device: str) -> float:
-    return torch.cuda.max_memory_allocated() / MIB if device == "cuda" else 0.0
+def _peak_mib(device: str, before: int) -> float:
+    """Of torch's memory on the GPU so far, above the bytes of before."""
+    return (torch.cuda.max_memory_allocated() - before) / MIB if device == "cuda" else 0.0
 
 
 def _decode_ms(runner: Runner, ids: torch.Tensor, tokens: int) -> float:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 
 from quant.kernels.cuda.blocks import DENSE, FEW, TILES, Blocks, Entry
 
-# Most rows of activations that an entry serves -> the number that is timed. None: any number.
-TIMED = {1: 1, 2: 2, 4: 4, 8: 8, 16: 16, 64: 64, None: 512}
+# Most rows of activations that an entry serves -> the number that is timed. None: any number. What matters most comes first.
+TIMED = {1: 1, None: 512, 8: 8, 64: 64, 16: 16, 4: 4, 2: 2}
 WIDTHS = (8, 4, 3, 2)
 
 
@@ -51,7 +51,8 @@ def tune(time_us: Callable[[Blocks, int, int], float | None], seconds: float, te
             blocks[most][bits] = best[1] if best else next(candidates(most, bits))
             tell(f"up to {most or 'any'} rows, {bits} bits: {best and f'{best[0]:.1f} us'} {line_of(blocks[most][bits])}")
     source = "measured by quant.benches.cuda" + (f", but {untimed} candidates, for which time did not suffice" if untimed else "")
-    return Entry(source, {most: dict(sorted(by_bits.items())) for most, by_bits in blocks.items()}), tried
+    ordered = sorted(blocks, key=lambda most: most or float("inf"))
+    return Entry(source, {most: dict(sorted(blocks[most].items())) for most in ordered}), tried
 
 
 def line_of(blocks: Blocks) -> str:
