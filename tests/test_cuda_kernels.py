@@ -6,11 +6,13 @@ have imported it. It can't show that the kernels compile: two tests compile them
 """
 
 import importlib.util
+import json
 import os
 import re
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -489,6 +491,36 @@ def test_the_models_of_the_measurement(make_model, tmp_path):
         found = cuda_model.measure(tmp_path / name, None, "cpu", prompt=16, tokens=2)
         assert found["prefill_ms"] > 0 and found["steps_ms"] > 0 and found["decode_ms"] is None and found["weights_mib"] > 0
         assert ("may_take_mib" in found) == (not name.startswith("bnb")), "of this project's artifacts"
+
+
+@NO_CHILD
+def test_the_whole_measurement_but_for_its_clock(monkeypatch, tmp_path, capsys, make_model):
+    """Every part on tiny matrices of the CPU, with made-up times: nothing is missing when a GPU is at hand."""
+    monkeypatch.setattr(cuda_products, "replayed_us", lambda _, x, *__: 10.0 + len(x) / 100)
+    monkeypatch.setattr(cuda_products, "started_us", lambda *_: 50.0)
+    monkeypatch.setitem(TABLE, "sm_00", DEFAULT)  # and gone again afterwards
+    monkeypatch.setattr(cuda_products, "COPIES_BYTES", 10_000)
+    for name, value in {"SHAPES": ((64, 128),), "TUNED_SHAPES": ((64, 128),), "ROWS": (1, 8, 512),
+                        "generation": lambda _: "sm_00", "memory_read_gb_per_s": lambda _: 3000.0, "check": lambda _: [{"passes": True}],
+                        "write_random_model": lambda _, folder: folder.symlink_to(make_model("llama-tied"))}.items():
+        monkeypatch.setattr(cuda_bench, name, value)
+    for function in (cuda_bench.tune, cuda_bench.products, cuda_bench.model):
+        monkeypatch.setattr(cuda_bench, function.__name__, partial(function, device="cpu"))
+    monkeypatch.setattr(cuda_model, "PROMPT", 16)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(cuda_bench, "environment", dict)
+    monkeypatch.setattr(cuda_model, "ROWS", {"int8": cuda_model.ROWS["int8"]})
+    cuda_bench.main(["--out", str(tmp_path / "cuda.json")])
+    found = json.loads((tmp_path / "cuda.json").read_text())
+    assert set(found) == {"environment", "generation", "memory_read_gb_per_s", "check", "tuning", "products", "model", "goals"}
+    ours = {"bf16", *cuda_products.SCHEMES}
+    assert ours <= set(found["products"]["64x128"]) <= ours | set(cuda_products.PEERS), "peers need what is only said to be there"
+    assert set(found["model"]) == {"bf16", "int8"} and len(found["goals"]) == 2 + 2 + 6 * 2 + 1
+    assert TABLE["sm_00"].source == "measured by quant.benches.cuda"
+    shown = capsys.readouterr().out
+    assert '"sm_00": Entry(' in shown and "**64x128**" in shown and "goals reached" in shown
 
 
 @NO_CHILD

@@ -18,6 +18,7 @@ import argparse
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -73,23 +74,23 @@ def check(device: str, dtypes: tuple[torch.dtype, ...] = tuple(MOST_ERROR)) -> l
     return found
 
 
-def tune(tell) -> tuple[Entry, list[dict]]:
+def tune(tell: Callable[[str], None], device: str = "cuda") -> tuple[Entry, list[dict]]:
     """The best entry for this GPU, of random weights; see cuda_tuning."""
     schemes = {8: Scheme(), 4: Scheme(4, 64), 3: Scheme(3, 64), 2: Scheme(2, 64)}
-    random = torch.Generator(device="cuda").manual_seed(0)
+    random = torch.Generator(device=device).manual_seed(0)
     copies: dict[int, list[list[Operands]]] = {}
 
     def time_us(blocks: Blocks, rows: int, bits: int) -> float | None:
         if bits not in copies:
             copies[bits] = []
             for shape in TUNED_SHAPES:
-                weight = quantize(torch.randn(shape, device="cuda", generator=random).cpu(), schemes[bits])
+                weight = quantize(torch.randn(shape, device=device, generator=random).cpu(), schemes[bits])
                 size = weight.codes.nbytes
-                copies[bits].append([Operands.of(cuda_products.moved(weight, "cuda"))
+                copies[bits].append([Operands.of(cuda_products.moved(weight, device))
                                      for _ in range(cuda_products.COPIES_BYTES // 4 // size + 1)])
         total = 0.0
         for operands in copies[bits]:
-            x = torch.randn(rows, operands[0].columns, dtype=torch.bfloat16, device="cuda")
+            x = torch.randn(rows, operands[0].columns, dtype=torch.bfloat16, device=device)
             products = [lambda x, o=o: multiply(x, None, o, blocks) for o in operands]
             try:
                 total += cuda_products.replayed_us(products, x, 3)
@@ -102,15 +103,15 @@ def tune(tell) -> tuple[Entry, list[dict]]:
         return cuda_tuning.tune(time_us, TUNING_SECONDS, tell)
 
 
-def products(tell) -> dict[str, dict]:
+def products(tell: Callable[[str], None], device: str = "cuda") -> dict[str, dict]:
     """Times of all contestants for every shape, for JSON; those that this machine can't run are left out, and it is told."""
     found: dict[str, dict] = {}
     random = torch.Generator().manual_seed(0)
     for rows, columns in SHAPES:
         by_name = found[f"{rows}x{columns}"] = {}
-        for name, make in cuda_products.contestants(torch.randn(rows, columns, generator=random) * 0.02, "cuda").items():
+        for name, make in cuda_products.contestants(0.02 * torch.randn(rows, columns, generator=random), device).items():
             try:
-                by_name[name] = cuda_products.timed(make, columns, ROWS)
+                by_name[name] = cuda_products.timed(make, columns, ROWS, device)
             except (RuntimeError, ImportError, AttributeError, NotImplementedError) as error:
                 if name not in cuda_products.PEERS:
                     raise
@@ -119,18 +120,18 @@ def products(tell) -> dict[str, dict]:
     return found
 
 
-def model(tell) -> dict[str, dict]:
+def model(tell: Callable[[str], None], device: str = "cuda") -> dict[str, dict]:
     """Times and memory of the base in bfloat16 and of all variants, for JSON."""
     with tempfile.TemporaryDirectory() as temporary:
         base = Path(temporary) / "base"
         tell("writing a model of random weights")
         write_random_model(LLAMA_1B, base)
-        found = {"bf16": cuda_model.measure(base, "bfloat16", "cuda")}
+        found = {"bf16": cuda_model.measure(base, "bfloat16", device)}
         for name in cuda_model.ROWS:
             tell(name)
             out = Path(temporary) / name.replace(" ", "-")
             cuda_model.build(base, name, out)
-            found[name] = cuda_model.measure(out, "bfloat16", "cuda")
+            found[name] = cuda_model.measure(out, "bfloat16", device)
     return found
 
 

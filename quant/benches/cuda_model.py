@@ -31,9 +31,10 @@ def build(base: Path, name: str, out: Path) -> None:
     variant.method.build(base, out.parent / "prepared", variant.values, out, lambda _: None)
 
 
-def measure(folder: Path, dtype: str | None, device: str, prompt: int = PROMPT, tokens: int = TOKENS) -> dict:
+def measure(folder: Path, dtype: str | None, device: str, prompt: int | None = None, tokens: int = TOKENS) -> dict:
     """Load a model alone on the device, and time it. load_peak_mib, prefill_peak_mib, peak_mib: of loading alone, with prompts,
     and with decoding; decode_ms: None where nothing was compiled."""
+    prompt = prompt or PROMPT
     torch.compiler.reset()  # graphs hold the model they were made of
     gc.collect()
     before = 0

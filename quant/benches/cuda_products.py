@@ -123,16 +123,16 @@ def started_us(products: list[Product], x: torch.Tensor) -> float:
     return median(times)
 
 
-def timed(make: Callable[[], Made], columns: int, rows: tuple[int, ...]) -> dict:
+def timed(make: Callable[[], Made], columns: int, rows: tuple[int, ...], device: str = "cuda") -> dict:
     """One contestant: bytes of its weight, microseconds by number of rows, and from Python at one row."""
     product, size = make()
     products = [product] + [make()[0] for _ in range(COPIES_BYTES // size)]
     found = {"bytes": size, "us": {}}
     with torch.inference_mode():
         for count in rows:
-            x = torch.randn(count, columns, dtype=torch.bfloat16, device="cuda")
+            x = torch.randn(count, columns, dtype=torch.bfloat16, device=device)
             found["us"][str(count)] = replayed_us(products, x)
-        found["python_us"] = started_us(products, torch.randn(1, columns, dtype=torch.bfloat16, device="cuda"))
+        found["python_us"] = started_us(products, torch.randn(1, columns, dtype=torch.bfloat16, device=device))
     found["gb_per_s"] = size / found["us"][str(rows[0])] / 1000
     return found
 
