@@ -89,6 +89,17 @@ def test_generate_with_a_static_cache_compiles_and_writes_the_same_tokens(opened
     assert no_breaks() and torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU")
+@pytest.mark.parametrize(("architecture", "recipe"), [("gpt2", "roles apart"), ("llama", "int8"), ("llama-tied", "roles apart")])
+def test_on_a_gpu_generate_replays_cuda_graphs(opened, ids, architecture, recipe):
+    """As a user calls it, with no configuration of compiling; nothing that a model does keeps it out of a CUDA graph."""
+    model, ids = opened(architecture, recipe).to("cuda"), ids.to("cuda")
+    usual = model.generate(ids, max_new_tokens=16, do_sample=False)
+    torch._dynamo.utils.counters.clear()
+    assert torch.equal(model.generate(ids, max_new_tokens=16, do_sample=False, cache_implementation="static"), usual)
+    assert no_breaks() and not torch._dynamo.utils.counters["inductor"]["cudagraph_skips"]
+
+
 @pytest.mark.parametrize("scheme", SCHEMES, ids=lambda scheme: scheme.label)
 def test_the_operator_is_the_reference(scheme):
     tensor, x, bias = quantize(normal(24, 96), scheme), normal(2, 7, 96, seed=1), normal(24, seed=2)

@@ -281,7 +281,9 @@ def test_no_more_than_the_scratch_memory_is_allocated(count):
 
 @ON_GPU
 def test_a_compiled_product_is_replayed_from_a_cuda_graph():
-    linear = QLinear(QWeight((256, 128), Scheme(4, 64))).to("cuda")
+    weight = QWeight((256, 128), Scheme(4, 64))
+    weight.load_state_dict(quantize(normal(256, 128), Scheme(4, 64)).tensors())
+    linear = QLinear(weight, normal(256)).to("cuda", torch.bfloat16)
     compiled = torch.compile(linear, mode="reduce-overhead", fullgraph=True)
     with torch.no_grad():
         for count in (1, 1, 1, 8, 8, 8, 300, 300, 300):
@@ -501,7 +503,8 @@ def test_the_whole_measurement_but_for_its_clock(monkeypatch, tmp_path, capsys, 
     monkeypatch.setitem(TABLE, "sm_00", DEFAULT)  # and gone again afterwards
     monkeypatch.setattr(cuda_products, "COPIES_BYTES", 10_000)
     for name, value in {"SHAPES": ((64, 128),), "TUNED_SHAPES": ((64, 128),), "ROWS": (1, 8, 512),
-                        "generation": lambda _: "sm_00", "memory_read_gb_per_s": lambda _: 3000.0, "check": lambda _: [{"passes": True}],
+                        "generation": lambda _: "sm_00", "memory_read_gb_per_s": lambda _: 3000.0,
+                        "check": lambda _: [{"passes": True}],
                         "write_random_model": lambda _, folder: folder.symlink_to(make_model("llama-tied"))}.items():
         monkeypatch.setattr(cuda_bench, name, value)
     for function in (cuda_bench.tune, cuda_bench.products, cuda_bench.model):

@@ -124,7 +124,6 @@ def import_libraries(folder: Path) -> None:
         import quant.kernels.cpu
 
         if torch.cuda.is_available():
-
             import quant.kernels.cuda  # noqa: F401
 
 
