@@ -17,7 +17,8 @@ def candidates(most: int | None, bits: int) -> Iterator[Blocks]:
     if most is not None and most <= 16:
         shortest = 1024 if bits == 2 else 512
         for n, columns, warps in ((8, 1024, 4), (4, 2048, 4), (4, 1024, 4), (8, shortest, 2), (2, 2048, 4), (16, 1024, 8)):
-            if n * most <= 128:  # the sums and activations of more do not fit the registers
+            codes = n * columns // (32 * warps)  # of a thread
+            if n * most <= 64 and codes * most <= 512:  # compiled for sm_90, more do not fit the registers
                 yield Blocks(FEW, n=n, columns=columns, warps=warps)
     if most is not None and most >= 8:
         m = max(16, most)
