@@ -9,8 +9,8 @@
     blocks.py     which way and which block sizes, by GPU, rows and bits
 
 For one row of activations (decoding a token), each code is read once, and the activations from cache, so the least time is
-out * in * bits / 8 bytes over the bandwidth of the GPU's memory. Compiled for sm_90, the inner loop has 5.1 instructions per
-code at 4 bits, 5.3 at 2 and 6.0 at 3, so a GPU with much bandwidth for its clock is limited by its instruction rate.
+out * in * bits / 8 bytes over the bandwidth of the GPU's memory. Compiled for sm_90, the inner loop has 5.6 instructions per
+code at 8 bits, 5.1 at 4, 6.0 at 3 and 5.3 at 2, so a GPU with much bandwidth for its clock is limited by its instruction rate.
 
 Activations are never rounded, and sums are float32. Float32 activations are multiplied as float32, never as TF32.
 """

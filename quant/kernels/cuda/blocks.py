@@ -35,23 +35,18 @@ class Entry:
     blocks: dict[int | None, dict[int, Blocks]]
 
 
-_ONE_ROW = {
+_FEW_ROWS = {
     2: Blocks(FEW, n=4, columns=2048),
     4: Blocks(FEW, n=8, columns=1024),  # 3 bits too
-    7: Blocks(FEW, n=8, columns=512),
-    8: Blocks(FEW, n=8, columns=1024),
-}
-_SOME_ROWS = {
-    2: Blocks(FEW, n=4, columns=2048),
-    4: Blocks(FEW, n=8, columns=1024),
     7: Blocks(FEW, n=8, columns=512),
     8: Blocks(FEW, n=8, columns=1024),
 }
 DEFAULT = Entry(
     "derived from the code that Triton compiles for sm_80 and sm_90, and from times of earlier kernels on an H100; not measured",
     {
-        1: _ONE_ROW,
-        8: _SOME_ROWS,
+        1: _FEW_ROWS,
+        # Compiled for sm_90: 16 instructions per code for 8 rows, and 8 to 11 of tiles, which wait for each other.
+        8: _FEW_ROWS,
         # Earlier tiles took 88 us at 64 rows of 14336 x 4096 in 4 bits and 178 of 4096 x 14336, and torch's product of bfloat16
         # 45 and 48: from some tens of rows on, to write the weight first should cost less than the difference.
         16: {8: Blocks(TILES, n=64, columns=128, stages=2, programs=512)},
