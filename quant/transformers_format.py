@@ -56,9 +56,17 @@ class QTensorQuantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model, **_):
         speed_up_decoding(model)
+        for module in model.modules():
+            if isinstance(module, QWeight):
+                module.prepare()
         return model
 
     def is_serializable(self):
+        return True
+
+    @property
+    def is_compileable(self):
+        """Whether `generate` with a static cache compiles the model, which it does on a GPU."""
         return True
 
     @property

@@ -16,6 +16,7 @@ from quant.quality.protocol import ScoringProtocol
 from quant.quality.score import ModelPredictions, divergence, score, summarize
 from quant.quality.windows import Tokens
 from quant.runners import RUNTIMES, Runner, RunnerWithStates, StoredTensor, import_runtime, open_runner, opening_of
+from quant.runners.compiled import CompiledDecoder
 
 PROTOCOLS = pytest.mark.parametrize("protocol", ["joined/1", "sentence/1", "llama.cpp/1"])
 KINDS = pytest.mark.parametrize("kind", ["base", "int4", "bnb-nf4", "bnb-int8", "gguf-f16", "gguf-q4_k_m"])
@@ -201,6 +202,30 @@ def test_decoding_follows_scoring(runtimes, text, kind):
     for _ in range(2):  # a second prompt starts from an empty cache
         assert runner.prefill(text.ids[:16]) == best[15]
         assert [runner.decode(int(token)) for token in text.ids[16:24]] == best[16:].tolist()
+
+
+@pytest.mark.parametrize(("kind", "is_compiled"), [("base", True), ("int4", True), ("bnb-nf4", False)])
+def test_a_compiled_decoder_writes_what_the_runner_does(runtimes, text, kind, is_compiled):
+    """As on a GPU, but for the backend. bitsandbytes' quantizer says that its models can't be compiled."""
+    runner = open_runner(runtimes[kind], threads=2)
+    assert not runner.is_compiled, "on a CPU transformers compiles nothing"
+    texts = [text.ids[:16], text.ids[30:40]]
+    expected = [[runner.prefill(ids), *map(runner.decode, range(40, 46))] for ids in texts]
+    torch._dynamo.utils.counters.clear()
+    runner._decoder = CompiledDecoder(runner.model, 30, "eager")
+    assert [[runner.prefill(ids), *map(runner.decode, range(40, 46))] for ids in texts] == expected
+    assert runner.is_compiled == is_compiled
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == is_compiled
+
+
+def test_a_model_that_is_not_one_graph_is_decoded_step_by_step(runtimes, text):
+    torch._dynamo.reset()  # a graph of before would do, as hooks are not looked at again
+    runner = open_runner(runtimes["base"], threads=2)
+    expected = [runner.prefill(text.ids[:16]), runner.decode(5)]
+    runner._decoder = CompiledDecoder(runner.model, 30, "eager")
+    runner.model.transformer.h[0].register_forward_hook(lambda *_: torch._dynamo.graph_break())
+    assert [runner.prefill(text.ids[:16]), runner.decode(5)] == expected
+    assert not runner.is_compiled
 
 
 def test_max_tokens_bound_the_memory_that_llama_cpp_reserves(runtimes):

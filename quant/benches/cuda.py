@@ -1,135 +1,184 @@
-"""Matrix products with quantized weights on a CUDA GPU: python -m quant.benches.cuda [ROUNDS]
+"""Checks, tunes and times the products on a CUDA GPU: python -m quant.benches.cuda [--parts check,tune,...] [--out FILE]
 
-Compares this project's kernels, bfloat16 and bitsandbytes, in alternation, on the matrices of a Llama of 8 B parameters with
-random weights and bfloat16 activations. There are more copies of each weight than the caches hold, and a sample is one pass over
-all copies: as in a model, every product reads another weight, and Python starts the products one by one. So a fast GPU may wait
-for Python, as it would in a model; then a product takes the same time whatever the size of its matrix.
+check     every way and width against float64; tests/test_cuda_kernels.py checks more, and more slowly
+tune      times the candidates for the table of quant/kernels/cuda/blocks.py; prints the entry of this GPU, ready for it, and goes
+          on with it
+products  this project's products, bfloat16, bitsandbytes and torch's own int4 product, with the matrices of a Llama of 8 B
+          parameters. A time is that of a replay of a CUDA graph over so many copies of the weight that no cache holds them; "from
+          Python" is the time to start them one by one
+model     a Llama of 1.2 B parameters through the runner, every weight quantized: prefill, decoding compiled and step by step, and
+          the GPU's peak memory
 
-Prints for each matrix and number of rows: the median time of a product; its speed over bfloat16's (median of the ratios of each
-round, ± their median absolute deviation); the weight's bytes over the time, also in per cent of the memory's bandwidth.
+Prints the tables and which goals are reached, and writes everything as one JSON after every part.
 """
 
 from __future__ import annotations
 
+import argparse
+import sys
+import tempfile
+import time
 from collections.abc import Callable
-from functools import partial
-from statistics import median
+from pathlib import Path
 
 import torch
-from torch.nn.functional import linear
+from triton.compiler.errors import CompilationError
+from triton.runtime.errors import OutOfResources
 
-from quant.command import Parser, run, whole_number
+from quant.benches import cuda_goals, cuda_model, cuda_products, cuda_tuning
+from quant.benches.random_model import LLAMA_1B, write_random_model
+from quant.command import Parser, run
 from quant.errors import InputError
-from quant.kernels import matmul_of
+from quant.files import significant, write_json
+from quant.kernels.cuda.blocks import DENSE, FEW, TILES, Blocks, Entry
+from quant.kernels.cuda.matmul import generation, multiply, use
+from quant.kernels.operands import Operands
 from quant.speed.bandwidth import memory_read_gb_per_s
-from quant.speed.samples import ratios_of_pairs, spread
-from quant.tensor.qtensor import QTensor, quantize
+from quant.speed.environment import environment
+from quant.tensor.qtensor import quantize
 from quant.tensor.scheme import Scheme
 
+OUT = Path("reports/cuda.json")
+PARTS = ("check", "tune", "products", "model")
 SHAPES = ((4096, 4096), (14336, 4096), (4096, 14336))  # out, in
-ROWS = (1, 8, 512)
-COPIES_BYTES = 2**29  # all copies of a weight together; ten times the L2 cache of an H100
-BASELINE = "bfloat16"
-SCHEMES = {"int8 row": Scheme(), "int4 g64": Scheme(4, 64), "nf4 g64": Scheme(4, 64, codebook="nf4")}
-
-Made = tuple[Callable[[torch.Tensor], torch.Tensor], int]  # x -> x W^T, and the bytes of W
-
-
-def contestants(weight: torch.Tensor, device: str) -> dict[str, Callable[[], Made]]:
-    """Functions that each make another copy of the product with `weight`, float32 [out, in] on the CPU, by name."""
-    return {
-        BASELINE: partial(_plain, weight.to(device, torch.bfloat16)),
-        **{name: partial(_ours, quantize(weight, scheme), device) for name, scheme in SCHEMES.items()},
-        "bnb int8": partial(_bnb_int8, weight, device),
-        "bnb nf4": partial(_bnb_nf4, weight, device),
-    }
+ROWS = (1, 8, 64, 512, 2048)
+TUNING_SECONDS = 150  # of the eight minutes that the whole run should take
+TUNED_SHAPES = SHAPES[:2]
+CHECKED = [
+    *cuda_products.SCHEMES.values(), *(Scheme(bits, 64, False) for bits in (5, 6, 7)), Scheme(8, "tensor"), Scheme(4, 6),
+    Scheme(4, 32, False, zeros="whole", scale_dtype="int8"), Scheme(4, 64, codebook="nf4", double_quant=True),
+]  # fmt: skip
+CHECKED_SHAPE = (331, 320)  # neither a multiple of a block
+WAYS = {
+    FEW: (Blocks(FEW, n=8, columns=1024), (1, 5)), TILES: (Blocks(TILES, n=64, columns=64, stages=2), (3, 40)),
+    DENSE: (Blocks(DENSE, scratch=2**16), (7, 200)), "table": (None, (1, 7, 16, 300)),
+}  # fmt: skip
+IN_ALL_DTYPES = 4  # schemes that are checked in every dtype; the others in bfloat16, as every dtype is compiled for itself
+MOST_ERROR = {torch.bfloat16: 2**-7, torch.float16: 2**-10, torch.float32: 1e-5}  # relative; about twice the dtype's rounding
 
 
-def _plain(weight: torch.Tensor) -> Made:
-    copy = weight.clone()
-    return lambda x: linear(x, copy), copy.nbytes
-
-
-def _ours(tensor: QTensor, device: str) -> Made:
-    stored = {name: part.to(device, copy=True) for name, part in tensor.tensors().items()}
-    product = matmul_of(QTensor.from_tensors(stored, tensor.shape, tensor.scheme))
-    return lambda x: product(x, None), sum(part.nbytes for part in stored.values())
-
-
-def _bnb_int8(weight: torch.Tensor, device: str) -> Made:
-    import bitsandbytes as bnb
-
-    layer = bnb.nn.Linear8bitLt(weight.shape[1], weight.shape[0], bias=False, has_fp16_weights=False)
-    layer.weight = bnb.nn.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
-    return layer.to(device), weight.numel() + 4 * len(weight)  # a float32 scale a row
-
-
-def _bnb_nf4(weight: torch.Tensor, device: str) -> Made:
-    import bitsandbytes as bnb
-
-    layer = bnb.nn.Linear4bit(weight.shape[1], weight.shape[0], bias=False, compute_dtype=torch.bfloat16, quant_type="nf4",
-                              compress_statistics=False)  # fmt: skip
-    layer.weight = bnb.nn.Params4bit(weight, requires_grad=False, quant_type="nf4", compress_statistics=False)
-    return layer.to(device), weight.numel() // 2 + weight.numel() // 64 * 4  # a float32 scale for every 64 weights
-
-
-def measure(makers: dict[str, Callable[[], Made]], columns: int, rounds: int) -> dict[int, dict[str, tuple[list[float], int]]]:
-    """Milliseconds of a product in each round, and bytes of its weight, by number of rows and by name."""
-    copies = {name: [make()] for name, make in makers.items()}
-    for name, make in makers.items():
-        size = copies[name][0][1]
-        copies[name] += [make() for _ in range(COPIES_BYTES // size)]
-    found = {}
-    with torch.inference_mode():
-        for rows in ROWS:
-            x = torch.randn(rows, columns, dtype=torch.bfloat16, device="cuda")
-            samples: dict[str, list[float]] = {name: [] for name in makers}
-            for number in range(rounds + 1):
-                for name, products in copies.items():
-                    ms = _milliseconds([product for product, _ in products], x)
-                    if number:  # the first warms up and compiles
-                        samples[name].append(ms / len(products))
-            found[rows] = {name: (samples[name], copies[name][0][1]) for name in makers}
+def check(device: str, dtypes: tuple[torch.dtype, ...] = tuple(MOST_ERROR)) -> list[dict]:
+    """Relative errors of every way, for JSON. dtypes: of the activations; the first of them is that of all schemes."""
+    found, random = [], torch.Generator().manual_seed(0)
+    for number, scheme in enumerate(CHECKED):
+        tensor = quantize(torch.randn(CHECKED_SHAPE, generator=random), scheme)
+        for way, (blocks, counts) in WAYS.items():
+            for dtype in dtypes if number < IN_ALL_DTYPES else dtypes[:1]:
+                if way == TILES and dtype == torch.float32:
+                    continue
+                for count in counts:
+                    x = torch.randn(count, CHECKED_SHAPE[1], generator=random).to(dtype)
+                    error = cuda_products.error_of(tensor, x, blocks, device)
+                    found.append({"scheme": scheme.label, "way": way, "rows": count, "dtype": str(dtype).removeprefix("torch."),
+                                  "error": error, "passes": error <= MOST_ERROR[dtype]})
     return found
 
 
-def _milliseconds(products: list[Callable[[torch.Tensor], torch.Tensor]], x: torch.Tensor) -> float:
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize()
-    start.record()
-    for product in products:
-        product(x)
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end)
+def tune(tell: Callable[[str], None], device: str = "cuda") -> tuple[Entry, list[dict]]:
+    """The best entry for this GPU, of random weights; see cuda_tuning."""
+    schemes = {8: Scheme(), 4: Scheme(4, 64), 3: Scheme(3, 64), 2: Scheme(2, 64)}
+    random = torch.Generator(device=device).manual_seed(0)
+    copies: dict[int, list[list[Operands]]] = {}
+
+    def time_us(blocks: Blocks, rows: int, bits: int) -> float | None:
+        if bits not in copies:
+            copies[bits] = []
+            for shape in TUNED_SHAPES:
+                weight = quantize(torch.randn(shape, device=device, generator=random).cpu(), schemes[bits])
+                size = weight.codes.nbytes
+                copies[bits].append([Operands.of(cuda_products.moved(weight, device))
+                                     for _ in range(cuda_products.COPIES_BYTES // 4 // size + 1)])
+        total = 0.0
+        for operands in copies[bits]:
+            x = torch.randn(rows, operands[0].columns, dtype=torch.bfloat16, device=device)
+            products = [lambda x, o=o: multiply(x, None, o, blocks) for o in operands]
+            try:
+                total += cuda_products.replayed_us(products, x, 3)
+            except (OutOfResources, CompilationError) as error:  # more shared memory or registers than this GPU has
+                tell(f"{cuda_tuning.line_of(blocks)} can't run: {type(error).__name__}")
+                return None
+        return total
+
+    with torch.inference_mode():
+        return cuda_tuning.tune(time_us, TUNING_SECONDS, tell)
 
 
-def table(found: dict[int, dict[str, tuple[list[float], int]]], gb_per_s: float) -> str:
-    """The printed lines of one matrix. gb_per_s: bandwidth of the GPU's memory."""
-    lines = [f"{'rows':>4}  {'product':10} {'us':>8}  {'× bfloat16':>15}  {'GB/s':>6}  of memory's"]
-    for rows, samples in found.items():
-        baseline, _ = samples[BASELINE]
-        for name, (ms, size) in samples.items():
-            speedup = spread(ratios_of_pairs(baseline, ms))
-            rate = size / (median(ms) / 1000) / 1e9
-            lines.append(f"{rows:4}  {name:10} {1000 * median(ms):8.1f}  {speedup['median']:7.2f} ± {speedup['mad']:5.2f}  "
-                         f"{rate:6.0f}  {100 * rate / gb_per_s:4.0f} %")
-    return "\n".join(lines)
+def products(tell: Callable[[str], None], device: str = "cuda") -> dict[str, dict]:
+    """Times of all contestants for every shape, for JSON; those that this machine can't run are left out, and it is told."""
+    found: dict[str, dict] = {}
+    random = torch.Generator().manual_seed(0)
+    for rows, columns in SHAPES:
+        by_name = found[f"{rows}x{columns}"] = {}
+        for name, make in cuda_products.contestants(0.02 * torch.randn(rows, columns, generator=random), device).items():
+            try:
+                by_name[name] = cuda_products.timed(make, columns, ROWS, device)
+            except (RuntimeError, ImportError, AttributeError, NotImplementedError) as error:
+                if name not in cuda_products.PEERS:
+                    raise
+                tell(f"{name} is left out: {str(error).splitlines()[0][:100]}")
+            torch.cuda.empty_cache()
+    return found
+
+
+def model(tell: Callable[[str], None], device: str = "cuda") -> dict[str, dict]:
+    """Times and memory of the base in bfloat16 and of all variants, for JSON."""
+    with tempfile.TemporaryDirectory() as temporary:
+        base = Path(temporary) / "base"
+        tell("writing a model of random weights")
+        write_random_model(LLAMA_1B, base)
+        found = {"bf16": cuda_model.measure(base, "bfloat16", device)}
+        for name in cuda_model.ROWS:
+            tell(name)
+            out = Path(temporary) / name.replace(" ", "-")
+            cuda_model.build(base, name, out)
+            found[name] = cuda_model.measure(out, "bfloat16", device)
+    return found
+
+
+def parts(word: str) -> tuple[str, ...]:
+    """argparse type: some of PARTS, in their order."""
+    wanted = word.split(",")
+    if not set(wanted) <= set(PARTS):
+        raise argparse.ArgumentTypeError(f"{word!r} is not some of {','.join(PARTS)}")
+    return tuple(part for part in PARTS if part in wanted)
 
 
 def main(arguments: list[str]) -> None:
     parser = Parser(prog="python -m quant.benches.cuda", description=__doc__.partition(":")[0] + ".")
-    parser.add_argument("rounds", nargs="?", type=whole_number, default=10, help="measurements of each product (10)")
-    rounds = parser.parse_args(arguments).rounds
+    parser.add_argument("--parts", type=parts, default=PARTS, metavar=",".join(PARTS), help="what to do (everything)")
+    parser.add_argument("--out", type=Path, default=OUT, metavar="FILE", help="the JSON (%(default)s)")
+    given = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         raise InputError("torch finds no CUDA GPU here; run this on a machine with one")
-    bandwidth = memory_read_gb_per_s("cuda")
-    print(f"{torch.cuda.get_device_name()}: memory reads {bandwidth:.0f} GB/s; {rounds} rounds in turn")
-    random = torch.Generator().manual_seed(0)
-    for out_features, in_features in SHAPES:
-        weight = torch.randn(out_features, in_features, generator=random) * 0.02
-        print(f"\n{out_features} x {in_features} (out x in)")
-        print(table(measure(contestants(weight, "cuda"), in_features, rounds), bandwidth))
+    began, gpu = time.perf_counter(), generation(torch.device("cuda", torch.cuda.current_device()))
+
+    def tell(line: str) -> None:
+        print(f"{time.perf_counter() - began:5.0f} s  {line}", file=sys.stderr, flush=True)
+
+    result = {"environment": environment(), "generation": gpu, "memory_read_gb_per_s": memory_read_gb_per_s("cuda")}
+    print(f"{torch.cuda.get_device_name()} ({gpu}): memory reads {result['memory_read_gb_per_s']:.0f} GB/s")
+    for part in given.parts:
+        tell(part)
+        if part == "check":
+            result["check"] = check("cuda")
+            wrong = [found for found in result["check"] if not found["passes"]]
+            print(f"{len(result['check'])} products checked, {len(wrong)} wrong", *wrong[:20], sep="\n")
+        elif part == "tune":
+            entry, tried = tune(tell)
+            use(gpu, entry)
+            result["tuning"] = tried
+            print("\n".join(cuda_tuning.lines_of(gpu, entry)))
+        elif part == "products":
+            result["products"] = products(tell)
+            for shape, by_name in result["products"].items():
+                print("\n".join(cuda_goals.product_lines(shape, by_name)))
+        else:
+            result["model"] = model(tell)
+            print("\n".join(cuda_goals.model_lines(result["model"])))
+        result["goals"] = cuda_goals.goals(result.get("products", {}), result.get("model", {}))
+        write_json(given.out, significant(result, 5))
+    print("\n".join(cuda_goals.goal_lines(result["goals"])))
+    tell(f"written to {given.out}")
 
 
 if __name__ == "__main__":

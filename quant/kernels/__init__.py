@@ -2,7 +2,8 @@
 
 On a CPU the loops are compiled by numba (loops.py, decode.py, float_rows.py, attention.py, norm.py), run on torch's
 threads (threads.py) and take vectors as wide as the processor has (lanes.py); torch multiplies many rows of activations
-(prompts.py, panels.py, onednn.py). On a GPU the kernels are written in Triton (cuda.py).
+(prompts.py, panels.py, onednn.py). On a GPU the kernels are written in Triton (cuda). In a graph of torch.compile, a product is
+one operator (operator.py) of tensors and numbers (operands.py).
 """
 
 from __future__ import annotations

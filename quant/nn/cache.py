@@ -118,6 +118,8 @@ def _enlarged(held: torch.Tensor, new: torch.Tensor, length: int) -> torch.Tenso
 
 def grow_in_place(model: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
     """Forward pre-hook: replace the layers of an empty cache, which grow by copying, with GrowingLayers."""
+    if torch.compiler.is_compiling():
+        return None
     cache = kwargs.get("past_key_values")
     if cache is None and kwargs.get("use_cache", model.config.use_cache) and not torch.is_grad_enabled():
         cache = kwargs["past_key_values"] = DynamicCache(config=model.config)

@@ -50,6 +50,8 @@ class ClassedWeight(nn.Module):
         """Dequantize some rows of the weight: int64 of any shape -> [..., in] in `dtype`."""
         wanted = rows.flatten()
         classes = self.classes.index_select(0, wanted)  # raises IndexError for negative numbers too
+        if wanted.device.type != "cpu" or torch.compiler.is_compiling():
+            return self._gather_of_all(wanted, classes).view(*rows.shape, self.shape[1])
         values = torch.empty((len(wanted), self.shape[1]), dtype=self.dtype, device=wanted.device)
         for number in classes.unique().tolist():
             part, places = self.parts[number], (classes == number).nonzero().flatten()
@@ -57,11 +59,23 @@ class ClassedWeight(nn.Module):
             values[places] = part.gather(inside) if isinstance(part, QWeight) else part[inside].to(self.dtype)
         return values.view(*rows.shape, self.shape[1])
 
+    def _gather_of_all(self, wanted: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        """As `gather`, for rows int64 [n] of these classes, from every class: nothing waits for a GPU to tell which there are."""
+        values = torch.zeros((len(wanted), self.shape[1]), dtype=self.dtype, device=wanted.device)
+        for number, (part, rows) in enumerate(zip(self.parts, self.rows(), strict=True)):
+            inside = torch.searchsorted(rows, wanted).clamp(max=len(rows) - 1)
+            found = part.gather(inside) if isinstance(part, QWeight) else part[inside].to(self.dtype)
+            values = torch.where((classes == number).unsqueeze(1), found, values)
+        return values
+
     def rows(self) -> tuple[torch.Tensor, ...]:
         """The rows of each class, int64 and ascending; computed from `classes` at the first call."""
-        if self._rows is None:
-            self._rows = torch.argsort(self.classes.detach(), stable=True).split(self.counts)
-        return self._rows
+        if self._rows is not None:
+            return self._rows
+        rows = torch.argsort(self.classes.detach(), stable=True).split(self.counts)
+        if not torch.compiler.is_compiling():
+            self._rows = rows
+        return rows
 
     @property
     def version(self) -> int:

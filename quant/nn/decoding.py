@@ -6,6 +6,7 @@ of threads for a few microseconds' work, GELU is a formula in Python, and the re
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.activations import GELUTanh, NewGELUActivation
@@ -38,7 +39,8 @@ def speed_up_decoding(model: nn.Module) -> None:
 
 def attention(module, query, key, value, attention_mask, dropout=0.0, scaling=None, position_bias=None, **rest):
     """transformers' sdpa attention, with a faster path for a decoded token that attends to all keys."""
-    if attention_mask is None and position_bias is None and rest.get("softcap") is None and not query.requires_grad:
+    is_plain = attention_mask is None and position_bias is None and rest.get("softcap") is None and not query.requires_grad
+    if is_plain and query.device.type == "cpu" and not torch.compiler.is_compiling():
         from quant.kernels.attention import attend, can_attend  # here, because it is compiled when imported
 
         if can_attend(query, key, value):

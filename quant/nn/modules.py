@@ -1,6 +1,9 @@
 """Torch modules with quantized weights: linear, tied head, embedding and norm. Activations keep their dtype.
 
 The weight of a linear, a tied head or an embedding is a QWeight, or has its rows in classes (quant.nn.classes).
+
+While torch.compile traces a model, products are the operator of quant.kernels.operator and all else is plain torch: no kernel is
+made and nothing is kept, because a result of a CUDA graph does not outlive its next run.
 """
 
 from __future__ import annotations
@@ -11,7 +14,8 @@ import torch
 from torch import nn
 
 from quant import kernels
-from quant.kernels import reference
+from quant.kernels import operator, reference
+from quant.kernels.operands import Operands
 from quant.model.architectures import Range
 from quant.tensor.qtensor import QTensor, dequantize, layout
 from quant.tensor.scheme import Scheme
@@ -57,17 +61,25 @@ class QWeight(nn.Module):
         """x [..., in] -> x W^T + bias, [..., out] in x's dtype, by the kernel in use; by plain torch if x needs a gradient."""
         if torch.is_grad_enabled() and x.requires_grad:
             return reference.Matmul(self.qtensor)(x, bias)
+        if torch.compiler.is_compiling():
+            return operator.multiply(x, bias, self.operands())
         return self.matmul()(x, bias)
 
     def gather(self, rows: torch.Tensor) -> torch.Tensor:
         """Dequantize some rows of the weight: int64 of any shape -> [..., in] in `dtype`."""
-        return self.matmul().gather(rows.flatten()).to(self.dtype).view(*rows.shape, self.shape[1])
+        flat = rows.flatten()
+        values = self.operands().dequantize(flat) if torch.compiler.is_compiling() else self.matmul().gather(flat)
+        return values.to(self.dtype).view(*rows.shape, self.shape[1])
 
     def matmul(self) -> kernels.Matmul:
         """The kernel in use; the fastest one for the device is made at the first call."""
         if self._matmul is None:
             self._matmul = kernels.matmul_of(self.qtensor)
         return self._matmul
+
+    def operands(self) -> Operands:
+        """The weight as a graph takes it: of the kernel in use, if it has operands, else made anew."""
+        return getattr(self._matmul, "operands", None) or Operands.of(self.qtensor)
 
     def multiply_with(self, matmul: kernels.Matmul) -> None:
         """Use this kernel instead of the fastest, to compare them."""
@@ -76,13 +88,23 @@ class QWeight(nn.Module):
 
     def dense(self) -> torch.Tensor:
         """Dequantize the weight to `dtype` and cache the result: for the small weights of norms."""
-        if self._dense is None:
-            self._dense = dequantize(self.qtensor, self.dtype)
-        return self._dense
+        if self._dense is not None:
+            return self._dense
+        dense = dequantize(self.qtensor, self.dtype)
+        if not torch.compiler.is_compiling():
+            self._dense = dense
+        return dense
+
+    def prepare(self) -> None:
+        """On a GPU, make what the first call would: a graph may be made of a model that has never run."""
+        if self.codes.device.type == "cuda":
+            self.matmul() if len(self.shape) > 1 else self.dense()
 
     def _apply(self, fn, recurse=True):
         self._changed()  # the tensors move
-        return super()._apply(fn, recurse)
+        moved = super()._apply(fn, recurse)
+        self.prepare()
+        return moved
 
     def _load_from_state_dict(self, *arguments):
         self._changed()
@@ -153,7 +175,7 @@ class FusedLinear(nn.Module):
         for role, (linear, _) in parts.items():
             self.add_module(role, linear)
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach(), requires_grad=False))
-        # On the CPU, whatever device the model is built on: this is an index, not a weight.
+        # On the CPU, whatever device the model is built on: this is an index, not a weight. The first call moves it.
         rows = [row for ranges in self.ranges.values() for start, stop in ranges for row in range(start, stop)]
         self.is_ordered = rows == list(range(len(rows)))
         order = [] if self.is_ordered else sorted(range(len(rows)), key=rows.__getitem__)
@@ -162,7 +184,9 @@ class FusedLinear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = torch.cat([getattr(self, role)(x) for role in self.roles], dim=-1)
         if not self.is_ordered:
-            y = y.index_select(-1, self._order.to(y.device))
+            if self._order.device != y.device:
+                self._order = self._order.to(y.device)
+            y = y.index_select(-1, self._order)
         return y if self.bias is None else y + self.bias
 
 
@@ -193,8 +217,10 @@ class QNorm(nn.Module):
         self.weight = weight
         self.register_parameter("bias", getattr(norm, "bias", None))
         norm._parameters.clear()
-        norm.weight = None
         self._norm = (norm,)  # in a tuple, so that torch does not register the emptied norm
+        norm.weight = None
+        if self.bias is not None:
+            norm.register_parameter("bias", None)
 
     @property
     def norm(self) -> nn.Module:
@@ -202,10 +228,19 @@ class QNorm(nn.Module):
         return self._norm[0]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        norm = self.norm
-        weight = self.weight.dense()
+        norm, weight = self.norm, self.weight.dense()
+        if torch.compiler.is_compiling():
+            before = norm.weight
+            self._lend(weight, self.bias)
+            y = norm.forward(x)
+            self._lend(before, None if before is None else self.bias)
+            return y
         if norm.weight is not weight:
-            norm.weight = weight
-            if self.bias is not None:
-                norm.bias = self.bias
+            self._lend(weight, self.bias)
         return norm.forward(x)
+
+    def _lend(self, weight: torch.Tensor | None, bias: torch.Tensor | None) -> None:
+        """Give the norm what its forward takes for its own."""
+        self.norm.weight = weight
+        if self.bias is not None:
+            self.norm.bias = bias

@@ -37,11 +37,12 @@ class StoredTensor:
 
 class Runner(Protocol):
     """A loaded model. vocabulary: number of logits. context: most tokens of one call. is_thread_safe: whether several threads
-    may call `logits` at once."""
+    may call `logits` at once. is_compiled: whether `decode` runs a graph of torch.compile."""
 
     vocabulary: int
     context: int
     is_thread_safe: bool
+    is_compiled: bool
 
     def logits(self, tokens: torch.Tensor) -> torch.Tensor:
         """Logits of every token, each row a text of its own: int64 [batch, length] -> float32 [batch, length, vocabulary]."""

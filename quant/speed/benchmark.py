@@ -58,6 +58,7 @@ def benchmark(folder: Path, base: Path, corpus: Corpus, plan: TimingPlan, device
     result, generated = compare(model, base_model, text, shortened, is_quiet=watch.still_quiet)
     _add_bandwidth(result["timing"]["decode"], model, base_model)
     timing = result["timing"]
+    timing["decode"] |= {"is_compiled": model.is_compiled, "base_is_compiled": base_model.is_compiled}
     metrics = {
         "peak_rss_mib": max(loading["peak"], generating["peak"]) / MIB,
         "load_s": load_s,

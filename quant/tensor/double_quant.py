@@ -54,7 +54,8 @@ class DoubleQuantized:
         if count == 1:
             index = slice(None)
         codes = self.scale_codes[index]
-        places = torch.arange(count, device=codes.device)[index].unsqueeze(1) * groups
+        chosen = torch.arange(count, device=codes.device)[index] if isinstance(index, slice) else index % count
+        places = chosen.unsqueeze(1) * groups
         blocks = (places + torch.arange(groups, device=codes.device)) // SCALES_PER_BLOCK
         return dynamic_map().to(codes.device)[codes.int()] * self.scale_scales[blocks] + self.scale_offset
 
@@ -62,12 +63,12 @@ class DoubleQuantized:
 @cache
 def dynamic_map() -> torch.Tensor:
     """The 256 values in ascending order: sign bit, zeros (each a power of ten), a one, and the remaining bits as a fraction."""
-    values = [0.0, 1.0]
+    values = [torch.tensor([0.0, 1.0])]
     for exponent in range(7):
         edges = torch.linspace(0.1, 1, 2**exponent + 1, dtype=torch.float32)
         middles = (edges[:-1] + edges[1:]) / 2
-        values += (10.0 ** (exponent - 6) * middles).tolist() + (-(10.0 ** (exponent - 6)) * middles).tolist()
-    return torch.tensor(sorted(values), dtype=torch.float32)
+        values += [10.0 ** (exponent - 6) * middles, -(10.0 ** (exponent - 6)) * middles]
+    return torch.cat(values).sort().values
 
 
 @cache

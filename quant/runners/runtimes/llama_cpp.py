@@ -36,7 +36,7 @@ BLOCK_LAYOUTS = {
 class Runner:
     """The model.gguf of a folder, on the CPU. llama.cpp chooses the dtype of activations itself."""
 
-    is_thread_safe = False
+    is_thread_safe = is_compiled = False
 
     def __init__(self, folder: Path, options: Options):
         path = Path(folder) / "model.gguf"

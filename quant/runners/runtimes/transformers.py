@@ -20,6 +20,7 @@ from quant.model.checkpoint import Checkpoint
 from quant.model.opening import opened_by_transformers
 from quant.runners import Options, StoredTensor
 from quant.runners.bfloat16 import compute_in_float32, has_bfloat16
+from quant.runners.compiled import CompiledDecoder
 from quant.tensor.products import FastProducts
 
 
@@ -53,6 +54,17 @@ class Runner:
         self.is_thread_safe = self.device.type == "cpu" and method in (None, METHOD)  # others keep state from call to call
         self._cache = None
         self._noted, self._watches_head = local(), False  # hidden states by thread
+        self._decoder = None
+        if self.device.type == "cuda":
+            self._decoder = CompiledDecoder(self.model, min(self.context, options.max_tokens or self.context))
+
+    def decode_step_by_step(self) -> None:
+        """From now on, decode as on a CPU: every product started by Python, and a cache that grows. For a comparison."""
+        self._decoder = None
+
+    @property
+    def is_compiled(self) -> bool:
+        return self._decoder is not None and self._decoder.is_compiled
 
     @torch.inference_mode()
     @using("exact")
@@ -75,15 +87,18 @@ class Runner:
         if "states" in self._noted.__dict__:
             self._noted.states.append(inputs[0].float())
 
-    @torch.inference_mode()
     def prefill(self, tokens: torch.Tensor) -> int:
+        tokens = tokens.view(1, -1).to(self.device)
+        if self._decoder:
+            return int(self._decoder.prefill(tokens).argmax())
         self._cache = None
-        return self._step(tokens.view(1, -1).to(self.device))
+        return self._step(tokens)
+
+    def decode(self, token: int) -> int:
+        tokens = torch.tensor([[token]], device=self.device)
+        return int(self._decoder.decode(tokens).argmax()) if self._decoder else self._step(tokens)
 
     @torch.inference_mode()
-    def decode(self, token: int) -> int:
-        return self._step(torch.tensor([[token]], device=self.device))
-
     def _step(self, tokens: torch.Tensor) -> int:
         output = self.model(tokens, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
         self._cache = output.past_key_values
