@@ -93,8 +93,8 @@ class Nodes:
         self.cores[self._cluster.add_node(num_cpus=count)] = count
 
     def let_go(self, task: Task) -> float:
-        """Let a task go on, and then its node, and wait for the end of both -> seconds. The task's process may stay, without a node
-        and idle; it is ended."""
+        """Let a task go on, and then its node, and wait for the end of both -> seconds. Its process may stay idle, without a
+        node; it is ended."""
         begun = time.monotonic()
         for pid in (task.pid, task.raylet):
             os.kill(pid, signal.SIGCONT)

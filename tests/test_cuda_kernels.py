@@ -27,8 +27,12 @@ from quant.tensor.scheme import Scheme
 
 triton = pytest.importorskip("triton", reason="triton, which is made for Linux, is not installed")
 
-from quant.benches import cuda as cuda_bench  # noqa: E402  it imports triton
-from quant.benches import cuda_goals, cuda_model, cuda_products, cuda_tuning  # noqa: E402
+from quant.benches.cuda import __main__ as cuda_command  # noqa: E402
+from quant.benches.cuda import goals as cuda_goals  # noqa: E402
+from quant.benches.cuda import model as cuda_model  # noqa: E402
+from quant.benches.cuda import products as cuda_products  # noqa: E402
+from quant.benches.cuda import tuning as cuda_tuning  # noqa: E402
+from quant.benches.cuda import whole as cuda_bench  # noqa: E402  it imports triton
 from quant.kernels import cuda  # noqa: E402
 from quant.kernels.cuda import matmul  # noqa: E402
 from quant.kernels.cuda.blocks import DEFAULT, DENSE, FEW, TABLE, TILES, Blocks, Entry, blocks_for  # noqa: E402
@@ -515,7 +519,7 @@ def test_the_whole_measurement_but_for_its_clock(monkeypatch, tmp_path, capsys, 
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(cuda_bench, "environment", dict)
     monkeypatch.setattr(cuda_model, "ROWS", {"int8": cuda_model.ROWS["int8"]})
-    cuda_bench.main(["--out", str(tmp_path / "cuda.json")])
+    cuda_bench.run_parts(cuda_command.PARTS, tmp_path / "cuda.json")
     found = json.loads((tmp_path / "cuda.json").read_text())
     assert set(found) == {"environment", "generation", "memory_read_gb_per_s", "check", "tuning", "products", "model", "goals"}
     ours = {"bf16", *cuda_products.SCHEMES}
@@ -528,13 +532,13 @@ def test_the_whole_measurement_but_for_its_clock(monkeypatch, tmp_path, capsys, 
 
 @NO_CHILD
 def test_the_arguments_of_the_measurement():
-    assert cuda_bench.parts("model,check") == ("check", "model")
+    assert cuda_command.parts("model,check") == ("check", "model")
     with pytest.raises(InputError, match="not some of check,tune,products,model"):
-        cuda_bench.main(["--parts", "all"])
+        cuda_command.main(["--parts", "all"])
 
 
 @NO_CHILD
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA GPU")
 def test_the_measurement_says_that_there_is_no_gpu():
     with pytest.raises(InputError, match="no CUDA GPU here; run this on a machine with one"):
-        cuda_bench.main([])
+        cuda_command.main([])

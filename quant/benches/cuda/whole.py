@@ -1,34 +1,21 @@
-"""Checks, tunes and times the products on a CUDA GPU: python -m quant.benches.cuda [--parts check,tune,...] [--out FILE]
-
-check     every way and width against float64; tests/test_cuda_kernels.py checks more, and more slowly
-tune      times the candidates for the table of quant/kernels/cuda/blocks.py; prints the entry of this GPU, ready for it, and goes
-          on with it
-products  this project's products, bfloat16, bitsandbytes and torch's own int4 product, with the matrices of a Llama of 8 B
-          parameters. A time is that of a replay of a CUDA graph over so many copies of the weight that no cache holds them; "from
-          Python" is the time to start them one by one
-model     a Llama of 1.2 B parameters through the runner, every weight quantized: prefill, decoding compiled and step by step, and
-          the GPU's peak memory
-
-Prints the tables and which goals are reached, and writes everything as one JSON after every part.
-"""
+"""The parts of quant.benches.cuda: check, tune, products and model."""
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from triton.compiler.errors import CompilationError
 from triton.runtime.errors import OutOfResources
 
-from quant.benches import cuda_goals, cuda_model, cuda_products, cuda_tuning
+from quant.benches.cuda import goals, tuning
+from quant.benches.cuda import model as llama
+from quant.benches.cuda import products as contest
 from quant.benches.random_model import LLAMA_1B, write_random_model
-from quant.command import Parser, run
-from quant.errors import InputError
 from quant.files import significant, write_json
 from quant.kernels.cuda.blocks import DENSE, FEW, TILES, Blocks, Entry
 from quant.kernels.cuda.matmul import generation, multiply, use
@@ -38,14 +25,12 @@ from quant.speed.environment import environment
 from quant.tensor.qtensor import quantize
 from quant.tensor.scheme import Scheme
 
-OUT = Path("reports/cuda.json")
-PARTS = ("check", "tune", "products", "model")
 SHAPES = ((4096, 4096), (14336, 4096), (4096, 14336))  # out, in
 ROWS = (1, 8, 64, 512, 2048)
 TUNING_SECONDS = 150  # of the eight minutes that the whole run should take
 TUNED_SHAPES = SHAPES[:2]
 CHECKED = [
-    *cuda_products.SCHEMES.values(), *(Scheme(bits, 64, False) for bits in (5, 6, 7)), Scheme(8, "tensor"), Scheme(4, 6),
+    *contest.SCHEMES.values(), *(Scheme(bits, 64, False) for bits in (5, 6, 7)), Scheme(8, "tensor"), Scheme(4, 6),
     Scheme(4, 32, False, zeros="whole", scale_dtype="int8"), Scheme(4, 64, codebook="nf4", double_quant=True),
 ]  # fmt: skip
 CHECKED_SHAPE = (331, 320)  # neither a multiple of a block
@@ -68,14 +53,14 @@ def check(device: str, dtypes: tuple[torch.dtype, ...] = tuple(MOST_ERROR)) -> l
                     continue
                 for count in counts:
                     x = torch.randn(count, CHECKED_SHAPE[1], generator=random).to(dtype)
-                    error = cuda_products.error_of(tensor, x, blocks, device)
+                    error = contest.error_of(tensor, x, blocks, device)
                     found.append({"scheme": scheme.label, "way": way, "rows": count, "dtype": str(dtype).removeprefix("torch."),
                                   "error": error, "passes": error <= MOST_ERROR[dtype]})
     return found
 
 
 def tune(tell: Callable[[str], None], device: str = "cuda") -> tuple[Entry, list[dict]]:
-    """The best entry for this GPU, of random weights; see cuda_tuning."""
+    """The best entry for this GPU, of random weights; see tuning."""
     schemes = {8: Scheme(), 4: Scheme(4, 64), 3: Scheme(3, 64), 2: Scheme(2, 64)}
     random = torch.Generator(device=device).manual_seed(0)
     copies: dict[int, list[list[Operands]]] = {}
@@ -86,21 +71,21 @@ def tune(tell: Callable[[str], None], device: str = "cuda") -> tuple[Entry, list
             for shape in TUNED_SHAPES:
                 weight = quantize(torch.randn(shape, device=device, generator=random).cpu(), schemes[bits])
                 size = weight.codes.nbytes
-                copies[bits].append([Operands.of(cuda_products.moved(weight, device))
-                                     for _ in range(cuda_products.COPIES_BYTES // 4 // size + 1)])
+                copies[bits].append([Operands.of(contest.moved(weight, device))
+                                     for _ in range(contest.COPIES_BYTES // 4 // size + 1)])
         total = 0.0
         for operands in copies[bits]:
             x = torch.randn(rows, operands[0].columns, dtype=torch.bfloat16, device=device)
             products = [lambda x, o=o: multiply(x, None, o, blocks) for o in operands]
             try:
-                total += cuda_products.replayed_us(products, x, 3)
+                total += contest.replayed_us(products, x, 3)
             except (OutOfResources, CompilationError) as error:  # more shared memory or registers than this GPU has
-                tell(f"{cuda_tuning.line_of(blocks)} can't run: {type(error).__name__}")
+                tell(f"{tuning.line_of(blocks)} can't run: {type(error).__name__}")
                 return None
         return total
 
     with torch.inference_mode():
-        return cuda_tuning.tune(time_us, TUNING_SECONDS, tell)
+        return tuning.tune(time_us, TUNING_SECONDS, tell)
 
 
 def products(tell: Callable[[str], None], device: str = "cuda") -> dict[str, dict]:
@@ -109,11 +94,11 @@ def products(tell: Callable[[str], None], device: str = "cuda") -> dict[str, dic
     random = torch.Generator().manual_seed(0)
     for rows, columns in SHAPES:
         by_name = found[f"{rows}x{columns}"] = {}
-        for name, make in cuda_products.contestants(0.02 * torch.randn(rows, columns, generator=random), device).items():
+        for name, make in contest.contestants(0.02 * torch.randn(rows, columns, generator=random), device).items():
             try:
-                by_name[name] = cuda_products.timed(make, columns, ROWS, device)
+                by_name[name] = contest.timed(make, columns, ROWS, device)
             except (RuntimeError, ImportError, AttributeError, NotImplementedError) as error:
-                if name not in cuda_products.PEERS:
+                if name not in contest.PEERS:
                     raise
                 tell(f"{name} is left out: {str(error).splitlines()[0][:100]}")
             torch.cuda.empty_cache()
@@ -126,30 +111,17 @@ def model(tell: Callable[[str], None], device: str = "cuda") -> dict[str, dict]:
         base = Path(temporary) / "base"
         tell("writing a model of random weights")
         write_random_model(LLAMA_1B, base)
-        found = {"bf16": cuda_model.measure(base, "bfloat16", device)}
-        for name in cuda_model.ROWS:
+        found = {"bf16": llama.measure(base, "bfloat16", device)}
+        for name in llama.ROWS:
             tell(name)
             out = Path(temporary) / name.replace(" ", "-")
-            cuda_model.build(base, name, out)
-            found[name] = cuda_model.measure(out, "bfloat16", device)
+            llama.build(base, name, out)
+            found[name] = llama.measure(out, "bfloat16", device)
     return found
 
 
-def parts(word: str) -> tuple[str, ...]:
-    """argparse type: some of PARTS, in their order."""
-    wanted = word.split(",")
-    if not set(wanted) <= set(PARTS):
-        raise argparse.ArgumentTypeError(f"{word!r} is not some of {','.join(PARTS)}")
-    return tuple(part for part in PARTS if part in wanted)
-
-
-def main(arguments: list[str]) -> None:
-    parser = Parser(prog="python -m quant.benches.cuda", description=__doc__.partition(":")[0] + ".")
-    parser.add_argument("--parts", type=parts, default=PARTS, metavar=",".join(PARTS), help="what to do (everything)")
-    parser.add_argument("--out", type=Path, default=OUT, metavar="FILE", help="the JSON (%(default)s)")
-    given = parser.parse_args(arguments)
-    if not torch.cuda.is_available():
-        raise InputError("torch finds no CUDA GPU here; run this on a machine with one")
+def run_parts(wanted: Sequence[str], out: Path) -> None:
+    """Do these parts on the GPU at hand; print what they find and write it to a file."""
     began, gpu = time.perf_counter(), generation(torch.device("cuda", torch.cuda.current_device()))
 
     def tell(line: str) -> None:
@@ -157,7 +129,7 @@ def main(arguments: list[str]) -> None:
 
     result = {"environment": environment(), "generation": gpu, "memory_read_gb_per_s": memory_read_gb_per_s("cuda")}
     print(f"{torch.cuda.get_device_name()} ({gpu}): memory reads {result['memory_read_gb_per_s']:.0f} GB/s")
-    for part in given.parts:
+    for part in wanted:
         tell(part)
         if part == "check":
             result["check"] = check("cuda")
@@ -167,19 +139,15 @@ def main(arguments: list[str]) -> None:
             entry, tried = tune(tell)
             use(gpu, entry)
             result["tuning"] = tried
-            print("\n".join(cuda_tuning.lines_of(gpu, entry)))
+            print("\n".join(tuning.lines_of(gpu, entry)))
         elif part == "products":
             result["products"] = products(tell)
             for shape, by_name in result["products"].items():
-                print("\n".join(cuda_goals.product_lines(shape, by_name)))
+                print("\n".join(goals.product_lines(shape, by_name)))
         else:
             result["model"] = model(tell)
-            print("\n".join(cuda_goals.model_lines(result["model"])))
-        result["goals"] = cuda_goals.goals(result.get("products", {}), result.get("model", {}))
-        write_json(given.out, significant(result, 5))
-    print("\n".join(cuda_goals.goal_lines(result["goals"])))
-    tell(f"written to {given.out}")
-
-
-if __name__ == "__main__":
-    run(main)
+            print("\n".join(goals.model_lines(result["model"])))
+        result["goals"] = goals.goals(result.get("products", {}), result.get("model", {}))
+        write_json(out, significant(result, 5))
+    print("\n".join(goals.goal_lines(result["goals"])))
+    tell(f"written to {out}")

@@ -1,0 +1,1 @@
+"""Products on a CUDA GPU, checked, tuned and timed: python -m quant.benches.cuda."""
