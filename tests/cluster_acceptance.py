@@ -567,8 +567,8 @@ def threads(lab: Lab) -> str:
     for path in files:
         found = (folder / "threads" / path.relative_to(folder / "alone")).read_bytes()
         if found != path.read_bytes():
-            assert json.loads(found)["protocol"]["threads_of_a_product"] == 2, f"{path} differs"
-            assert json.loads(path.read_bytes())["protocol"]["threads_of_a_product"] == 1
+            assert json.loads(found)["threads_of_a_product"] == 2, f"{path} differs"
+            assert json.loads(path.read_bytes())["threads_of_a_product"] == 1
             named.add(path.stem)
     states = [path.relative_to(folder / "alone") for path in (folder / "alone").rglob("states.f32")]
     assert all((folder / "threads" / path).read_bytes() == (folder / "alone" / path).read_bytes() for path in states)

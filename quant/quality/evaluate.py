@@ -129,8 +129,8 @@ def _result(folder: Path, base: Path, found: list, scores: Scores, corpus: Corpu
         "protocol": {
             **protocol.describe(model.context), "source": corpus.source, "split": corpus.split, "sentences": len(corpus.lines),
             "tokens": len(scores), "words": scores.words, "bytes": scores.bytes, "token_ids_sha256": tokens.sha256,
-            "threads_of_a_product": max(scored.threads for scored, *_ in found),
         },
+        "threads_of_a_product": max(scored.threads for scored, *_ in found),
     }  # fmt: skip
 
 
