@@ -17,7 +17,6 @@ from quant.nn.decoding import speed_up_decoding
 from quant.nn.modules import QWeight
 from quant.runners import Runner, open_runner
 from quant.runners.sizes import bytes_per_token
-from quant.speed.bandwidth import memory_read_gb_per_s
 from quant.speed.environment import environment
 from quant.speed.latency import Samples, measure
 from quant.speed.samples import ratios_of_pairs, spread
@@ -109,6 +108,21 @@ class _RoundedPrompts:
         return getattr(self._runner, name)
 
 
+class _MemoryReader:
+    """Takes turns with the models: its token is a sum over a tensor of `size` bytes, several times the size of the caches. The
+    rate of a memory that others use too changes from minute to minute, so it is measured in the same minutes."""
+
+    def __init__(self, size: int = 2**28):
+        self.size, self._tensor = size, torch.ones(size // 4, dtype=torch.float32)
+
+    def prefill(self, tokens: torch.Tensor) -> int:  # noqa: ARG002  as of a model
+        return 0
+
+    def decode(self, token: int) -> int:  # noqa: ARG002
+        self._tensor.sum().item()
+        return 0
+
+
 def _sharing_weights(runner: Runner) -> Runner:
     model = runner.model
     twin = copy.copy(runner)
@@ -128,10 +142,9 @@ def timed(runners: dict[str, Runner], lengths: Mapping[str, int], tokens: int, r
     threads: that the runners use."""
     random = torch.Generator().manual_seed(0)
     prompts = {phase: torch.randint(0, 2000, (length,), generator=random) for phase, length in lengths.items()}
-    bandwidths = [memory_read_gb_per_s("cpu")]
-    samples = measure(runners, prompts, tokens, rounds)
-    bandwidths.append(memory_read_gb_per_s("cpu"))
-    bandwidth = max(bandwidths)
+    memory = _MemoryReader()
+    samples = measure({**runners, "memory": memory}, prompts, tokens, rounds)
+    bandwidth = memory.size / (spread(samples.ms["decode"]["memory"])["median"] / 1000) / 1e9
     found = {}
     for name, runner in runners.items():
         size = bytes_per_token(runner.tensors())

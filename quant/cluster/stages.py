@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import runpy
 import secrets
+import signal
 import sys
 import time
 import traceback
@@ -50,11 +51,14 @@ def run_remotely(stage: str, arguments: list[str]) -> int:
             with open(log, encoding="utf-8", errors="replace", newline="\n") as file:  # a bar returns with \r
                 output = _Output(file)
                 looked = time.monotonic()
-                while not ray.wait([running], timeout=POLL_S)[0]:
-                    output.pass_on()
-                    if time.monotonic() - looked > HEAD_S:
-                        _require_head(stage, arguments)
-                        looked = time.monotonic()
+                with _interrupts_noted() as noted:
+                    while not ray.wait([running], timeout=POLL_S)[0]:
+                        output.pass_on()
+                        if noted:
+                            raise KeyboardInterrupt
+                        if time.monotonic() - looked > HEAD_S:
+                            _require_head(stage, arguments)
+                            looked = time.monotonic()
                 status = ray.get(running)
                 output.pass_on()
         except ray.exceptions.RayError as error:
@@ -65,6 +69,17 @@ def run_remotely(stage: str, arguments: list[str]) -> int:
         if (folder / path).is_dir():
             os.listdir(folder / path)  # noqa: PTH208 - Path.iterdir is lazy
     return status
+
+
+@contextmanager
+def _interrupts_noted() -> Iterator[list[int]]:
+    """Ctrl-C fills a list instead of raising KeyboardInterrupt, which is lost where ray's own code can't pass it on."""
+    noted: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: noted.append(number))
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _require_head(stage: str, arguments: list[str]) -> None:
