@@ -88,6 +88,14 @@ def test_threads_have_panels_of_their_own():
     assert onednn.panels(64, 96) is mine and others.address != mine.address
 
 
+@pytest.mark.skipif(not onednn.IS_POSSIBLE, reason="this processor has no AVX-512 with BF16")
+def test_many_shapes_hold_no_more_than_so_many_bytes(monkeypatch):
+    monkeypatch.setattr(onednn, "MOST_HELD", 3 * 2 * 64 * 96)
+    with ThreadPoolExecutor(1) as pool:
+        found = [pool.submit(onednn.panels, rows, 96).result() for rows in (64, 128, 192, 64)]
+    assert found[0] and found[1] and found[2] is None and found[3] is found[0]
+
+
 @schemes
 @pytest.mark.usefixtures("rounded")
 @pytest.mark.parametrize("rows", [101, 160])

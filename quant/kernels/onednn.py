@@ -17,6 +17,7 @@ from quant.compiled.lanes import LANES, features
 
 IS_POSSIBLE = LANES == 16 and "avx512bf16" in features() and torch.backends.mkldnn.is_available()
 LOOKED_AT = 4096  # places of a tensor
+MOST_HELD = 2**27  # bytes of a thread's scratch; a model with rows in classes has hundreds of shapes
 
 _held = local()  # by shape: two threads must not decode into the same scratch
 
@@ -34,10 +35,13 @@ class Panels:
 
 
 def panels(rows: int, columns: int) -> Panels | None:
-    """This thread's scratch for a tile, whose content is that of the last use; None where it has another order than panels."""
+    """This thread's scratch for a tile, whose content is that of the last use; None where it has another order than panels, and
+    for further shapes where those before take MOST_HELD bytes."""
     found = _held.__dict__.setdefault("panels", {})
     if (rows, columns) not in found:
-        found[rows, columns] = _made(rows, columns) if IS_POSSIBLE else None
+        held = sum(2 * height * width for (height, width), one in found.items() if one)
+        is_room = held + 2 * rows * columns <= MOST_HELD
+        found[rows, columns] = _made(rows, columns) if IS_POSSIBLE and is_room else None
     return found[rows, columns]
 
 
