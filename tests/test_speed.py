@@ -10,7 +10,7 @@ from transformers import GPT2Config
 
 from quant.benches import decode
 from quant.errors import InputError
-from quant.kernels.prompts import multiplies_bfloat16
+from quant.kernels.precision import multiplies_bfloat16
 from quant.speed.quiet import Load
 from quant.speed.watch import Watch
 from quant.tensor.products import cpuinfo

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from quant.kernels import prompts, reference
+from quant.kernels import precision, reference
 from quant.methods import Preparation
 from quant.model.architectures import architecture_of
 from quant.model.config import read_config
@@ -45,6 +45,7 @@ RATIOS = (  # pairs of variants whose decoding speeds are divided
     ("int8", "fp32"), ("int4", "fp32"), ("nf4", "fp32"), ("int8", "llamacpp_q8_0"), ("int4", "llamacpp_q4_0"),
     ("int8", "bnb_int8"), ("nf4", "bnb_nf4"), ("nf4", "int4"), ("fp4", "int4"), ("int3", "int4"), ("int2", "int4"),
 )  # fmt: skip
+PROMPT_PEERS = (("int8", "llamacpp_q8_0"), ("int4", "llamacpp_q4_0"), ("int4_int8_prompts", "llamacpp_q4_0"))
 
 
 def quantize_all(base: Path, folder: Path, tell: Callable[[str], None]) -> dict[str, Path]:
@@ -81,15 +82,17 @@ def fitting(base: Path, made: Mapping[str, Path], free: int, tell: Callable[[str
 
 
 def open_all(base: Path, made: Mapping[str, Path], max_tokens: int, threads: int) -> dict[str, Runner]:
-    """Load the base in float32 and bfloat16, all variants of `made`, and two that share weights with one of these:
+    """Load the base in float32 and bfloat16, all variants of `made`, and some that share weights with one of these:
     fp32_our_decoding (fp32 with this project's decoding), int8_dequantized_each_call (int8, dequantized whole), and where the
-    processor multiplies bfloat16 int4_rounded_prompts (int4 with QUANT_PROMPTS=bfloat16)."""
+    processor can, int4_rounded_prompts and int4_int8_prompts (int4 with QUANT_PRECISION=bfloat16, and int8)."""
     runners = {"fp32": open_runner(base, threads=threads), "bf16": open_runner(base, "bfloat16", threads=threads)}
     runners["fp32_our_decoding"] = _sharing_weights(runners["fp32"])
     speed_up_decoding(runners["fp32_our_decoding"].model)
     runners |= {name: open_runner(folder, threads=threads, max_tokens=max_tokens) for name, folder in made.items()}
-    if prompts.multiplies_bfloat16(cpuinfo()):
-        runners["int4_rounded_prompts"] = _RoundedPrompts(runners["int4"])
+    if precision.multiplies_bfloat16(cpuinfo()):
+        runners["int4_rounded_prompts"] = _RoundedPrompts(runners["int4"], "bfloat16")
+    if precision.HAS_INT8:
+        runners["int4_int8_prompts"] = _RoundedPrompts(runners["int4"], "int8")
     runners["int8_dequantized_each_call"] = _sharing_weights(runners["int8"])
     for module in runners["int8_dequantized_each_call"].model.modules():
         if isinstance(module, QWeight):
@@ -98,11 +101,11 @@ def open_all(base: Path, made: Mapping[str, Path], max_tokens: int, threads: int
 
 
 class _RoundedPrompts:
-    """A runner whose prompts are rounded to bfloat16."""
+    """A runner whose prompts are multiplied in another precision."""
 
-    def __init__(self, runner: Runner):
+    def __init__(self, runner: Runner, choice: str):
         self._runner = copy.copy(runner)  # its cache is its own
-        self.prefill = prompts.using("bfloat16")(self._runner.prefill)
+        self.prefill = precision.using(choice)(self._runner.prefill)
 
     def __getattr__(self, name: str):
         return getattr(self._runner, name)
@@ -164,7 +167,8 @@ def timed(runners: dict[str, Runner], lengths: Mapping[str, int], tokens: int, r
 
 
 def _ratios(samples: Samples, lengths: Mapping[str, int]) -> dict[str, dict]:
-    """Ratios of speeds over paired samples: decoding by RATIOS; prompts of each length, for our slowest format."""
+    """Ratios of speeds over paired samples: decoding by RATIOS; prompts of each length, for our slowest format, in the other
+    precisions, and beside llama.cpp's types."""
     decode = samples.ms["decode"]
     ratios = {f"{a}_vs_{b}": spread(ratios_of_pairs(decode[b], decode[a])) for a, b in RATIOS if a in decode}
     for other in ("fp32", "bf16"):
@@ -172,9 +176,14 @@ def _ratios(samples: Samples, lengths: Mapping[str, int]) -> dict[str, dict]:
             ms = samples.ms[phase]
             found = [spread(ratios_of_pairs(ms[other], ms[name])) for name in OURS if name in ms]
             ratios[f"prefill_{length}_vs_{other}"] = min(found, key=lambda ratio: ratio["median"])
-            if "int4_rounded_prompts" in ms:
-                rounded = spread(ratios_of_pairs(ms[other], ms["int4_rounded_prompts"]))
-                ratios[f"rounded_prefill_{length}_vs_{other}"] = rounded
+            for title, name in (("rounded", "int4_rounded_prompts"), ("int8", "int4_int8_prompts")):
+                if name in ms:
+                    ratios[f"{title}_prefill_{length}_vs_{other}"] = spread(ratios_of_pairs(ms[other], ms[name]))
+    for phase, length in lengths.items():
+        for name, other in PROMPT_PEERS:
+            if name in samples.ms[phase]:
+                pairs = ratios_of_pairs(samples.ms[phase][other], samples.ms[phase][name])
+                ratios[f"prefill_{length}_{name}_vs_{other}"] = spread(pairs)
     return ratios | {"prefill_vs_fp32": ratios[f"prefill_{max(lengths.values())}_vs_fp32"]}
 
 

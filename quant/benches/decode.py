@@ -4,6 +4,8 @@ Models of real shapes with random weights, all quantized here, run in one proces
 drift affects all equally: transformers in float32 and bfloat16, weights dequantized at every call (the naive way), this
 project's variants from 8 to 2 bits and a mix of widths (every weight, embedding and head included), bitsandbytes, and llama.cpp.
 
+Several sequences at once are timed too, exactly and, where the processor can, in 8 bits (quant.kernels.precision).
+
 Decoding a token reads every weight once, so its time is printed with the rate at which weights were read, and that rate's share
 of the memory bandwidth. Writes reports/bench.json with all raw samples; models that are not named keep their earlier results.
 On a machine that is busy even after a wait, fewer rounds are run, and the result and the table say so.
@@ -88,6 +90,7 @@ def main(arguments: list[str]) -> None:
 
 def measure(name: str, model: BenchmarkModel, watch: Watch, threads: int = TimingPlan.threads) -> dict:
     """Make a model of this shape and all its variants in a temporary folder, and time them; see contestants.timed."""
+    from quant.benches.batches import batches, precisions_here
     from quant.benches.contestants import fitting, open_all, quantize_all, scaling, timed
     from quant.benches.random_model import write_random_model
     from quant.memory import available_memory
@@ -104,6 +107,8 @@ def measure(name: str, model: BenchmarkModel, watch: Watch, threads: int = Timin
         runners = open_all(base, made, sum(model.prompts.values()) + model.tokens, threads)
         result = timed(runners, model.prompts, model.tokens, watch.shorten(model.rounds), threads)
         result["decode_ms_by_threads"] = scaling(runners, model.prompts["prefill"], model.tokens, threads)
+        both = {name: runners[name] for name in ("int8", "int4")}
+        result["batches"] = batches(both, model.prompts["prefill"] // 4, 2 * result["rounds"], precisions_here())
         watch.still_quiet()
         return {**result, "machine_load": watch.to_dict()}
 
@@ -132,6 +137,12 @@ def table(name: str, result: dict) -> list[str]:
     lines += ["threads: " + "; ".join(
         f"{name} " + ", ".join(f"{count}: {ms:.2f} ms" for count, ms in by_count.items())
         for name, by_count in result["decode_ms_by_threads"].items())]
+    for variant, of_variant in result["batches"].items():
+        for choice, by_count in of_variant.items():
+            one = by_count[min(by_count, key=int)]["median"]
+            lines.append(f"sequences at once, {variant}, {choice}: " + ", ".join(
+                f"{count}: {found['median']:.2f} ± {found['mad']:.2f} ms ({found['median'] / one:.2f} times one)"
+                for count, found in by_count.items()))
     lines += ["ratios of speeds ± MAD: " + ", ".join(
         f"{pair} {ratio:.2f} ± {result['ratio_mads'][pair]:.2f}" for pair, ratio in result["ratios"].items()), ""]
     return lines

@@ -59,9 +59,12 @@ def compiled_loop(function: Callable):
     """Compile a loop, or load it from disk if no file of its folder or of this one has changed since; `run` takes its `address`.
 
     numba recompiles a cached function when its own file changes, but not when a file whose functions it inlines does. So the
-    name in the cache includes a hash of all files, and the number of floats in a vector. (numba itself adds the processor.)
+    name in the cache includes a hash of all files of its folder, and of the folders around it, and the number of floats in a
+    vector. (numba itself adds the processor.)
     """
-    sources = digest_of(Path(__file__).parent, Path(function.__code__.co_filename).parent)
+    here = Path(__file__).parent
+    own, *around = Path(function.__code__.co_filename).parents
+    sources = digest_of(here, own, *(folder for folder in around if here.parent in folder.parents))
     function.__qualname__ += f"_{sources}_{LANES}"
     return cfunc(LOOP, cache=True)(function)
 

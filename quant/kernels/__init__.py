@@ -1,9 +1,10 @@
 """Matrix products with quantized weights: one module per device, each equal to the plain-torch reference up to rounding.
 
-On a CPU the loops are compiled by numba (loops.py, decode.py, float_rows.py, attention.py, norm.py), run on torch's
-threads (threads.py) and take vectors as wide as the processor has (lanes.py); torch multiplies many rows of activations
-(prompts.py, panels.py, onednn.py). On a GPU the kernels are written in Triton (cuda). In a graph of torch.compile, a product is
-one operator (operator.py) of tensors and numbers (operands.py).
+On a CPU the loops are compiled by numba, run on torch's threads and take vectors as wide as the processor has (quant.compiled).
+loops.py multiplies one row of activations; with AVX-512, the room `bands` several. Without it, or in bfloat16 (precision.py),
+torch multiplies many rows (decode.py, panels.py, onednn.py). attention.py, norm.py and float_rows.py do the rest of a decoder
+block. On a GPU the kernels are written in Triton (cuda). In a graph of torch.compile, a product is one operator (operator.py) of
+tensors and numbers (operands.py).
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from numba import carray, float32, njit
 
 from quant.compiled import threads
 from quant.compiled.threads import FIRST, claim, compiled_loop, finish, pointer
+from quant.kernels.exponential import exp
 
 # Places in a job of quant.compiled.threads: addresses of float32 numbers, then sizes, from KEYS_BATCH on strides in numbers.
 # Only ATTEND_TO_CACHE uses NEW_KEY, NEW_VALUE, COS, SIN and what follows VALUES_HEAD; its HEADS counts key heads. POSITION_BATCH:
@@ -27,7 +28,7 @@ from quant.compiled.threads import FIRST, claim, compiled_loop, finish, pointer
 _FAST = {"reassoc", "contract", "nsz"}
 
 
-@njit(nogil=True, fastmath=_FAST)
+@njit(nogil=True, fastmath=_FAST, error_model="numpy")
 def _attend(query, keys, values, scaling, weights, out):  # [width], [length, width] twice, float32, [length], [width]
     """Attention of one head; weights is scratch memory."""
     length, width = keys.shape
@@ -40,7 +41,7 @@ def _attend(query, keys, values, scaling, weights, out):  # [width], [length, wi
         largest = max(largest, weights[j])
     total = float32(0)
     for j in range(length):
-        weights[j] = math.exp(weights[j] - largest)
+        weights[j] = exp(weights[j] - largest)
         total += weights[j]
     for d in range(width):
         out[d] = 0

@@ -1,12 +1,12 @@
 """Matrix products on a CPU straight from packed codes; the weight is never dequantized to memory as a whole.
 
-For one row of activations (decoding a token), every code is read once, so memory bandwidth sets the pace. For a few rows, each
-row of the weight is decoded once, into the core's L1 cache, and serves all of them. For many rows (a prompt), the weight is
-decoded tile by tile, and torch multiplies the tiles (quant.kernels.prompts); tiles of bfloat16 are decoded in the order in which
-oneDNN multiplies them, where it is known (quant.kernels.onednn).
+For one row of activations (decoding a token), every code is read once, so memory bandwidth sets the pace. For several rows, a
+part of the weight is decoded into the core's first cache and serves all of them: 32 rows with AVX-512 (quant.kernels.bands), else
+one. Without AVX-512, or in bfloat16, a prompt's rows are multiplied by torch, tile by tile; tiles of bfloat16 are decoded in the
+order in which oneDNN multiplies them, where it is known (quant.kernels.onednn).
 
-Activations are widened to float32 and not rounded. Sums are float32, in another order than the reference's: the results differ
-by rounding only.
+Activations are widened to float32 and not rounded, unless another precision is chosen (quant.kernels.precision). Sums are
+float32, in another order than the reference's: the results differ by rounding only.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ import torch
 
 from quant.compiled import threads
 from quant.compiled.lanes import LANES
-from quant.kernels import decode, frame, loops, onednn, prompts
-from quant.kernels.frame import BIAS, CODES, COUNT, GATHERED, HEIGHT, ROWS, SCALES, THEN, ZEROS, X, Y
+from quant.kernels import decode, frame, loops, onednn, precision
+from quant.kernels.frame import BETWEEN, BIAS, CODES, COUNT, GATHERED, GROUPS, HEIGHT, PREPARED, ROWS, SCALES, THEN, ZEROS, X, Y
 from quant.kernels.vectors import BLOCK
 from quant.tensor.grids import LinearGrid, grid_of
 from quant.tensor.qtensor import QTensor
 
-FEW_ROWS = 16  # up to this many rows of activations, decode the weight row by row; above, in tiles
+FEW_ROWS = 16  # up to this many rows, each thread prepares them for itself, or decodes the weight row by row; above, tiles
+PREPARED_ROWS = 512  # rows of activations that are multiplied at a time, so that they stay in the caches
 TILE = 2**23  # bytes of a tile of decoded weights: they stay in the last-level cache, and the threads are seldom woken
 PART_BYTES = 2**20  # most bytes of codes in a part: reading starts anew at its beginning (quant.kernels.prefetch)
 PARTS_PER_THREAD = 4  # least number of parts of a weight with enough rows, so that threads end at about the same time
@@ -30,10 +31,21 @@ DECODED_TOGETHER = 16  # rows, where a tile is decoded in oneDNN's order; so til
 
 _TO = {torch.float32: decode.to_float32.address, torch.bfloat16: decode.to_bfloat16.address}
 MULTIPLY_ROW, MULTIPLY_ROWS = loops.multiply_row.address, loops.multiply_rows.address
+MULTIPLY_BANDS = MULTIPLY_ROUNDED = None
+PREPARED_BY = {}  # loop -> the loop that prepares its activations, and bytes of a prepared row by its columns
 if LANES == 16:
-    from quant.kernels.batch import MULTIPLY_BATCH
-else:
-    MULTIPLY_BATCH = None
+    from quant.kernels.bands.batches import BATCH
+    from quant.kernels.bands.in_floats import multiply_floats, order_activations
+    from quant.kernels.bands.transposing import ROWS as BAND_ROWS
+
+    MULTIPLY_BANDS = multiply_floats.address
+    PREPARED_BY[MULTIPLY_BANDS] = order_activations.address, lambda columns: 4 * columns
+if precision.HAS_INT8:
+    from quant.kernels.bands import levels
+    from quant.kernels.bands.in_bytes import multiply_rounded, round_activations, rounded_bytes
+
+    MULTIPLY_ROUNDED = multiply_rounded.address
+    PREPARED_BY[MULTIPLY_ROUNDED] = round_activations.address, rounded_bytes
 TO_PANELS = None
 if onednn.IS_POSSIBLE:
     from quant.kernels.panels import to_panels
@@ -71,19 +83,49 @@ class Matmul:
         self._most_height = max(1, PART_BYTES // codes.shape[1])  # rows of a part, in a product
         sizes = self.rows, self.columns, groups, size, codes.shape[1], bits, decoder, max(1, DECODED_PART // self.columns)
         self._job = bytes(threads.Job(*[0] * CODES, *addresses, *sizes))
+        self._is_banded = self._is_blocked and size % (2 * BLOCK) == 0
+        self._takes_int8 = precision.HAS_INT8 and self._is_banded and (decoder == frame.EQUAL_STEPS or bits <= 4)
+        if self._takes_int8:
+            self._prepare_int8(bits, None if decoder == frame.EQUAL_STEPS else grid.values)
+
+    def _prepare_int8(self, bits: int, values: torch.Tensor | None) -> None:
+        """Complete the job for products in 8 bits. values: what the codes stand for, unless they are equal steps."""
+        job, middle, factor = threads.Job.from_buffer_copy(self._job), 2 ** (bits - 1), 1.0
+        if values is not None:
+            bytes_, factor = levels.bytes_of(values)
+            bytes_, middle = torch.nn.functional.pad(bytes_, (0, 16 - len(bytes_))), levels.MIDDLE
+            self._held += (bytes_,)
+            job[frame.BYTES_OF_CODES] = bytes_.data_ptr()
+        self._held += (torch.tensor([factor]),)
+        job[frame.FACTOR], job[frame.MIDDLE] = self._held[-1].data_ptr(), middle
+        self._job = bytes(job)
 
     def __call__(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """x [..., in] of any floating dtype -> [..., out] in x's dtype; computed in float32."""
+        """x [..., in] of any floating dtype -> [..., out] in x's dtype; in float32 unless another precision is chosen."""
         count, bias = x.numel() // self.columns, None if bias is None else bias.float().contiguous()
-        if count > FEW_ROWS:
+        loop = self._loop(count)
+        if loop is None:
             return self._by_tiles(x.reshape(count, self.columns), bias).view(*x.shape[:-1], self.rows)
-        flat, y = x.float().contiguous(), torch.empty((*x.shape[:-1], self.rows))
+        flat, y = x.float().contiguous().view(count, self.columns), torch.empty((*x.shape[:-1], self.rows))
+        for start in range(0, count, PREPARED_ROWS):
+            end = start + PREPARED_ROWS
+            self._by_loop(loop, flat[start:end], bias, y.view(count, self.rows)[start:end])
+        return y if y.dtype == x.dtype else y.to(x.dtype)
+
+    def _by_loop(self, loop: int, x: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor) -> None:
+        """Write x W^T + b to y, [count, rows], both contiguous and float32."""
         job = threads.Job.from_buffer_copy(self._job)
-        job[X], job[Y], job[COUNT], job[HEIGHT] = flat.data_ptr(), y.data_ptr(), count, self._height(self.rows)
+        job[X], job[Y], job[COUNT] = x.data_ptr(), y.data_ptr(), len(x)
+        self._divide(job, loop)
         if bias is not None:
             job[BIAS] = bias.data_ptr()
-        threads.run(self._loop(count), job)
-        return y if y.dtype == x.dtype else y.to(x.dtype)
+        if len(x) > FEW_ROWS:  # prepared once, for all threads
+            prepare, row_bytes = PREPARED_BY[loop]
+            size = -(-len(x) // BATCH) * BATCH * (row_bytes(self.columns) + 4 * job[GROUPS])
+            prepared = torch.empty(size, dtype=torch.uint8)
+            job[PREPARED] = prepared.data_ptr()
+            threads.run(prepare, threads.Job.from_buffer_copy(job))
+        threads.run(loop, job)
 
     def job(self, count: int, bias: int, then: int, rows: range | None = None) -> threads.Job:
         """A program's job that multiplies a few rows of activations; the caller fills in X, Y and, if `then` needs it, OTHER.
@@ -94,21 +136,31 @@ class Matmul:
         job, rows = threads.Job.from_buffer_copy(self._job), rows or range(self.rows)
         for place, size in zip((CODES, SCALES, ZEROS), self._row_bytes, strict=True):
             job[place] += rows.start * size
-        job[ROWS], job[HEIGHT] = len(rows), self._height(len(rows))
-        job[threads.PARTS] = -(-len(rows) // job[HEIGHT])
         job[threads.WORK] = self._loop(count)
+        job[ROWS] = len(rows)
+        self._divide(job, job[threads.WORK])
+        job[threads.PARTS] = -(-len(rows) // job[HEIGHT])
         job[COUNT], job[BIAS], job[THEN] = count, bias, then
         return job
 
-    def _loop(self, count: int) -> int:
-        """The loop that multiplies so many rows of activations, at most FEW_ROWS."""
-        if self._is_blocked and (count == 1 or (MULTIPLY_BATCH and self._group_size % (2 * BLOCK) == 0)):
-            return MULTIPLY_ROW if count == 1 else MULTIPLY_BATCH
-        return MULTIPLY_ROWS
+    def _loop(self, count: int) -> int | None:
+        """The loop that multiplies so many rows of activations; None where tiles are multiplied."""
+        if count == 1 and self._is_blocked:
+            return MULTIPLY_ROW
+        wanted = precision.current()
+        if wanted == "int8" and self._takes_int8:
+            return MULTIPLY_ROUNDED
+        is_few = count <= FEW_ROWS
+        if MULTIPLY_BANDS and self._is_banded and (is_few or wanted != "bfloat16"):
+            return MULTIPLY_BANDS
+        return MULTIPLY_ROWS if is_few else None
 
-    def _height(self, rows: int) -> int:
-        """Rows of a part of a product with so many rows."""
-        return min(self._most_height, height_of_part(rows))
+    def _divide(self, job: threads.Job, loop: int) -> None:
+        """Set the rows of a part of a product."""
+        height = min(self._most_height, height_of_part(job[ROWS]))
+        if loop in PREPARED_BY:
+            height = max(1, height // BAND_ROWS) * BAND_ROWS
+        job[HEIGHT], job[BETWEEN] = height, (torch.get_num_threads() - 1) * height
 
     def gather(self, rows: torch.Tensor) -> torch.Tensor:
         """Dequantize some rows of the weight and read no others: int64 [n] -> float32 [n, in].
@@ -127,7 +179,7 @@ class Matmul:
 
     def _by_tiles(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """x W^T + b for many rows: [count, columns] -> [count, rows] in x's dtype. bias: float32."""
-        given = x.to(torch.bfloat16 if prompts.rounds() else torch.float32).contiguous()
+        given = x.to(torch.bfloat16 if precision.current() == "bfloat16" else torch.float32).contiguous()
         height = max(DECODED_TOGETHER, TILE // self.columns // given.element_size() // DECODED_TOGETHER * DECODED_TOGETHER)
         y = torch.empty((len(x), self.rows), dtype=x.dtype)
         for start in range(0, self.rows, height):
@@ -155,7 +207,7 @@ class Matmul:
         tile = torch.empty((rows, self.columns), dtype=x.dtype)
         job[Y] = tile.data_ptr()
         threads.run(_TO[x.dtype], job)
-        return prompts.multiply(x, tile)
+        return precision.multiply(x, tile)
 
 
 def height_of_part(rows: int) -> int:

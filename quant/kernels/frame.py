@@ -8,10 +8,14 @@ import numpy
 from numba import carray, float32, njit
 
 from quant.compiled.threads import FIRST, claim, finish, pointer
+from quant.kernels.exponential import exp
 
 # Places in a job of quant.compiled.threads: addresses (0: none), and sizes.
 (X, Y, BIAS, OTHER, THEN, GATHERED, COUNT, CODES, SCALES, ZEROS, VALUES, LOOKUP_PLANES, ROWS, COLUMNS, GROUPS, GROUP_SIZE,
- ROW_BYTES, BITS, DECODER, HEIGHT, FIELDS) = range(FIRST, FIRST + 21)
+ ROW_BYTES, BITS, DECODER, HEIGHT, BYTES_OF_CODES, FACTOR, MIDDLE, PREPARED, BETWEEN, FIELDS) = range(FIRST, FIRST + 26)
+# PREPARED, BETWEEN: of quant.kernels.bands; the address of activations in the order of its products, or 0; and rows between a
+# part and the one that the same thread probably takes next. BYTES_OF_CODES, FACTOR, MIDDLE: of its products in 8 bits; addresses
+# of uint8 [16], or 0 for equal steps, and of float32 [1]; the byte that stands for 0.
 # THEN: the epilogue of an output; ADD and MULTIPLY take the same element of another vector (OTHER), which may not be Y.
 NOTHING, ADD, MULTIPLY, GELU, SILU, EXACT_GELU, RELU = range(7)
 # DECODER: codes are equal steps counted from the middle code, or indices into a table of 16 values or of another size.
@@ -42,33 +46,51 @@ def product_of(prepare, multiply):
             end = min(rows, start + height)
             multiply(job, prepared, y, start, end)
             for i in range(count):
-                for row in range(start, end):
-                    total = y[i, row]
-                    if len(bias):
-                        total += bias[row]
-                    y[i, row] = epilogue(total, job[THEN], other[i, row] if len(other) else float32(0))
+                _finish_outputs(y[i, start:end], bias[start:end], job[THEN], other[i, start:end] if len(other) else bias[:0])
             finish(job_pointer)
 
     return run
 
 
-@njit(nogil=True, fastmath=FAST)
-def epilogue(product, then, other):  # float32, int64, float32 -> float32
-    """Finish one output: add or multiply the other vector's, or apply GELU (by the tanh formula, or exact), SiLU or ReLU."""
+@njit(nogil=True, fastmath=FAST, error_model="numpy")  # a check of each divisor would forbid vectors
+def gelu(x):  # float32 -> float32, by the tanh formula: 0.5 (1 + tanh(u)) = 1 / (1 + exp(-2 u))
+    u = float32(0.7978845608028654) * (x + float32(0.044715) * x * x * x)
+    return x / (float32(1) + exp(float32(-2) * u))
+
+
+@njit(nogil=True, fastmath=FAST, error_model="numpy")
+def silu(x):  # float32 -> float32
+    return x / (float32(1) + exp(-x))
+
+
+@njit(nogil=True, fastmath=FAST, error_model="numpy")
+def exact_gelu(x):  # float32 -> float32
+    return float32(0.5) * x * (float32(1) + float32(math.erf(x * float32(0.7071067811865476))))
+
+
+@njit(nogil=True, fastmath=FAST, error_model="numpy")
+def _finish_outputs(y, bias, then, other):  # float32 [n], [n] or [0], int64, [n] or [0]
+    """Add the bias and apply the epilogue, in place; each has a loop of its own, so that it takes vectors."""
+    for j in range(len(bias)):
+        y[j] += bias[j]
     if then == ADD:
-        return product + other
-    if then == MULTIPLY:
-        return product * other
-    if then == GELU:  # 0.5 (1 + tanh(u)) = 1 / (1 + exp(-2 u))
-        u = float32(0.7978845608028654) * (product + float32(0.044715) * product * product * product)
-        return product / (float32(1) + math.exp(float32(-2) * u))
-    if then == SILU:
-        return product / (float32(1) + math.exp(-product))
-    if then == EXACT_GELU:
-        return float32(0.5) * product * (float32(1) + float32(math.erf(product * float32(0.7071067811865476))))
-    if then == RELU:
-        return max(product, float32(0))
-    return product
+        for j in range(len(y)):
+            y[j] += other[j]
+    elif then == MULTIPLY:
+        for j in range(len(y)):
+            y[j] *= other[j]
+    elif then == GELU:
+        for j in range(len(y)):
+            y[j] = gelu(y[j])
+    elif then == SILU:
+        for j in range(len(y)):
+            y[j] = silu(y[j])
+    elif then == EXACT_GELU:
+        for j in range(len(y)):
+            y[j] = exact_gelu(y[j])
+    elif then == RELU:
+        for j in range(len(y)):
+            y[j] = max(y[j], float32(0))
 
 
 @njit(nogil=True, fastmath=FAST)

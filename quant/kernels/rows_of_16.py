@@ -7,7 +7,6 @@ from numba import njit
 
 from quant.kernels.vectors import BLOCK
 from quant.kernels.wide import LANES, rows_dot
-from quant.kernels.wide_batch import batch_dot
 from quant.kernels.widths import by_width
 from quant.kernels.windows import code_of
 
@@ -20,6 +19,7 @@ for _large in (0, 1):
     for _bits in range(2, 9):
         for _place in range(BLOCK << _large):
             _ORDERS[_large, _bits - 2, _place] = code_of(_bits, BLOCK << _large, LANES, *divmod(_place, LANES))
+
 
 @njit(nogil=True, fastmath=_FAST)
 def prepared(x, bits, is_table, blocks):
@@ -70,41 +70,3 @@ def products(bits, is_table, codes, x, values, lookup_planes, offsets, scales, y
     repeated; scales: float32 [rows, groups]; y: float32 [rows]; is_table, lookup_planes and offsets: not used here.
     """
     _products(bits, codes, x, values, scales, y, blocks, first, last)
-
-
-def _batch_of(bits: int):
-    """Build `batch_products` for one width: of eight rows of activations, of four, of two, and of one."""
-    of_8, of_4, of_2, of_1 = (batch_dot(bits, count) for count in (8, 4, 2, 1))
-
-    @njit(nogil=True)
-    def batch_products(codes, x, values, scales, y, blocks, first, last):
-        (rows, row_bytes), (count, columns), groups, done = codes.shape, x.shape, scales.shape[1], 0
-        while done < count:
-            some, out, rest = x[done:], y[done:], count - done
-            if rest >= 8:
-                of_8(codes, some, values, scales, out, row_bytes, columns, rows, groups, blocks, first, last)
-                done += 8
-            elif rest >= 4:
-                of_4(codes, some, values, scales, out, row_bytes, columns, rows, groups, blocks, first, last)
-                done += 4
-            elif rest >= 2:
-                of_2(codes, some, values, scales, out, row_bytes, columns, rows, groups, blocks, first, last)
-                done += 2
-            else:
-                of_1(codes, some, values, scales, out, row_bytes, columns, rows, groups, blocks, first, last)
-                done += 1
-
-    return batch_products
-
-
-_batch_products = by_width(_batch_of)
-
-
-@njit(nogil=True)
-def batch_products(bits, codes, x, values, scales, y, blocks, first, last):
-    """Multiply the rows from `first` to before `last` with a few rows of activations, into the same columns of y.
-
-    codes: uint8 [rows, row_bytes]; x: float32 [n, columns], each row as `prepared` makes it; values: as for `products`; scales:
-    float32 [rows, groups]; y: float32 [n, rows]; blocks: of 64 codes, in a group.
-    """
-    _batch_products(bits, codes, x, values, scales, y, blocks, first, last)

@@ -33,23 +33,26 @@ PASSED = "_passed_blocks"  # attribute of a token's hidden state: the stack, and
 @dataclass
 class Stack:
     """All decoder blocks of a model. is_used: false lets every block run its own forward. programs: number of the first block and
-    number of sequences -> the program from there on, and its plans; None where no program can run the block."""
+    number of sequences, and precision -> the program from there on, and its plans; None where no program can run the block."""
 
     blocks: list[nn.Module]
     config: PreTrainedConfig
     is_used: bool = True
-    programs: dict[tuple[int, int], tuple[Program, list[BlockPlan]] | None] = field(default_factory=dict)
+    programs: dict[tuple[int, int, str], tuple[Program, list[BlockPlan]] | None] = field(default_factory=dict)
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "programs": {}}  # a copy's programs must not have addresses of these blocks' weights
 
     def program_at(self, number: int, count: int) -> tuple[Program, list[BlockPlan]] | None:
         """The program of the most blocks from a number on that has no hook in its way, for `count` sequences."""
-        found = self.programs.get((number, count), False)
+        from quant.kernels import precision  # here, because numba is slow to import
+
+        key = number, count, precision.current()
+        found = self.programs.get(key, False)
         if found is False or (found and not found[0].is_current()):
-            found = self.programs[number, count] = self._build(number, count)
+            found = self.programs[key] = self._build(number, count)
             if found and not found[0].is_current():  # there is a hook
-                del self.programs[number, count]
+                del self.programs[key]
                 return None
         return found
 

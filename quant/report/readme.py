@@ -29,9 +29,11 @@ SPEED = {  # variants of reports/bench.json, and their titles in the README
     "int8_dequantized_each_call": "int8, dequantized at every call", "int8": "**int8**, whole model",
     "int4": "**int4**, groups of 64", "nf4": "**NF4**, groups of 64", "int3": "**int3**, groups of 64",
     "int2": "**int2**, groups of 64", "mixed": "**3 to 6 bits**, by role",
-    "int4_rounded_prompts": "int4, prompts rounded to bfloat16", "bnb_int8": "bitsandbytes int8",
+    "int4_rounded_prompts": "int4, prompts in bfloat16",
+    "int4_int8_prompts": "int4, prompts in 8 bits", "bnb_int8": "bitsandbytes int8",
     "bnb_nf4": "bitsandbytes NF4", "llamacpp_q8_0": "llama.cpp Q8_0", "llamacpp_q4_0": "llama.cpp Q4_0",
 }  # fmt: skip
+PRECISIONS = {"int8": "in 8 bits"}  # of products, beside "exact" (quant.kernels.precision)
 
 
 def section(name: str) -> re.Pattern:
@@ -146,13 +148,25 @@ def speed_tables(root: Path) -> str:
         ]
         for variant, title in SPEED.items():
             if variant not in found["variants"]:
-                continue  # prompts are rounded only where the processor multiplies bfloat16
+                continue  # other precisions are those that the processor has
             numbers = found["variants"][variant]
             cells = [f"{numbers['weight_bytes_per_token'] / 1e6:.0f}", *_pair(numbers["decode"]), f"{numbers['gb_per_s']:.1f}"]
             cells += [cell for phase in prompts for cell in _pair(numbers[phase])]
             lines.append(f"| {title} | " + " | ".join(cells) + " |")
-        lines.append("")
+        lines += ["", "Several sequences at once, ms a token of each (times one sequence):", "", *_batches(found["batches"]), ""]
     return "\n".join(lines)
+
+
+def _batches(found: Mapping[str, Mapping]) -> list[str]:
+    """A row for each variant and precision, a column for each number of sequences."""
+    counts = list(next(iter(next(iter(found.values())).values())))
+    rows = []
+    for variant, of_variant in found.items():
+        for choice, by_count in of_variant.items():
+            ms = [by_count[count]["median"] for count in counts]
+            title = variant if choice == "exact" else f"{variant}, {PRECISIONS[choice]}"
+            rows.append([title, *(f"{each:.1f} ({each / ms[0]:.2f})" for each in ms)])
+    return grid(["sequences", *counts], rows).splitlines()
 
 
 def _pair(phase: dict) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from quant.kernels.prompts import multiplies_bfloat16
+from quant.kernels.precision import multiplies_bfloat16
 from quant.tensor.products import cpuinfo
 
 MAX_DIRECT_ROWS = 4  # torch is fast enough for this many rows of activations

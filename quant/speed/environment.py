@@ -23,7 +23,7 @@ def environment() -> dict:
     """Processor, what the CPU's loops and products use of it, memory, GPU, versions of all required packages, and the code's
     commit, for JSON."""
     from quant.compiled import lanes
-    from quant.kernels import prompts  # here, because numba is slow to import and only a measurement needs it
+    from quant.kernels import precision  # here, because numba is slow to import and only a measurement needs it
 
     cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     fields = dict(
@@ -35,7 +35,7 @@ def environment() -> dict:
         "cpu_flags": [flag for flag in FLAGS if flag in flags],
         "cpu_vectors": lanes.description(),
         "cpu_products": products.LIBRARY,
-        "cpu_prompts": prompts.CHOICE,
+        "cpu_precision": precision.CHOICE,
         "cores": os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,

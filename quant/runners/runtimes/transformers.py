@@ -13,7 +13,7 @@ from transformers.utils.logging import disable_progress_bar
 
 import quant.transformers_format  # noqa: F401  registers the format of this project's artifacts
 from quant.errors import InputError
-from quant.kernels.prompts import using
+from quant.kernels.precision import using
 from quant.model.architectures import architecture_of
 from quant.model.artifact_format import METHOD
 from quant.model.checkpoint import Checkpoint

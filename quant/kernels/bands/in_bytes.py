@@ -1,0 +1,96 @@
+"""Products of bands with activations rounded to 8 bits, as a job (quant.compiled.threads)."""
+
+from __future__ import annotations
+
+from numba import njit
+
+from quant.compiled.threads import compiled_loop
+from quant.kernels.bands.activations import round_rows_of
+from quant.kernels.bands.batches import batches_of, by_rows, given_to, rows_of, start_of, write_sums
+from quant.kernels.bands.decoding import TABLE_OF_BYTES_BITS, WHOLE, band_of_bytes
+from quant.kernels.bands.dots import dot_of_bytes
+from quant.kernels.bands.loops import lines_of_block, preparation_of, products_of, totals_of
+from quant.kernels.bands.transposing import SIZE
+from quant.kernels.frame import BITS, BYTES_OF_CODES, COLUMNS, FACTOR, MIDDLE, ROW_BYTES
+from quant.kernels.widths import by_width
+
+_round_2, _round_4, _round_others = (by_rows(lambda rows, bits=bits: round_rows_of(bits, rows)) for bits in WHOLE)
+_dot = by_rows(dot_of_bytes)
+
+
+def _decode_of(bits: int):
+    """Make the function that decodes to bytes, for one width: the codes, or what a table has for them."""
+    of_codes = band_of_bytes(bits, False)
+    of_table = band_of_bytes(bits, True) if bits <= TABLE_OF_BYTES_BITS else of_codes
+
+    @njit(nogil=True)
+    def decode(codes, row_bytes, blocks, table, out):
+        if table:
+            of_table(codes, row_bytes, blocks, table, out)
+        else:
+            of_codes(codes, row_bytes, blocks, table, out)
+
+    return decode
+
+
+_to_bytes = by_width(_decode_of)
+
+
+@njit(nogil=True)
+def _row_bytes(job):
+    return job[COLUMNS] + 8 * (job[COLUMNS] // SIZE)
+
+
+@njit(nogil=True)
+def _places(job, batch, batches):
+    """Addresses of the parts of a batch: words, firsts and steps (quant.kernels.bands.dots)."""
+    words, rows = batches + start_of(job, batch, _row_bytes(job)), rows_of(job, batch)
+    firsts = words + rows * job[COLUMNS]
+    return words, firsts, firsts + 4 * rows * (job[COLUMNS] // SIZE)
+
+
+@njit(nogil=True)
+def _prepare_batch(job, batch, batches):
+    """Round a batch, and write it to its place. batches: address of the first."""
+    (x, given), bits, rows, size = given_to(job, batch), job[BITS], rows_of(job, batch), 4 * job[COLUMNS]
+    blocks, middle, factor = job[COLUMNS] // SIZE, job[MIDDLE], job[FACTOR]
+    words, firsts, steps = _places(job, batch, batches)
+    if bits == 2:
+        _round_2(rows, x, size, given, blocks, middle, factor, words, firsts, steps)
+    elif bits == 4:
+        _round_4(rows, x, size, given, blocks, middle, factor, words, firsts, steps)
+    else:
+        _round_others(rows, x, size, given, blocks, middle, factor, words, firsts, steps)
+    write_sums(job, batch, _row_bytes(job), batches)
+
+
+@njit(nogil=True)
+def _multiply_strip(job, batches, strip, codes, scales, totals, ahead, first, groups, blocks):  # as `products_of` describes it
+    _to_bytes(job[BITS], codes, job[ROW_BYTES], groups * blocks, job[BYTES_OF_CODES], strip)
+    before = first // SIZE
+    for batch in range(batches_of(job)):
+        rows, lines = rows_of(job, batch), 0 if batch else lines_of_block(job)
+        words, firsts, steps = _places(job, batch, batches)
+        words, firsts, steps = words + first * rows, firsts + 4 * before * rows, steps + 4 * before * rows
+        _dot(rows, strip, words, firsts, steps, scales, totals_of(totals, batch), ahead, groups, blocks, lines)
+
+
+_products, _preparation = products_of(_row_bytes, _prepare_batch, _multiply_strip), preparation_of(_prepare_batch)
+
+
+@compiled_loop
+def multiply_rounded(job_pointer):
+    """Multiply rows of activations in 8 bits with a weight whose groups are multiples of 64 codes; HEIGHT is a multiple of 32.
+    They are taken from PREPARED, or else each thread rounds those at X."""
+    _products(job_pointer)
+
+
+@compiled_loop
+def round_activations(job_pointer):
+    """Round the COUNT rows at X to 8 bits, to PREPARED."""
+    _preparation(job_pointer)
+
+
+def rounded_bytes(columns: int) -> int:
+    """Bytes of a row in 8 bits, without sums."""
+    return columns + 8 * columns // SIZE
