@@ -10,7 +10,7 @@ from transformers import GPT2Config
 
 from quant.benches import decode
 from quant.errors import InputError
-from quant.kernels.precision import multiplies_bfloat16
+from quant.kernels.precision import HAS_INT8, multiplies_bfloat16
 from quant.speed.quiet import Load
 from quant.speed.watch import Watch
 from quant.tensor.products import cpuinfo
@@ -19,9 +19,12 @@ RATIOS = {
     "int8_vs_fp32", "int4_vs_fp32", "nf4_vs_fp32", "int8_vs_llamacpp_q8_0", "int4_vs_llamacpp_q4_0", "int8_vs_bnb_int8",
     "nf4_vs_bnb_nf4", "nf4_vs_int4", "fp4_vs_int4", "int3_vs_int4", "int2_vs_int4", "mixed_vs_int4_per_byte",
     "prefill_32_vs_fp32", "prefill_8_vs_fp32", "prefill_32_vs_bf16", "prefill_8_vs_bf16",
-    "prefill_vs_fp32",
+    "prefill_vs_fp32", "prefill_8_int8_vs_llamacpp_q8_0", "prefill_32_int8_vs_llamacpp_q8_0", "prefill_8_int4_vs_llamacpp_q4_0",
+    "prefill_32_int4_vs_llamacpp_q4_0",
 }  # fmt: skip
 ROUNDED = {f"rounded_prefill_{length}_vs_{other}" for length in (8, 32) for other in ("fp32", "bf16")}
+IN_8_BITS = {f"int8_prefill_{length}_vs_{other}" for length in (8, 32) for other in ("fp32", "bf16")} | {
+    f"prefill_{length}_int4_int8_prompts_vs_llamacpp_q4_0" for length in (8, 32)}
 HAS_BFLOAT16 = multiplies_bfloat16(cpuinfo())
 BUSY = Load(cores=2, threads=2, loop_slowdown=3.5, involuntary_switches_per_s=200.0, others_cpu=1.9, stolen_cpu=0.0)
 WITHOUT_TORCH = """
@@ -51,10 +54,10 @@ def bench(tmp_path_factory):
 
 @pytest.mark.slow
 def test_every_variant_is_measured_in_turn(bench):
-    assert set(bench["ratios"]) == RATIOS | (ROUNDED if HAS_BFLOAT16 else set())
+    assert set(bench["ratios"]) == RATIOS | (ROUNDED if HAS_BFLOAT16 else set()) | (IN_8_BITS if HAS_INT8 else set())
     assert bench["ratios"] == bench["models"]["tiny"]["ratios"]
     variants = bench["models"]["tiny"]["variants"]
-    assert len(variants) == 15 + HAS_BFLOAT16
+    assert len(variants) == 15 + HAS_BFLOAT16 + HAS_INT8
     for found in variants.values():
         assert len(found["decode"]["ms"]["raw"]) == 4  # half of the rounds, each of a slice of 16 tokens and one of 4
         assert len(found["prefill_long"]["ms"]["raw"]) == len(found["prefill"]["ms"]["raw"]) == 2
@@ -78,6 +81,9 @@ def test_the_table_has_a_line_for_each(bench):
     lines = decode.table("tiny", bench["models"]["tiny"])
     assert sum(line.startswith(("roofline: ", "threads: ", "ratios of speeds")) for line in lines) == 3
     assert set(bench["models"]["tiny"]["decode_ms_by_threads"]["int4"]) == {"1", "2"}
+    assert sum(line.startswith("sequences at once") for line in lines) == 2 * (1 + HAS_INT8)
+    for of_variant in bench["models"]["tiny"]["batches"].values():
+        assert all(list(by_count) == ["1", "2", "4", "8"] for by_count in of_variant.values())
     for variant in bench["models"]["tiny"]["variants"]:
         assert sum(line.startswith(f"{variant} ") for line in lines) == 1
 
