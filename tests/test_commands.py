@@ -6,6 +6,7 @@ import sys
 import pytest
 from conftest import ROOT, run_stage
 
+from quant.benches import precision as precision_bench
 from quant.benches import schemes
 from quant.benches import scoring as scoring_speed
 from quant.benches import streaming as streaming_speed
@@ -22,6 +23,7 @@ from quant.text.load import load_corpus
     (scoring_speed.main, ["models/base", "0"], "rounds: '0' is not a whole number of at least 1"),
     (scoring_speed.main, ["a", "1", "b"], "unrecognized arguments: b"),
     (streaming_speed.main, ["large"], "gigabytes: invalid float value: 'large'"),
+    (precision_bench.main, ["models/nothing"], "models/(base|nothing) holds no model; run `dvc repro` first"),
 ])  # fmt: skip
 def test_refused_arguments(main, words, message, monkeypatch):
     monkeypatch.chdir(ROOT)

@@ -16,7 +16,7 @@ def test_the_format_is_registered_by_an_import_in_any_folder(tmp_path):
 
 @pytest.mark.parametrize("command", [
     "check", "select", "export", "benches.decode", "benches.schemes", "benches.scoring", "benches.startup",
-    "benches.streaming",
+    "benches.streaming", "benches.precision",
     "report.readme", "report.sweep"])
 def test_every_command_answers_help_without_loading_a_model_library(tmp_path, command):
     """In any folder, and before a library that takes tenths of a second or more is imported."""

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from quant.compiled import threads
 from quant.kernels import cpu, reference, rows_of_8, vectors
@@ -77,17 +79,47 @@ def test_rows_may_end_with_a_shorter_group(scheme, columns):
         assert torch.allclose(product.gather(rows), dequantize(tensor)[rows], rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("has_bands", [True, False], ids=["bands", "tiles"])
 @pytest.mark.parametrize("scheme", [Scheme(), Scheme(4, 64, codebook="nf4")], ids=lambda scheme: scheme.label)
-def test_any_number_of_rows(scheme):
+def test_any_number_of_rows(monkeypatch, scheme, has_bands):
+    """Without bands, as on a processor without AVX-512."""
+    if not has_bands:
+        monkeypatch.setattr(cpu, "MULTIPLY_BANDS", None)
     tensor = quantize(normal(48, 128), scheme)
     product = cpu.Matmul(tensor)
-    for count in (*range(1, 34), 64, 127, 300):
+    for count in (*range(1, 34), 64, 127, 300, cpu.PREPARED_ROWS, cpu.PREPARED_ROWS + 1):
         check(product, tensor, normal(count, 128, seed=count))
     assert product(normal(0, 128), None).shape == (0, 48)
     assert product(normal(2, 3, 128), None).shape == (2, 3, 48)
 
 
+@settings(deadline=None, max_examples=80)
+@given(st.integers(2, 8), st.integers(1, 11), st.integers(1, 5), st.booleans(), st.booleans(), st.integers(1, 150),
+       st.integers(2, 40), st.integers(0, 999))
+def test_bands_of_any_shape(bits, blocks, groups, symmetric, is_table, rows, count, seed):
+    """Groups of 64 to 704 columns, some longer than a strip; weights of less than a band, or whose last one is not full."""
+    size = 64 * blocks
+    codebook = tuple(i**3 for i in range(-3, 1 << bits))[: 1 << bits] if is_table and bits <= 5 else "linear"
+    scheme = Scheme(bits, size, symmetric or codebook != "linear", codebook=codebook)
+    tensor = quantize(normal(rows, size * groups, seed=seed), scheme)
+    check(cpu.Matmul(tensor), tensor, normal(count, size * groups, seed=seed + 1), normal(rows, seed=seed + 2))
+
+
+@pytest.mark.parametrize("count", [2, 7, 40])
+def test_the_number_of_threads_changes_nothing(count):
+    product, x = cpu.Matmul(quantize(normal(300, 576), Scheme(4, 64, symmetric=False))), normal(count, 576)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads_ in (1, 2, 3):
+            torch.set_num_threads(threads_)
+            found.append(product(x, None))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
 def test_tiles_have_no_seam(monkeypatch):
+    monkeypatch.setattr(cpu, "MULTIPLY_BANDS", None)
     monkeypatch.setattr(cpu, "TILE", 512)
     tensor = quantize(normal(50, 128), Scheme(4, 64, symmetric=False))
     check(cpu.Matmul(tensor), tensor, normal(40, 128))

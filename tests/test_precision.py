@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import ROOT
 
+from quant.benches import precision as bench
 from quant.compiled import threads
 from quant.errors import InputError
 from quant.kernels import cpu, decode, onednn, precision, reference
@@ -18,8 +19,10 @@ from quant.model.artifact import write_artifact
 from quant.model.recipe import Recipe
 from quant.runners import open_runner
 from quant.speed.environment import environment
+from quant.tensor.products import cpuinfo
 from quant.tensor.qtensor import dequantize, quantize
 from quant.tensor.scheme import Scheme
+from quant.text.corpus import Corpus, write_corpus
 
 WITH, WITHOUT = "flags\t\t: avx2 avx512f avx512_bf16 sha_ni", "flags\t\t: avx2 avx512f"
 SCHEMES = [Scheme(), Scheme(4, 64), Scheme(4, 64, codebook="nf4"), Scheme(3, 32, symmetric=False), Scheme(5, 48),
@@ -271,3 +274,18 @@ def test_a_batch_of_sequences_decodes_in_8_bits_by_the_program(make_model, tmp_p
     one, other, exact = steps["int8", True], steps["int8", False], steps["exact", True]
     assert (one - other).abs().max() <= 1e-4 * exact.abs().max()
     assert 0 < (one - exact).abs().max() < 0.1 * exact.abs().max()
+
+
+def test_the_bench_measures_each_precision_from_the_base_and_from_exact(make_model, tmp_path, monkeypatch):
+    base, text = make_model("gpt2"), tmp_path / "text"
+    write_artifact(base, Recipe(Scheme(), include=("*",)), tmp_path / "int8")
+    write_corpus(Corpus("made up", ("the cat sat on the mat", "a dog ran to the house") * 20), text, tmp_path / "private")
+    monkeypatch.setattr(bench, "TEXT", text)
+    monkeypatch.setattr(bench, "PRIVATE", tmp_path / "private")
+    monkeypatch.chdir(ROOT)
+    rows = {row["precision"]: row for row in bench.measured(tmp_path / "int8", base, 4)}
+    exact = rows.pop("exact")
+    assert exact["from_exact_mnats"] == 0 < exact["kld_mnats"]
+    assert set(rows) == {name for name, has in (("bfloat16", precision.multiplies_bfloat16(cpuinfo())),
+                                                ("int8", precision.HAS_INT8)) if has}
+    assert all(row["from_exact_mnats"] > 0 and row["ppl"] != exact["ppl"] for row in rows.values())

@@ -2,6 +2,7 @@
 
     python -m quant.benches.precision                     # of the default variants, in every precision of this processor
     python -m quant.benches.precision models/nf4 --windows 100
+    python -m quant.benches.precision --write reports/precision.json       # for the README's table
 
 Each window is a prompt. Divergence is measured from the base, and from the same weights multiplied exactly. It takes minutes, and
 needs a run of `dvc repro` before.
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from quant.command import Parser, run, whole_number
 from quant.errors import InputError
+from quant.files import significant, write_json
 from quant.pipeline import BASE, MODELS, PRIVATE, TEXT, parameters
 
 VARIANTS = ("whole", "nf4", "int4", "mix4")
@@ -23,16 +25,21 @@ def main(arguments: list[str]) -> None:
     parser = Parser(prog="python -m quant.benches.precision", description=__doc__.partition(":")[0] + ".")
     parser.add_argument("folders", nargs="*", type=Path, help=f"variants of this project (models/{', models/'.join(VARIANTS)})")
     parser.add_argument("--windows", type=whole_number, help="of the text, from the first (all)")
+    parser.add_argument("--write", type=Path, help="a JSON file for the results")
     given = parser.parse_args(arguments)
     folders = given.folders or [MODELS / name for name in VARIANTS]
     for folder in (BASE, *folders):
         if not (folder / "config.json").is_file():
             raise InputError(f"{folder} holds no model; run `dvc repro` first, or name the folder of a variant")
+    results = []
     print(f"{'variant':12} {'products':9} {'ppl':>9} {'KLD mnat':>9} {'from exact':>10}")
     for folder in folders:
         for row in measured(folder, BASE, given.windows):
             print(f"{folder.name:12} {row['precision']:9} {row['ppl']:9.4f} {row['kld_mnats']:9.4f} "
                   f"{row['from_exact_mnats']:10.4f}", flush=True)
+            results.append({"variant": folder.name, **row})
+    if given.write:
+        write_json(given.write, significant({"windows": given.windows, "rows": results}))
 
 
 def measured(folder: Path, base: Path, most_windows: int | None) -> Iterator[dict]:

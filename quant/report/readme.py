@@ -157,6 +157,17 @@ def speed_tables(root: Path) -> str:
     return "\n".join(lines)
 
 
+def precision_table(root: Path) -> str:
+    """Divergence in each precision of products, from reports/precision.json, and in brackets that from exact products."""
+    cells: dict[str, dict[str, str]] = {}
+    for row in read_json(root / "reports" / "precision.json")["rows"]:
+        added = "" if row["precision"] == "exact" else f" ({row['from_exact_mnats']:.3f})"
+        cells.setdefault(row["variant"], {})[row["precision"]] = f"{row['kld_mnats']:.3f}{added}"
+    names = list(next(iter(cells.values())))
+    rows = [[f"`{variant}`", *(of_one[name] for name in names)] for variant, of_one in cells.items()]
+    return grid(["variant", *names], rows) + "\n"
+
+
 def _batches(found: Mapping[str, Mapping]) -> list[str]:
     """A row for each variant and precision, a column for each number of sequences."""
     counts = list(next(iter(next(iter(found.values())).values())))
@@ -178,7 +189,8 @@ def _pair(phase: dict) -> list[str]:
 def tables_of(root: Path) -> dict[str, str]:
     """Every table of the README, by the name of its marks."""
     return {"results": results_table(root), "ptb": ptb_table(root), "speed": speed_tables(root), "metrics": metrics_table(),
-            "training": training_table(root), "quantizers": quantizers_table(root), "gguf": gguf_table(root)}
+            "precision": precision_table(root), "training": training_table(root), "quantizers": quantizers_table(root),
+            "gguf": gguf_table(root)}
 
 
 def update(root: Path) -> None:
