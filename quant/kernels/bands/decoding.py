@@ -95,12 +95,12 @@ def tables_of(builder, address, bits: int) -> list[ir.Value]:
     return [load(builder, builder.gep(address, [ir.Constant(I64, 64 * number)]), FLOATS) for number in range(count)]
 
 
-def floats_of(builder, word: ir.Value, bits: int, tables: list[ir.Value]):
-    """Cut a word of 16 rows into its codes, as floats: a vector of 16 rows for each column."""
+def floats_of(builder, word: ir.Value, bits: int, tables: list[ir.Value], count: int):
+    """Cut the first codes of a word of 16 rows out of it, as floats: a vector of 16 rows for each column."""
     if bits > LOOKUP_BITS:  # equal steps
         word = builder.bitcast(builder.sub(builder.bitcast(word, BYTES), every(BYTES, 2 ** (bits - 1))), WORDS)
     width = 32 // word_codes(bits)
-    for first in range(0, 32, width):
+    for first in range(0, count * width, width):
         if bits > LOOKUP_BITS:
             up = builder.shl(word, every(WORDS, 24 - first)) if first < 24 else word
             yield builder.sitofp(builder.ashr(up, every(WORDS, 24)), FLOATS)
