@@ -1,6 +1,7 @@
 """Every kernel computes what the codes stand for: the difference from float64 is float32 rounding and nothing else."""
 
 import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -232,6 +233,44 @@ def test_a_compiled_loop_is_kept_on_disk_until_any_source_beside_it_changes(tmp_
     (tmp_path / "beside.py").write_text("# its functions may be compiled into the loop")
     threads.digest_of.cache_clear()
     assert loads_from_disk() == 0
+
+
+# too long to be compiled into its callers
+LONG = "\n".join(f"            total += (total >> {i % 7 + 1}) ^ (i * {i + 3})" for i in range(300))
+TWO_LOOPS = f"""
+import numpy, sys
+from numba import carray, njit
+from quant.compiled.threads import compiled_loop, run
+def returning(number):
+    @njit
+    def returned(count):
+        total = 0
+        for i in range(count):
+{LONG}
+        return number if total else 0
+    return returned
+one, two = returning(1), returning(2)
+@compiled_loop
+def first(job):
+    carray(job, 1)[0] = one(carray(job, 1)[0])
+if 'second' in sys.argv:
+    @compiled_loop
+    def second(job):
+        carray(job, 1)[0] = two(carray(job, 1)[0])
+    for loop in (first, second):
+        found = numpy.full(1, 9)
+        run(loop.address, found.ctypes.data)
+        print(loop.cache_hits, found[0])
+"""
+
+
+def test_a_loop_from_the_cache_lends_its_functions_to_no_other(tmp_path):
+    """The first process compiles one loop; the next has it from the cache, and compiles another with a function of equal name."""
+    (tmp_path / "two.py").write_text(TWO_LOOPS)
+    for words in ([], ["second"], ["second"]):
+        done = subprocess.run([sys.executable, tmp_path / "two.py", *words], cwd=ROOT, capture_output=True, text=True, check=True,
+                              env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+    assert done.stdout == "1 1\n1 2\n"
 
 
 CHILD = """

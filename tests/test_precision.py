@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import EMBEDDED_TOKENS, ROOT
 
 from quant.benches import precision as bench
 from quant.compiled import threads
@@ -276,8 +276,8 @@ def test_a_batch_of_sequences_decodes_in_8_bits_by_the_program(make_model, tmp_p
     assert 0 < (one - exact).abs().max() < 0.1 * exact.abs().max()
 
 
-def test_the_bench_measures_each_precision_from_the_base_and_from_exact(make_model, tmp_path, monkeypatch):
-    base, text = make_model("gpt2"), tmp_path / "text"
+def test_the_bench_measures_each_precision_from_the_base_and_from_exact(lively, tmp_path, monkeypatch):
+    base, text = lively("gpt2", vocab_size=EMBEDDED_TOKENS), tmp_path / "text"
     write_artifact(base, Recipe(Scheme(), include=("*",)), tmp_path / "int8")
     write_corpus(Corpus("made up", ("the cat sat on the mat", "a dog ran to the house") * 20), text, tmp_path / "private")
     monkeypatch.setattr(bench, "TEXT", text)

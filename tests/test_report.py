@@ -11,6 +11,7 @@ from made_up import CORPUS, MODEL, PARAMS, made_up, with_only, with_rows, write_
 
 from quant.benches.study import keep
 from quant.errors import InputError
+from quant.files import write_json
 from quant.outside import read_json
 from quant.report import readme, tables
 from quant.report.comparable import equal_but_for_the_grid, equal_but_for_the_selection, same_format
@@ -376,6 +377,15 @@ def test_a_study_of_gguf_files_is_a_table_with_a_line_for_each_type(tmp_path):
     keep(tmp_path / "reports" / "gguf.json", "tiny", {"rows": rows})
     lines = readme.gguf_table(tmp_path).splitlines()
     assert lines[2:] == ["| `tiny` | Q4_0 | 1,000 | 2.00 (2.50) |  | 0.50 (0.75) |", "| `tiny` | 4.5 | 900 |  |  | 1.00 |"]
+
+
+def test_a_study_of_precisions_is_a_table_with_a_line_for_each_variant(tmp_path):
+    assert "--write reports/precision.json" in readme.precision_table(tmp_path)
+    rows = [{"variant": name, "precision": precision, "kld_mnats": kld, "from_exact_mnats": added, "ppl": 9.0}
+            for name, precision, kld, added in (("int8", "exact", 0.0625, 0.0), ("int8", "int8", 0.15, 0.0875))]
+    write_json(tmp_path / "reports" / "precision.json", {"windows": None, "rows": rows})
+    assert readme.precision_table(tmp_path).splitlines() == [
+        "| variant | exact | int8 |", "|:--|--:|--:|", "| `int8` | 0.062 | 0.150 (0.087) |"]
 
 
 def test_a_readme_without_the_marks_is_refused(tmp_path, monkeypatch):

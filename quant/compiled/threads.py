@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import itertools
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -24,6 +25,7 @@ import numpy
 import torch
 from llvmlite import ir
 from numba import carray, cfunc, types
+from numba.core.bytecode import FunctionIdentity
 from numba.extending import intrinsic
 
 from quant.compiled.lanes import LANES
@@ -66,7 +68,18 @@ def compiled_loop(function: Callable):
     own, *around = Path(function.__code__.co_filename).parents
     sources = digest_of(here, own, *(folder for folder in around if here.parent in folder.parents))
     function.__qualname__ += f"_{sources}_{LANES}"
+    _number_functions_from(f"{function.__module__}.{function.__qualname__}")
     return cfunc(LOOP, cache=True)(function)
+
+
+def _number_functions_from(name: str) -> None:
+    """Let numba number the functions that it compiles next from a number of this name's own.
+
+    numba names a function's machine code by the function's name, its arguments and a number that is counted anew in each process.
+    A loop from the cache brings its functions along. Where another process counted otherwise, one of them could have the name of
+    a function compiled here that was made in the same place, such as for another width of codes, and be called instead.
+    """
+    FunctionIdentity._unique_ids = itertools.count(int(hashlib.sha256(name.encode()).hexdigest()[:12], 16))
 
 
 def run(loop: int, job: ctypes.Array | int) -> None:

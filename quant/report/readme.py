@@ -158,9 +158,13 @@ def speed_tables(root: Path) -> str:
 
 
 def precision_table(root: Path) -> str:
-    """Divergence in each precision of products, from reports/precision.json, and in brackets that from exact products."""
+    """Divergence in each precision of products, and in brackets that from exact products, from the study of
+    quant.benches.precision; a line where there is none."""
+    path = root / "reports" / "precision.json"
+    if not path.is_file():
+        return "Not measured yet: `python -m quant.benches.precision --write reports/precision.json`.\n"
     cells: dict[str, dict[str, str]] = {}
-    for row in read_json(root / "reports" / "precision.json")["rows"]:
+    for row in read_json(path)["rows"]:
         added = "" if row["precision"] == "exact" else f" ({row['from_exact_mnats']:.3f})"
         cells.setdefault(row["variant"], {})[row["precision"]] = f"{row['kld_mnats']:.3f}{added}"
     names = list(next(iter(cells.values())))
