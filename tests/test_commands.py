@@ -23,7 +23,8 @@ from quant.text.load import load_corpus
     (scoring_speed.main, ["models/base", "0"], "rounds: '0' is not a whole number of at least 1"),
     (scoring_speed.main, ["a", "1", "b"], "unrecognized arguments: b"),
     (streaming_speed.main, ["large"], "gigabytes: invalid float value: 'large'"),
-    (precision_bench.main, ["models/nothing"], "models/(base|nothing) holds no model; run `dvc repro` first"),
+    (precision_bench.main, ["models/nothing"], "models/nothing holds no variant quantized by this project"),
+    (precision_bench.main, ["models/embedded"], "models/embedded holds no variant quantized by this project"),
 ])  # fmt: skip
 def test_refused_arguments(main, words, message, monkeypatch):
     monkeypatch.chdir(ROOT)
@@ -35,6 +36,7 @@ def test_refused_arguments(main, words, message, monkeypatch):
     (sweep.main, ["quant.bits", "whole"], r"no dvc\.yaml in .*; run this in the project's folder"),
     (schemes.main, [], r"no params\.yaml in .*; run this in the project's folder"),
     (scoring_speed.main, [], r"no params\.yaml in .*; run this in the project's folder"),
+    (precision_bench.main, [], r"no params\.yaml in .*; run this in the project's folder"),
 ])  # fmt: skip
 def test_outside_the_project(main, words, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+import yaml
 from conftest import EMBEDDED_TOKENS, ROOT
 
 from quant.benches import precision as bench
@@ -282,8 +283,8 @@ def test_the_bench_measures_each_precision_from_the_base_and_from_exact(lively, 
     write_corpus(Corpus("made up", ("the cat sat on the mat", "a dog ran to the house") * 20), text, tmp_path / "private")
     monkeypatch.setattr(bench, "TEXT", text)
     monkeypatch.setattr(bench, "PRIVATE", tmp_path / "private")
-    monkeypatch.chdir(ROOT)
-    rows = {row["precision"]: row for row in bench.measured(tmp_path / "int8", base, 4)}
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    rows = {row["precision"]: row for row in bench.measured(tmp_path / "int8", base, params, 4)}
     exact = rows.pop("exact")
     assert exact["from_exact_mnats"] == 0 < exact["kld_mnats"]
     assert set(rows) == {name for name, has in (("bfloat16", precision.multiplies_bfloat16(cpuinfo())),

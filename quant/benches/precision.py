@@ -10,12 +10,13 @@ needs a run of `dvc repro` before.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from quant.command import Parser, run, whole_number
 from quant.errors import InputError
 from quant.files import significant, write_json
+from quant.outside import read_json
 from quant.pipeline import BASE, MODELS, PRIVATE, TEXT, parameters
 
 VARIANTS = ("whole", "nf4", "int4", "mix4")
@@ -27,14 +28,16 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--windows", type=whole_number, help="of the text, from the first (all)")
     parser.add_argument("--write", type=Path, help="a JSON file for the results")
     given = parser.parse_args(arguments)
+    params = parameters()
     folders = given.folders or [MODELS / name for name in VARIANTS]
-    for folder in (BASE, *folders):
-        if not (folder / "config.json").is_file():
-            raise InputError(f"{folder} holds no model; run `dvc repro` first, or name the folder of a variant")
+    for folder in folders:
+        _check(folder)
+    import quant.kernels.precision  # noqa: F401  refuses a wrong choice of the environment before any work
+
     results = []
     print(f"{'variant':12} {'products':9} {'ppl':>9} {'KLD mnat':>9} {'from exact':>10}")
     for folder in folders:
-        for row in measured(folder, BASE, given.windows):
+        for row in measured(folder, BASE, params, given.windows):
             print(f"{folder.name:12} {row['precision']:9} {row['ppl']:9.4f} {row['kld_mnats']:9.4f} "
                   f"{row['from_exact_mnats']:10.4f}", flush=True)
             results.append({"variant": folder.name, **row})
@@ -42,7 +45,18 @@ def main(arguments: list[str]) -> None:
         write_json(given.write, significant({"windows": given.windows, "rows": results}))
 
 
-def measured(folder: Path, base: Path, most_windows: int | None) -> Iterator[dict]:
+def _check(folder: Path) -> None:
+    """Raise InputError for a folder without an artifact of this project: nothing else is multiplied in another precision."""
+    from quant.model.artifact_format import METHOD
+
+    path = folder / "config.json"
+    found = read_json(path).get("quantization_config", {}) if path.is_file() else {}
+    if found.get("quant_method") != METHOD:
+        raise InputError(f"{folder} holds no variant quantized by this project, and precision concerns no other; run `dvc repro` "
+                         f"first, or name one, such as {MODELS / VARIANTS[0]}")
+
+
+def measured(folder: Path, base: Path, params: Mapping, most_windows: int | None) -> Iterator[dict]:
     """For each precision that this processor has: perplexity, the divergence from the base, and that from exact products."""
     import numpy
 
@@ -54,7 +68,7 @@ def measured(folder: Path, base: Path, most_windows: int | None) -> Iterator[dic
     from quant.tensor.products import cpuinfo
     from quant.text.load import load_corpus
 
-    protocol = ScoringProtocol.from_dict(parameters()["evaluate"])
+    protocol = ScoringProtocol.from_dict(params["evaluate"])
     tokens = tokenize(load_corpus(TEXT, PRIVATE), base, protocol)
     original, variant = (ModelPredictions(open_runner(path)) for path in (base, folder))
     possible = {"exact": True, "bfloat16": precision.multiplies_bfloat16(cpuinfo()), "int8": precision.HAS_INT8}

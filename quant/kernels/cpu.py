@@ -35,13 +35,14 @@ MULTIPLY_BANDS = MULTIPLY_ROUNDED = None
 PREPARED_BY = {}  # loop -> the loop that prepares its activations, and bytes of a prepared row by its columns
 if LANES == 16:
     from quant.kernels.bands.batches import BATCH
-    from quant.kernels.bands.in_floats import multiply_floats, order_activations
+    from quant.kernels.bands.in_floats import float_bytes, multiply_floats, order_activations
     from quant.kernels.bands.transposing import ROWS as BAND_ROWS
 
     MULTIPLY_BANDS = multiply_floats.address
-    PREPARED_BY[MULTIPLY_BANDS] = order_activations.address, lambda columns: 4 * columns
+    PREPARED_BY[MULTIPLY_BANDS] = order_activations.address, float_bytes
 if precision.HAS_INT8:
     from quant.kernels.bands import levels
+    from quant.kernels.bands.decoding import TABLE_OF_BYTES_BITS
     from quant.kernels.bands.in_bytes import multiply_rounded, round_activations, rounded_bytes
 
     MULTIPLY_ROUNDED = multiply_rounded.address
@@ -84,7 +85,8 @@ class Matmul:
         sizes = self.rows, self.columns, groups, size, codes.shape[1], bits, decoder, max(1, DECODED_PART // self.columns)
         self._job = bytes(threads.Job(*[0] * CODES, *addresses, *sizes))
         self._is_banded = self._is_blocked and size % (2 * BLOCK) == 0
-        self._takes_int8 = precision.HAS_INT8 and self._is_banded and (decoder == frame.EQUAL_STEPS or bits <= 4)
+        self._takes_int8 = precision.HAS_INT8 and self._is_banded and (
+            decoder == frame.EQUAL_STEPS or bits <= TABLE_OF_BYTES_BITS)
         if self._takes_int8:
             self._prepare_int8(bits, None if decoder == frame.EQUAL_STEPS else grid.values)
 

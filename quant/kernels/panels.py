@@ -29,8 +29,9 @@ from quant.kernels.frame import (
     ZEROS,
     Y,
 )
+from quant.kernels.instructions import every, load, repeated, shuffled, transposed
 from quant.kernels.vectors import BLOCK
-from quant.kernels.wide import FLOATS, LANES, decoded, load, load_block
+from quant.kernels.wide import FLOATS, LANES, decoded, load_block
 from quant.kernels.widths import by_width
 from quant.kernels.windows import code_of
 
@@ -53,27 +54,6 @@ class _Bfloat16(ir.Type):
 
     def __hash__(self) -> int:
         return hash(_Bfloat16)
-
-
-def _shuffled(builder, a, b, places) -> ir.Value:
-    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_I32, len(places)), places))
-
-
-def _repeated(builder, address) -> ir.Value:
-    """A vector of 16 times the float at an address."""
-    nothing, number = ir.Constant(FLOATS, [0.0] * LANES), builder.load(builder.bitcast(address, _FLOAT.as_pointer()), align=4)
-    return _shuffled(builder, builder.insert_element(nothing, number, ir.Constant(_I32, 0)), nothing, [0] * LANES)
-
-
-def _transposed(builder, rows: list[ir.Value]) -> list[ir.Value]:
-    """The columns of a matrix of 16 x 16, given its rows."""
-    for step in (1, 2, 4, 8):  # exchange the blocks of step x step beside the diagonal, in blocks of twice the size
-        kept = [lane if lane & step == 0 else lane - step + AT_ONCE for lane in range(AT_ONCE)]
-        moved = [lane + step if lane & step == 0 else lane + AT_ONCE for lane in range(AT_ONCE)]
-        for row in (row for row in range(AT_ONCE) if row & step == 0):
-            first, second = rows[row], rows[row + step]
-            rows[row], rows[row + step] = (_shuffled(builder, first, second, places) for places in (kept, moved))
-    return rows
 
 
 def _block_of(bits: int):
@@ -101,15 +81,18 @@ def _block_of(bits: int):
             tables = [load(builder, at(values, 4 * LANES, half), FLOATS) for half in (0, 1)]
             rows = []
             for row in range(AT_ONCE):
-                scale, zero = _repeated(builder, at(scales, scale_bytes, row)), _repeated(builder, at(zeros, zero_bytes, row))
+                scale, zero = (
+                    repeated(builder, builder.load(builder.bitcast(at(*place, row), _FLOAT.as_pointer()), align=4), LANES)
+                    for place in ((scales, scale_bytes), (zeros, zero_bytes))
+                )
                 if bits == 8:
-                    scale = builder.fmul(scale, ir.Constant(FLOATS, [2.0**-24] * LANES))
+                    scale = builder.fmul(scale, every(FLOATS, 2.0**-24))
                 block = load_block(builder, at(codes, row_bytes, row), BLOCK * bits // 8)
                 low, high = (builder.call(multiply_add, [vector, scale, zero])
                              for vector in decoded(builder, block, bits, BLOCK, tables))
                 words = builder.bitcast(builder.call(rounded, [high, low]), _WORDS)
-                rows.append(builder.bitcast(_shuffled(builder, words, words, order), _PAIRS))
-            for column, line in enumerate(_transposed(builder, rows)):
+                rows.append(builder.bitcast(shuffled(builder, words, words, order), _PAIRS))
+            for column, line in enumerate(transposed(builder, rows)):
                 builder.store(line, builder.bitcast(at(out, PAIR * ROWS_OF_PANEL, column), _PAIRS.as_pointer()), align=PAIR)
             return context.get_dummy_value()
 

@@ -6,8 +6,8 @@
                them with one for 32; codes stay what they are, and tables, such as NF4's, become bytes. Needs AVX-512 with VNNI.
                Weights in groups that are no multiple of 64 codes, or with tables of more than 16 values, are multiplied exactly
 
-Both add about as much divergence as 8 bits a weight do: 0.06 to 0.09 mnat for the project's model, which
-`python -m quant.benches.precision` measures. A single row, as in decoding, is always multiplied exactly: memory sets its pace.
+Each adds 0.1 mnat of divergence at most for the project's model, about as much as 8 bits a weight do;
+`python -m quant.benches.precision` measures it. A single row, as in decoding, is always multiplied exactly: memory sets its pace.
 The environment variable QUANT_PRECISION chooses; without it products are exact, so that a model predicts what was measured:
 quality is measured with exact products, whatever is chosen.
 """

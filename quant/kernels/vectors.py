@@ -14,6 +14,7 @@ from numba.core.cgutils import get_or_insert_function
 from numba.extending import intrinsic
 
 from quant.compiled.lanes import features
+from quant.kernels.instructions import every, load, repeated, shuffled
 from quant.kernels.prefetch import prefetch
 from quant.kernels.windows import code_of, first_bit, window_start
 
@@ -25,18 +26,8 @@ _I8, _I32, _I64, _FLOAT = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.Floa
 _EIGHT, _FLOATS = ir.VectorType(_I32, 8), ir.VectorType(_FLOAT, 8)
 
 
-def _all(kind: ir.VectorType, number) -> ir.Constant:
-    return ir.Constant(kind, [number] * kind.count)
-
-
-def _shuffled(builder, a, b, places) -> ir.Value:
-    """Elements of the vectors a and b in a new order; numbers from len(a) on stand for elements of b."""
-    places = list(places)
-    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_I32, len(places)), places))
-
-
 def _load(builder, address, offset, kind) -> ir.Value:
-    return builder.load(builder.bitcast(builder.gep(address, [offset]), kind.as_pointer()), align=1)
+    return load(builder, builder.gep(address, [offset]), kind)
 
 
 def equal_steps(bits: int, counted_from: int):
@@ -47,7 +38,7 @@ def equal_steps(bits: int, counted_from: int):
     """
 
     def floats(builder, whole):
-        return builder.sitofp(builder.sub(whole, _all(_EIGHT, counted_from)) if counted_from else whole, _FLOATS)
+        return builder.sitofp(builder.sub(whole, every(_EIGHT, counted_from)) if counted_from else whole, _FLOATS)
 
     def bytes_(builder, codes, place, lookup_planes):
         for k in range(4):
@@ -58,8 +49,8 @@ def equal_steps(bits: int, counted_from: int):
         for k in range(2):
             eight = _load(builder, codes, builder.add(place, ir.Constant(_I64, 8 * k)), ir.VectorType(_I8, 8))
             eight = builder.zext(eight, _EIGHT)
-            yield floats(builder, builder.and_(eight, _all(_EIGHT, 15)))
-            yield floats(builder, builder.lshr(eight, _all(_EIGHT, 4)))
+            yield floats(builder, builder.and_(eight, every(_EIGHT, 15)))
+            yield floats(builder, builder.lshr(eight, every(_EIGHT, 4)))
 
     def others(builder, codes, place, lookup_planes):
         size = 4 * bits  # bytes of 32 codes
@@ -67,9 +58,9 @@ def equal_steps(bits: int, counted_from: int):
         for k in range(4):
             first = [bits * (8 * k + lane) // 8 for lane in range(8)]  # a code lies in this byte and perhaps the next
             windows = [min(byte + i, size - 1) for byte in first for i in range(4)]
-            eight = builder.bitcast(_shuffled(builder, packed, packed, windows), _EIGHT)
+            eight = builder.bitcast(shuffled(builder, packed, packed, windows), _EIGHT)
             shifts = ir.Constant(_EIGHT, [bits * (8 * k + lane) % 8 for lane in range(8)])
-            yield floats(builder, builder.and_(builder.lshr(eight, shifts), _all(_EIGHT, 2**bits - 1)))
+            yield floats(builder, builder.and_(builder.lshr(eight, shifts), every(_EIGHT, 2**bits - 1)))
 
     return {8: bytes_, 4: halves}.get(bits, others)
 
@@ -90,14 +81,14 @@ def masked_steps(bits: int):
         first, second = (_load(builder, codes, builder.add(place, ir.Constant(_I64, start)), kind) for start in (0, rest))
         bytes_ = [min(start + i, 8 * bits - 1) for start in starts for i in range(4)]
         places = (byte if number < 16 else byte + 16 - rest for number, byte in enumerate(bytes_))  # lanes 4 to 7: of the second
-        return builder.bitcast(_shuffled(builder, first, second, places), _EIGHT)
+        return builder.bitcast(shuffled(builder, first, second, places), _EIGHT)
 
     def decode(builder, codes, place, lookup_planes):
         windows = load_windows(builder, codes, place)
         for vector in range(8):
             down = first_bit(bits, code_of(bits, 2 * BLOCK, 8, vector, 7)) - masked_bit(bits, vector, 7)
             masks = ir.Constant(_EIGHT, [(2**bits - 1) << masked_bit(bits, vector, lane) for lane in range(8)])
-            kept = builder.lshr(windows, _all(_EIGHT, down)) if down else windows
+            kept = builder.lshr(windows, every(_EIGHT, down)) if down else windows
             is_alone = down == 32 - bits  # nothing else is left
             yield builder.sitofp(kept if is_alone else builder.and_(kept, masks), _FLOATS)
 
@@ -117,8 +108,8 @@ def looked_up(builder, codes, place, lookup_planes):
     bytes32, words16 = ir.VectorType(_I8, 32), ir.VectorType(ir.IntType(16), 16)
     shuffle = get_or_insert_function(builder.module, ir.FunctionType(bytes32, [bytes32] * 2), "llvm.x86.avx2.pshuf.b")
     packed = _load(builder, codes, place, ir.VectorType(_I8, 16))
-    low, high = builder.and_(packed, _all(packed.type, 15)), builder.lshr(packed, _all(packed.type, 4))
-    index = _shuffled(builder, low, high, range(32))
+    low, high = builder.and_(packed, every(packed.type, 15)), builder.lshr(packed, every(packed.type, 4))
+    index = shuffled(builder, low, high, range(32))
     tables = (_load(builder, lookup_planes, ir.Constant(_I64, 32 * k), bytes32) for k in range(4))
     first, second, third, fourth = (builder.call(shuffle, [table, index]) for table in tables)
 
@@ -126,7 +117,7 @@ def looked_up(builder, codes, place, lookup_planes):
         """Interleave the lower or the upper halves of each 128-bit lane of a and b."""
         half, start = a.type.count // 2, a.type.count // 4 if upper else 0
         turns = [lane + start + i + other for lane in (0, half) for i in range(half // 2) for other in (0, 2 * half)]
-        return _shuffled(builder, a, b, turns)
+        return shuffled(builder, a, b, turns)
 
     for upper in (False, True):
         low_words = builder.bitcast(interleaved(first, second, upper), words16)
@@ -157,7 +148,7 @@ def row_dot(decoder, block_bytes: int, unrolled: int = 0, size: int = BLOCK):
             )
             codes_at, lookup_at = (builder.bitcast(address, _I8.as_pointer()) for address in (codes_at, lookup_at))
             multiply_add = get_or_insert_function(builder.module, ir.FunctionType(_FLOATS, [_FLOATS] * 3), "llvm.fmuladd.v8f32")
-            zero, one, nothing = ir.Constant(_I64, 0), ir.Constant(_I64, 1), _all(_FLOATS, 0.0)
+            zero, one, nothing = ir.Constant(_I64, 0), ir.Constant(_I64, 1), every(_FLOATS, 0.0)
 
             def add_block(place, sums):
                 """Add a block's products to the sums, round robin."""
@@ -205,8 +196,8 @@ def row_dot(decoder, block_bytes: int, unrolled: int = 0, size: int = BLOCK):
                 builder.position_at_end(group_end)
             while len(sums) > 1:
                 sums = [builder.fadd(a, b) for a, b in zip(sums[::2], sums[1::2], strict=True)]
-            scale = builder.insert_element(nothing, builder.load(builder.gep(scales_at, [group])), ir.Constant(_I32, 0))
-            next_total = builder.call(multiply_add, [_shuffled(builder, scale, nothing, [0] * 8), sums[0], total])
+            scale = repeated(builder, builder.load(builder.gep(scales_at, [group])), 8)
+            next_total = builder.call(multiply_add, [scale, sums[0], total])
             next_group = builder.add(group, one)
             builder.branch(group_head)
             firsts, laters = [zero, nothing, zero], [next_group, next_total, next_place]
@@ -240,10 +231,10 @@ def block_decode(decoder, block_bytes: int, half: int):
         if half == 8:  # a vector of even ones, one of odd ones
             for even, odd in zip(vectors[::2], vectors[1::2], strict=True):
                 for start in (0, 4):
-                    yield _shuffled(builder, even, odd, [place for i in range(start, start + 4) for place in (i, i + 8)])
+                    yield shuffled(builder, even, odd, [place for i in range(start, start + 4) for place in (i, i + 8)])
         else:
             for vector in vectors:
-                yield vector if half == 1 else _shuffled(builder, vector, vector, (0, 4, 1, 5, 2, 6, 3, 7))
+                yield vector if half == 1 else shuffled(builder, vector, vector, (0, 4, 1, 5, 2, 6, 3, 7))
 
     @intrinsic
     def decode(typing, codes, out, lookup_planes, block, scale, zero):
@@ -254,11 +245,7 @@ def block_decode(decoder, block_bytes: int, half: int):
             )
             codes_at, lookup_at = (builder.bitcast(address, _I8.as_pointer()) for address in (codes_at, lookup_at))
             multiply_add = get_or_insert_function(builder.module, ir.FunctionType(_FLOATS, [_FLOATS] * 3), "llvm.fmuladd.v8f32")
-            nothing = _all(_FLOATS, 0.0)
-            scale, zero = (
-                _shuffled(builder, builder.insert_element(nothing, number, ir.Constant(_I32, 0)), nothing, [0] * 8)
-                for number in arguments[4:]
-            )
+            scale, zero = (repeated(builder, number, 8) for number in arguments[4:])
             vectors = list(decoder(builder, codes_at, builder.mul(arguments[3], ir.Constant(_I64, block_bytes)), lookup_at))
             for k, vector in enumerate(in_order(builder, vectors)):
                 place = builder.add(builder.mul(arguments[3], ir.Constant(_I64, BLOCK)), ir.Constant(_I64, 8 * k))

@@ -13,6 +13,7 @@ from numba.core import cgutils
 from numba.core.cgutils import get_or_insert_function
 from numba.extending import intrinsic
 
+from quant.kernels.instructions import every, load, repeated, shuffled
 from quant.kernels.prefetch import prefetch
 from quant.kernels.windows import code_of, first_bit, window_start
 
@@ -27,28 +28,30 @@ def _constants(kind: ir.VectorType, numbers) -> ir.Constant:
     return ir.Constant(kind, list(numbers))
 
 
-def _all(kind: ir.VectorType, number) -> ir.Constant:
-    return ir.Constant(kind, [number] * kind.count)
-
-
-def _bytes_of(builder, a, b, places) -> ir.Value:
-    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_I32, 64), list(places)))
-
-
-def load(builder, address, kind) -> ir.Value:
-    return builder.load(builder.bitcast(address, kind.as_pointer()), align=1)
-
-
 def load_block(builder, address, size: int) -> ir.Value:
     """The `size` bytes at an address as the first of 64; nothing behind them is read."""
     if size & (size - 1) == 0:
         block = load(builder, address, ir.VectorType(_I8, size))
-        return _bytes_of(builder, block, block, (i % size for i in range(64)))
+        return shuffled(builder, block, block, (i % size for i in range(64)))
     half = 1 << (size.bit_length() - 1)  # two reads that overlap; a masked read takes several times as long from memory
     first, second = (
         load(builder, builder.gep(address, [ir.Constant(_I64, start)]), ir.VectorType(_I8, half)) for start in (0, size - half)
     )
-    return _bytes_of(builder, first, second, (i if i < half else min(i, size - 1) + 2 * half - size for i in range(64)))
+    return shuffled(builder, first, second, (i if i < half else min(i, size - 1) + 2 * half - size for i in range(64)))
+
+
+def tables_of(builder, values, bits: int) -> list[ir.Value]:
+    """The tables that codes are looked up in, one of 16 floats or two; none for wider codes. values: their address."""
+    count = 0 if bits > LOOKUP_BITS else 1 + (bits == LOOKUP_BITS)
+    return [load(builder, builder.gep(values, [ir.Constant(_I64, LANES * k)]), FLOATS) for k in range(count)]
+
+
+def looked_up(builder, tables: list[ir.Value], index: ir.Value) -> ir.Value:
+    """16 floats of a table of 16 or 32, by the lower bits of 16 words."""
+    table, *others = tables
+    name = "llvm.x86.avx512.vpermi2var.ps.512" if others else "llvm.x86.avx512.permvar.sf.512"
+    kind = ir.FunctionType(FLOATS, [FLOATS, _WORDS, *(other.type for other in others)])
+    return builder.call(get_or_insert_function(builder.module, kind, name), [table, index, *others])
 
 
 def decoded(builder, block, bits: int, size: int, tables: list[ir.Value]):
@@ -56,29 +59,23 @@ def decoded(builder, block, bits: int, size: int, tables: list[ir.Value]):
     bytes_ = bits * size // 8
     vectors = [[code_of(bits, size, LANES, k, lane) for lane in range(LANES)] for k in range(size // LANES)]
     if bits == 8:
-        signed = builder.xor(block, _all(_BYTES, 128))
+        signed = builder.xor(block, every(_BYTES, 128))
         for codes in vectors:  # 64: a zero byte
             places = [place for code in codes for place in (64, 64, 64, code)]
-            yield builder.sitofp(builder.bitcast(_bytes_of(builder, signed, _all(_BYTES, 0), places), _WORDS), FLOATS)
+            yield builder.sitofp(builder.bitcast(shuffled(builder, signed, every(_BYTES, 0), places), _WORDS), FLOATS)
         return
     places = [min(window_start(bits, code) // 8 + i, bytes_ - 1) for code in vectors[0] for i in range(4)]
-    windows = builder.bitcast(_bytes_of(builder, block, block, places), _WORDS)
+    windows = builder.bitcast(shuffled(builder, block, block, places), _WORDS)
     shifts = [[first_bit(bits, code) for code in codes] for codes in vectors]
     if bits <= LOOKUP_BITS:
         for down in shifts:
-            index = builder.lshr(windows, _constants(_WORDS, down)) if any(down) else windows
-            if bits < LOOKUP_BITS:
-                kind, name = ir.FunctionType(FLOATS, [FLOATS, _WORDS]), "llvm.x86.avx512.permvar.sf.512"
-                yield builder.call(get_or_insert_function(builder.module, kind, name), [tables[0], index])
-            else:
-                kind, name = ir.FunctionType(FLOATS, [FLOATS, _WORDS, FLOATS]), "llvm.x86.avx512.vpermi2var.ps.512"
-                yield builder.call(get_or_insert_function(builder.module, kind, name), [tables[0], index, tables[1]])
+            yield looked_up(builder, tables, builder.lshr(windows, _constants(_WORDS, down)) if any(down) else windows)
         return
     signs = [sum(1 << (down[lane] + bits - 1) for down in shifts) for lane in range(LANES)]  # a code's upper bit is its sign
     windows = builder.xor(windows, _constants(_WORDS, signs))
     for down in shifts:
         top = builder.shl(windows, _constants(_WORDS, (32 - bits - shift for shift in down)))
-        yield builder.sitofp(builder.ashr(top, _all(_WORDS, 32 - bits)), FLOATS)
+        yield builder.sitofp(builder.ashr(top, every(_WORDS, 32 - bits)), FLOATS)
 
 
 def rows_dot(bits: int, size: int, unrolled: int):
@@ -107,9 +104,8 @@ def rows_dot(bits: int, size: int, unrolled: int):
             add_up = get_or_insert_function(
                 builder.module, ir.FunctionType(_FLOAT, [_FLOAT, FLOATS]), "llvm.vector.reduce.fadd.v16f32"
             )
-            zero, one, nothing = ir.Constant(_I64, 0), ir.Constant(_I64, 1), _all(FLOATS, 0.0)
-            count = (LANES << (bits == LOOKUP_BITS)) // LANES if bits <= LOOKUP_BITS else 0
-            tables = [load(builder, builder.gep(values_at, [ir.Constant(_I64, LANES * k)]), FLOATS) for k in range(count)]
+            zero, one, nothing = ir.Constant(_I64, 0), ir.Constant(_I64, 1), every(FLOATS, 0.0)
+            tables = tables_of(builder, values_at, bits)
             total_at = cgutils.alloca_once(builder, FLOATS)
             code_at, activation_at = (cgutils.alloca_once(builder, _I64) for _ in range(2))  # offsets of the next block
             partial_at = [cgutils.alloca_once(builder, FLOATS) for _ in range(size // LANES)]
@@ -148,9 +144,7 @@ def rows_dot(bits: int, size: int, unrolled: int):
                         sums = [builder.load(address) for address in partial_at]
                     while len(sums) > 1:
                         sums = [builder.fadd(a, b) for a, b in zip(sums[::2], sums[1::2], strict=True)]
-                    scale = builder.load(builder.gep(scales_at, [builder.add(scale_place, group)]))
-                    scale = builder.insert_element(nothing, scale, ir.Constant(_I32, 0))
-                    scale = builder.shuffle_vector(scale, nothing, _all(_WORDS, 0))
+                    scale = repeated(builder, builder.load(builder.gep(scales_at, [builder.add(scale_place, group)])), LANES)
                     builder.store(builder.call(multiply_add, [scale, sums[0], builder.load(total_at)]), total_at)
                 result = builder.call(add_up, [ir.Constant(_FLOAT, 0.0), builder.load(total_at)], fastmath=("reassoc", "nsz"))
                 if bits == 8:

@@ -12,8 +12,9 @@ from numba.core.cgutils import get_or_insert_function
 from numba.extending import intrinsic
 
 from quant.kernels.bands.decoding import columns_of
-from quant.kernels.bands.transposing import FLOAT, I8, I32, I64, SIZE, WORDS, alternating, every, repeated, shuffled
-from quant.kernels.wide import FLOATS, LANES, load
+from quant.kernels.bands.transposing import FLOAT, I8, I32, I64, SIZE, WORDS, alternating
+from quant.kernels.instructions import every, joined, load, repeated, shuffled
+from quant.kernels.wide import FLOATS, LANES
 
 LARGEST = 127
 _TO_WHOLE = 1.5 * 2**23  # added to a number below 2**22, it leaves the nearest whole number in the lowest bits
@@ -100,11 +101,10 @@ def round_rows_of(bits: int, count: int):
                 inverse = builder.select(is_zero, ir.Constant(FLOAT, 0.0), builder.fdiv(ir.Constant(FLOAT, LARGEST), largest))
                 bytes_ = []
                 for part in parts:
-                    moved = builder.fadd(builder.fmul(part, repeated(builder, inverse)), every(FLOATS, _TO_WHOLE))
+                    moved = builder.fadd(builder.fmul(part, repeated(builder, inverse, LANES)), every(FLOATS, _TO_WHOLE))
                     bytes_.append(builder.trunc(builder.bitcast(moved, WORDS), ir.VectorType(I8, LANES)))
-                halves = [shuffled(builder, *two, range(2 * LANES)) for two in (bytes_[:2], bytes_[2:])]
-                whole = shuffled(builder, *halves, order)
-                found = builder.bitcast(whole, WORDS)
+                whole = joined(builder, bytes_)
+                found = builder.bitcast(shuffled(builder, whole, whole, order), WORDS)
                 return found, builder.call(sum_of, [builder.call(add_products, [nothing, ones, found])]), largest
 
             divisor = builder.fmul(ir.Constant(FLOAT, LARGEST), builder.load(builder.inttoptr(factor, FLOAT.as_pointer())))

@@ -13,21 +13,9 @@ from numba.core import cgutils
 from numba.core.cgutils import get_or_insert_function
 from numba.extending import intrinsic
 
-from quant.kernels.bands.transposing import (
-    BYTES,
-    HALVES,
-    I8,
-    I16,
-    I64,
-    ROWS,
-    SIZE,
-    WORDS,
-    every,
-    joined,
-    shuffled,
-    transposed,
-)
-from quant.kernels.wide import FLOATS, LANES, LOOKUP_BITS, load, load_block
+from quant.kernels.bands.transposing import BYTES, HALVES, I8, I16, I64, ROWS, SIZE, WORDS
+from quant.kernels.instructions import every, joined, load, shuffled, transposed
+from quant.kernels.wide import FLOATS, LANES, LOOKUP_BITS, load_block, looked_up
 
 STEPS = 16  # of a block of bytes: four columns each
 WHOLE = (2, 4, 8)  # widths of which a byte holds whole codes
@@ -89,12 +77,6 @@ def _bytes_of(builder, words: list[ir.Value], bits: int, looked_up):
             yield looked_up(down if is_alone else builder.and_(down, every(BYTES, 2**bits - 1)))
 
 
-def tables_of(builder, address, bits: int) -> list[ir.Value]:
-    """The floats that codes stand for, float32 [16], at 5 bits [32], for `floats_of`; none for wider codes."""
-    count = 0 if bits > LOOKUP_BITS else 1 + (bits == LOOKUP_BITS)
-    return [load(builder, builder.gep(address, [ir.Constant(I64, 64 * number)]), FLOATS) for number in range(count)]
-
-
 def floats_of(builder, word: ir.Value, bits: int, tables: list[ir.Value], count: int):
     """Cut the first codes of a word of 16 rows out of it, as floats: a vector of 16 rows for each column."""
     if bits > LOOKUP_BITS:  # equal steps
@@ -104,14 +86,8 @@ def floats_of(builder, word: ir.Value, bits: int, tables: list[ir.Value], count:
         if bits > LOOKUP_BITS:
             up = builder.shl(word, every(WORDS, 24 - first)) if first < 24 else word
             yield builder.sitofp(builder.ashr(up, every(WORDS, 24)), FLOATS)
-            continue
-        index = builder.lshr(word, every(WORDS, first)) if first else word
-        if bits < LOOKUP_BITS:
-            kind, name = ir.FunctionType(FLOATS, [FLOATS, WORDS]), "llvm.x86.avx512.permvar.sf.512"
-            yield builder.call(get_or_insert_function(builder.module, kind, name), [tables[0], index])
         else:
-            kind, name = ir.FunctionType(FLOATS, [FLOATS, WORDS, FLOATS]), "llvm.x86.avx512.vpermi2var.ps.512"
-            yield builder.call(get_or_insert_function(builder.module, kind, name), [tables[0], index, tables[1]])
+            yield looked_up(builder, tables, builder.lshr(word, every(WORDS, first)) if first else word)
 
 
 def _band_of(bits: int, prepare, vectors_of):

@@ -13,10 +13,11 @@ from numba.core import cgutils
 from numba.core.cgutils import get_or_insert_function
 from numba.extending import intrinsic
 
-from quant.kernels.bands.decoding import STEPS, floats_of, tables_of, word_codes, words_in_block
-from quant.kernels.bands.transposing import FLOAT, HALVES, I8, I32, I64, ROWS, SIZE, WORDS, every, repeated
+from quant.kernels.bands.decoding import STEPS, floats_of, word_codes, words_in_block
+from quant.kernels.bands.transposing import FLOAT, HALVES, I8, I32, I64, ROWS, SIZE, WORDS
+from quant.kernels.instructions import every, load, repeated
 from quant.kernels.prefetch import request_lines
-from quant.kernels.wide import FLOATS, LANES, load
+from quant.kernels.wide import FLOATS, LANES, tables_of
 
 MOST_CODES = 8  # of a word that are multiplied in a row; with 16 of 2 bits, a product takes a sixth longer
 
@@ -35,7 +36,7 @@ def _times(builder, number, size: int) -> ir.Value:
 
 def _number_at(builder, address, kind) -> ir.Value:
     """A vector of 16 times the number at an address."""
-    return repeated(builder, builder.load(builder.bitcast(address, kind.as_pointer()), align=4))
+    return repeated(builder, builder.load(builder.bitcast(address, kind.as_pointer()), align=4), LANES)
 
 
 def _vectors_at(builder, address, offset) -> list[ir.Value]:
@@ -140,7 +141,7 @@ def dot_of_floats(bits: int, count: int):
     def dot(typing, band, x, values, scales, totals, ahead, groups, blocks, lines):
         def generate(context, builder, signature, arguments):
             band, x, values, *rest = arguments
-            tables = tables_of(builder, builder.inttoptr(values, I8.as_pointer()), bits)
+            tables = tables_of(builder, builder.inttoptr(values, FLOAT.as_pointer()), bits)
             chains = [[[cgutils.alloca_once(builder, FLOATS) for _ in range(HALVES)] for _ in range(count)]
                       for _ in range(_chains(count))]
             places = [place for sums in chains for of_row in sums for place in of_row]
@@ -160,7 +161,7 @@ def dot_of_floats(bits: int, count: int):
                               for half in range(HALVES)]
                     if parts > 1:
                         down = _times(builder, builder.urem(part, ir.Constant(I64, parts)), bits * codes)
-                        halves = [builder.lshr(half, repeated(builder, builder.trunc(down, I32))) for half in halves]
+                        halves = [builder.lshr(half, repeated(builder, builder.trunc(down, I32), LANES)) for half in halves]
                     columns = zip(*(floats_of(builder, half, bits, tables, codes) for half in halves), strict=True)
                     for number, weights in enumerate(columns):
                         column = _times(builder, part, 4 * count * codes)

@@ -36,15 +36,18 @@ def _decode_of(bits: int):
 _to_bytes = by_width(_decode_of)
 
 
-@njit(nogil=True)
-def _row_bytes(job):
-    return job[COLUMNS] + 8 * (job[COLUMNS] // SIZE)
+def rounded_bytes(columns: int) -> int:
+    """Bytes of a row in 8 bits in a batch, without sums: words, firsts and steps."""
+    return columns + 8 * (columns // SIZE)
+
+
+_row_bytes = njit(nogil=True)(rounded_bytes)
 
 
 @njit(nogil=True)
 def _places(job, batch, batches):
     """Addresses of the parts of a batch: words, firsts and steps (quant.kernels.bands.dots)."""
-    words, rows = batches + start_of(job, batch, _row_bytes(job)), rows_of(job, batch)
+    words, rows = batches + start_of(job, batch, _row_bytes(job[COLUMNS])), rows_of(job, batch)
     firsts = words + rows * job[COLUMNS]
     return words, firsts, firsts + 4 * rows * (job[COLUMNS] // SIZE)
 
@@ -61,7 +64,7 @@ def _prepare_batch(job, batch, batches):
         _round_4(rows, x, size, given, blocks, middle, factor, words, firsts, steps)
     else:
         _round_others(rows, x, size, given, blocks, middle, factor, words, firsts, steps)
-    write_sums(job, batch, _row_bytes(job), batches)
+    write_sums(job, batch, _row_bytes(job[COLUMNS]), batches)
 
 
 @njit(nogil=True)
@@ -89,8 +92,3 @@ def multiply_rounded(job_pointer):
 def round_activations(job_pointer):
     """Round the COUNT rows at X to 8 bits, to PREPARED."""
     _preparation(job_pointer)
-
-
-def rounded_bytes(columns: int) -> int:
-    """Bytes of a row in 8 bits, without sums."""
-    return columns + 8 * columns // SIZE

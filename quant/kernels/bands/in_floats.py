@@ -19,9 +19,12 @@ _to_words = by_width(band_of_words)
 _dot = by_width(lambda bits: by_rows(lambda rows: dot_of_floats(bits, rows)))
 
 
-@njit(nogil=True)
-def _row_bytes(job):
-    return 4 * job[COLUMNS]
+def float_bytes(columns: int) -> int:
+    """Bytes of a row in floats in a batch, without sums."""
+    return 4 * columns
+
+
+_row_bytes = njit(nogil=True)(float_bytes)
 
 
 @njit(nogil=True)

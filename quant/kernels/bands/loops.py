@@ -72,7 +72,7 @@ def _by_group(numbers, row, height, target):
 def products_of(row_bytes_of, prepare_batch, multiply_strip):
     """Make the function that runs a job (quant.kernels.frame).
 
-    row_bytes_of(job): bytes of a row of activations in a batch, without sums. prepare_batch(job, batch, batches) writes a batch,
+    row_bytes_of(columns): bytes of a row of activations in a batch, without sums. prepare_batch(job, batch, batches) writes one,
     where `batches` is the address of the first. multiply_strip(job, batches, strip, codes, scales, totals, ahead, first, groups,
     blocks) decodes the codes of a strip, which has `groups` of so many blocks from the column `first` on, and adds its products
     to the totals, float32 [rows of all batches, 32]; strip: scratch; scales: float32 [groups, 32]; ahead: codes to ask for.
@@ -83,7 +83,7 @@ def products_of(row_bytes_of, prepare_batch, multiply_strip):
         """The address of the batches, which another job may have prepared, that of scratch, and what must be kept alive."""
         count, batches, kept = batches_of(job), job[PREPARED], numpy.empty(0, numpy.uint8)
         if not batches:
-            batches, kept = _aligned(count * BATCH * (row_bytes_of(job) + 4 * job[GROUPS]))
+            batches, kept = _aligned(count * BATCH * (row_bytes_of(job[COLUMNS]) + 4 * job[GROUPS]))
             for batch in range(count):
                 prepare_batch(job, batch, batches)
         size = _STRIP_BYTES + _FLOATS_OF_ROWS * (2 * job[GROUPS] + BATCH * count) + ROWS * job[ROW_BYTES]
@@ -94,7 +94,7 @@ def products_of(row_bytes_of, prepare_batch, multiply_strip):
     def add_zeros(job, batches, zeros, totals):
         """Add the zeros of a band's rows, float32 [groups, 32], times the sums of the activations."""
         for batch in range(batches_of(job)):
-            sums = sums_of(job, batch, row_bytes_of(job), batches)
+            sums = sums_of(job, batch, row_bytes_of(job[COLUMNS]), batches)
             for row in range(rows_of(job, batch)):
                 total = totals[batch * BATCH + row]
                 for group in range(len(zeros)):
