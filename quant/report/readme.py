@@ -153,8 +153,8 @@ def speed_tables(root: Path) -> str:
             cells = [f"{numbers['weight_bytes_per_token'] / 1e6:.0f}", *_pair(numbers["decode"]), f"{numbers['gb_per_s']:.1f}"]
             cells += [cell for phase in prompts for cell in _pair(numbers[phase])]
             lines.append(f"| {title} | " + " | ".join(cells) + " |")
-        lines += ["", "Several sequences at once: ms for one token of each of them, and how many times that is the time of one:", "",
-                  *_batches(found["batches"]), ""]
+        title = "Several sequences at once: ms for one token of each of them, and how many times that is the time of one:"
+        lines += ["", title, "", *_batches(found["batches"]), ""]
     return "\n".join(lines)
 
 
