@@ -31,7 +31,7 @@ from numba.extending import intrinsic
 from quant.compiled.lanes import LANES
 
 LOOP = types.void(types.CPointer(types.int64))  # signature of a compiled loop
-SIZE = 32  # numbers in a job
+SIZE = 40  # numbers in a job: whole cache lines
 NEXT = 0  # parts claimed so far
 DONE = 1  # parts finished so far
 PARTS = 2  # in a program's jobs: number of parts

@@ -1,6 +1,7 @@
 """Attention of the token that is being decoded: one query per head against all keys so far.
 
-Per head, softmax(q k^T * scaling) v, on torch's own threads; keys and values are read in place, from the cache.
+Per head, softmax(q k^T * scaling) v, on torch's own threads; keys and values are read in place, from the cache. Those that are
+needed next are asked for meanwhile (quant.kernels.prefetch): the heads of several sequences come from memory, in short pieces.
 `attend` is called by itself. ATTEND_TO_CACHE is the loop of a job in a program (quant.compiled.threads): it also rotates query
 and key by their position (RoPE, Su et al. 2021, in halves as in Llama) and writes the new key and value into the cache.
 """
@@ -8,7 +9,6 @@ and key by their position (RoPE, Su et al. 2021, in halves as in Llama) and writ
 from __future__ import annotations
 
 import ctypes
-import math
 
 import numpy
 import torch
@@ -17,63 +17,88 @@ from numba import carray, float32, njit
 from quant.compiled import threads
 from quant.compiled.threads import FIRST, claim, compiled_loop, finish, pointer
 from quant.kernels.exponential import exp
+from quant.kernels.prefetch import LINE, ask
 
 # Places in a job of quant.compiled.threads: addresses of float32 numbers, then sizes, from KEYS_BATCH on strides in numbers.
-# Only ATTEND_TO_CACHE uses NEW_KEY, NEW_VALUE, COS, SIN and what follows VALUES_HEAD; its HEADS counts key heads. POSITION_BATCH:
-# stride of COS and SIN. ROTATED: dimensions of a head, from the first, that RoPE turns. WINDOW: most tokens that a new one
-# attends to.
+# Only ATTEND_TO_CACHE uses NEW_KEY, NEW_VALUE, COS, SIN and what follows VALUES_HEAD. HEADS: of keys. POSITION_BATCH: stride of
+# COS and SIN. ROTATED: dimensions of a head, from the first, that RoPE turns. WINDOW: most tokens that a new one attends to.
+# THREADS: that share the heads.
 (QUERY, KEYS, VALUES, OUT, SCALING, NEW_KEY, NEW_VALUE, COS, SIN, BATCH, HEADS, QUERIES_PER_KV, LENGTH, WIDTH, KEYS_BATCH,
  KEYS_HEAD, VALUES_BATCH, VALUES_HEAD, QUERY_BATCH, QUERY_HEAD, NEW_KEY_BATCH, NEW_KEY_HEAD, NEW_VALUE_BATCH, NEW_VALUE_HEAD,
- POSITION_BATCH, ROTATED, WINDOW, FIELDS) = range(FIRST, FIRST + 28)
+ POSITION_BATCH, ROTATED, WINDOW, THREADS, FIELDS) = range(FIRST, FIRST + 29)
+ASKED_BYTES = 2**18  # of keys or values that are asked for before they are needed: they stay in a core's second cache
 _FAST = {"reassoc", "contract", "nsz"}
 
 
+@njit(nogil=True)
+def _ask_for_row(address, row, width):
+    """Ask memory for a row of float32 numbers, one of those behind an address."""
+    start = address + 4 * row * width
+    for line in range(0, 4 * width, LINE):
+        ask(start + line)
+
+
 @njit(nogil=True, fastmath=_FAST, error_model="numpy")
-def _attend(query, keys, values, scaling, weights, out):  # [width], [length, width] twice, float32, [length], [width]
-    """Attention of one head; weights is scratch memory."""
-    length, width = keys.shape
-    largest = float32(-math.inf)
+def _attend(queries, keys, values, scaling, weights, out, next_keys):
+    """Attention of queries that share a head of keys and values, each of which is read from memory once.
+
+    queries, out: float32 [queries, width]; keys, values: float32 [length, width]; weights: float32 [queries, length], scratch;
+    next_keys: address of the keys that this thread probably reads next, as many, or 0.
+    """
+    (length, width), count = keys.shape, len(queries)
+    asked = min(length, ASKED_BYTES // (4 * width))  # rows: more would be forgotten before they are read
     for j in range(length):
-        dot, key = float32(0), keys[j]
-        for d in range(width):
-            dot += query[d] * key[d]
-        weights[j] = dot * scaling
-        largest = max(largest, weights[j])
-    total = float32(0)
-    for j in range(length):
-        weights[j] = exp(weights[j] - largest)
-        total += weights[j]
-    for d in range(width):
-        out[d] = 0
-    for four in range(length // 4):
-        j = 4 * four
-        a, b, c, e = weights[j], weights[j + 1], weights[j + 2], weights[j + 3]
-        for d in range(width):
-            out[d] += a * values[j, d] + b * values[j + 1, d] + c * values[j + 2, d] + e * values[j + 3, d]
-    for j in range(length // 4 * 4, length):
-        for d in range(width):
-            out[d] += weights[j] * values[j, d]
-    for d in range(width):
-        out[d] /= total
+        if j < asked:
+            _ask_for_row(values.ctypes.data, j, width)
+        key = keys[j]
+        for i in range(count):
+            dot, query = float32(0), queries[i]
+            for d in range(width):
+                dot += query[d] * key[d]
+            weights[i, j] = dot * scaling
+    for i in range(count):
+        of_query, total = weights[i], float32(0)
+        largest = of_query.max()
+        for j in range(length):
+            of_query[j] = exp(of_query[j] - largest)
+            total += of_query[j]
+        for j in range(length):
+            of_query[j] /= total
+    out[:] = 0
+    for j in range(0, length, 4):
+        if next_keys and j < asked:
+            for k in range(4):
+                _ask_for_row(next_keys, j + k, width)
+        some = min(4, length - j)
+        for i in range(count):
+            result = out[i]
+            if some == 4:
+                a, b, c, e = weights[i, j], weights[i, j + 1], weights[i, j + 2], weights[i, j + 3]
+                for d in range(width):
+                    result[d] += a * values[j, d] + b * values[j + 1, d] + c * values[j + 2, d] + e * values[j + 3, d]
+            else:
+                for k in range(j, length):
+                    for d in range(width):
+                        result[d] += weights[i, k] * values[k, d]
 
 
 @compiled_loop
 def _attend_heads(job_pointer):
     job = carray(job_pointer, FIELDS)
-    heads, length, width = job[HEADS], job[LENGTH], job[WIDTH]
+    heads, count, length, width = job[HEADS], job[QUERIES_PER_KV], job[LENGTH], job[WIDTH]
     scaling = carray(pointer(job[SCALING]), 1, numpy.float32)[0]
-    queries = carray(pointer(job[QUERY]), (job[BATCH] * heads, width), numpy.float32)
-    out = carray(pointer(job[OUT]), (job[BATCH] * heads, width), numpy.float32)
-    weights = numpy.empty(length, numpy.float32)
+    queries = carray(pointer(job[QUERY]), (job[BATCH] * heads, count, width), numpy.float32)
+    out = carray(pointer(job[OUT]), (job[BATCH] * heads, count, width), numpy.float32)
+    weights = numpy.empty((count, length), numpy.float32)
     while True:
         part = claim(job_pointer)
         if part >= len(queries):
             break
-        sequence, head = part // heads, part % heads // job[QUERIES_PER_KV]
+        sequence, head = part // heads, part % heads
         keys = pointer(job[KEYS] + 4 * (sequence * job[KEYS_BATCH] + head * job[KEYS_HEAD]))
         values = pointer(job[VALUES] + 4 * (sequence * job[VALUES_BATCH] + head * job[VALUES_HEAD]))
         _attend(queries[part], carray(keys, (length, width), numpy.float32), carray(values, (length, width), numpy.float32),
-                scaling, weights, out[part])
+                scaling, weights, out[part], 0)
         finish(job_pointer)
 
 
@@ -89,32 +114,40 @@ def _rotate(x, cos, sin, out):  # float32 [width] twice, [rotated] twice
         out[i] = x[i]
 
 
+@njit(nogil=True)
+def _keys_of(job, part):
+    """Address of the keys of a part: those of one head of one sequence."""
+    sequence, head = part // job[HEADS], part % job[HEADS]
+    return job[KEYS] + 4 * (sequence * job[KEYS_BATCH] + head * job[KEYS_HEAD])
+
+
 @compiled_loop
 def _attend_to_cache(job_pointer):
     job = carray(job_pointer, FIELDS)
-    heads, queries_per_kv, length, width = job[HEADS], job[QUERIES_PER_KV], job[LENGTH], job[WIDTH]
+    heads, count, length, width = job[HEADS], job[QUERIES_PER_KV], job[LENGTH], job[WIDTH]
+    parts, first = job[BATCH] * heads, max(0, length - job[WINDOW])
     scaling = carray(pointer(job[SCALING]), 1, numpy.float32)[0]
-    out = carray(pointer(job[OUT]), (job[BATCH] * heads * queries_per_kv, width), numpy.float32)
-    weights, query, first = numpy.empty(length, numpy.float32), numpy.empty(width, numpy.float32), max(0, length - job[WINDOW])
+    out = carray(pointer(job[OUT]), (parts, count, width), numpy.float32)
+    weights, queries = numpy.empty((count, length - first), numpy.float32), numpy.empty((count, width), numpy.float32)
     while True:
         part = claim(job_pointer)
-        if part >= job[BATCH] * heads:
+        if part >= parts:
             break
-        sequence, head = part // heads, part % heads
+        sequence, head, following = part // heads, part % heads, part + job[THREADS]
         cos = carray(pointer(job[COS] + 4 * sequence * job[POSITION_BATCH]), job[ROTATED], numpy.float32)
         sin = carray(pointer(job[SIN] + 4 * sequence * job[POSITION_BATCH]), job[ROTATED], numpy.float32)
-        keys_at = job[KEYS] + 4 * (sequence * job[KEYS_BATCH] + head * job[KEYS_HEAD])
         values_at = job[VALUES] + 4 * (sequence * job[VALUES_BATCH] + head * job[VALUES_HEAD])
-        keys = carray(pointer(keys_at), (length, width), numpy.float32)
+        keys = carray(pointer(_keys_of(job, part)), (length, width), numpy.float32)
         values = carray(pointer(values_at), (length, width), numpy.float32)
         key_at = job[NEW_KEY] + 4 * (sequence * job[NEW_KEY_BATCH] + head * job[NEW_KEY_HEAD])
         value_at = job[NEW_VALUE] + 4 * (sequence * job[NEW_VALUE_BATCH] + head * job[NEW_VALUE_HEAD])
         _rotate(carray(pointer(key_at), width, numpy.float32), cos, sin, keys[length - 1])
         values[length - 1][:] = carray(pointer(value_at), width, numpy.float32)
-        for i in range(head * queries_per_kv, (head + 1) * queries_per_kv):
-            query_at = job[QUERY] + 4 * (sequence * job[QUERY_BATCH] + i * job[QUERY_HEAD])
-            _rotate(carray(pointer(query_at), width, numpy.float32), cos, sin, query)
-            _attend(query, keys[first:], values[first:], scaling, weights, out[sequence * heads * queries_per_kv + i])
+        for i in range(count):
+            query_at = job[QUERY] + 4 * (sequence * job[QUERY_BATCH] + (head * count + i) * job[QUERY_HEAD])
+            _rotate(carray(pointer(query_at), width, numpy.float32), cos, sin, queries[i])
+        next_keys = _keys_of(job, following) + 4 * first * width if following < parts else 0
+        _attend(queries, keys[first:], values[first:], scaling, weights, out[part], next_keys)
         finish(job_pointer)
 
 
@@ -134,7 +167,7 @@ def attend(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scalin
     _, key_heads, length, _ = keys.shape
     threads.run(_ATTEND_HEADS, threads.Job(
         *[0] * FIRST, query.data_ptr(), keys.data_ptr(), values.data_ptr(), out.data_ptr(), ctypes.addressof(factor), 0, 0, 0, 0,
-        batch, heads, heads // key_heads, length, width, *keys.stride()[:2], *values.stride()[:2],
+        batch, key_heads, heads // key_heads, length, width, *keys.stride()[:2], *values.stride()[:2],
     ))  # fmt: skip
     return out
 

@@ -7,7 +7,7 @@ import math
 import numpy
 from numba import carray, float32, njit
 
-from quant.compiled.threads import FIRST, claim, compiled_loop, finish, pointer
+from quant.compiled.threads import FIRST, PARTS, claim, compiled_loop, finish, pointer
 
 # Places in a job: addresses of float32 numbers (BIAS: 0 for none; X and Y may be equal), the width, CENTERED: 1 for LayerNorm, 0
 # for RMSNorm, and COUNT: number of vectors, one after another.
@@ -34,13 +34,16 @@ def _normalize(x, weight, bias, epsilon, centered, y):  # x, weight, y: float32 
 @compiled_loop
 def _normalize_vector(job_pointer):
     job = carray(job_pointer, FIELDS)
-    if claim(job_pointer) == 0:
-        width, count = job[WIDTH], job[COUNT]
-        x, y = (carray(pointer(job[X]), (count, width), numpy.float32), carray(pointer(job[Y]), (count, width), numpy.float32))
-        weight = carray(pointer(job[WEIGHT]), width, numpy.float32)
-        bias = carray(pointer(job[BIAS]), width if job[BIAS] else 0, numpy.float32)
-        epsilon = carray(pointer(job[EPSILON]), 1, numpy.float32)[0]
-        for i in range(count):
+    width, count, parts = job[WIDTH], job[COUNT], job[PARTS]
+    x, y = (carray(pointer(job[X]), (count, width), numpy.float32), carray(pointer(job[Y]), (count, width), numpy.float32))
+    weight = carray(pointer(job[WEIGHT]), width, numpy.float32)
+    bias = carray(pointer(job[BIAS]), width if job[BIAS] else 0, numpy.float32)
+    epsilon = carray(pointer(job[EPSILON]), 1, numpy.float32)[0]
+    while True:
+        part = claim(job_pointer)
+        if part >= parts:
+            break
+        for i in range(count * part // parts, count * (part + 1) // parts):
             _normalize(x[i], weight, bias, epsilon, job[CENTERED], y[i])
         finish(job_pointer)
 

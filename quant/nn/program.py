@@ -113,7 +113,7 @@ class ProgramBuilder:
         if name.startswith("Gemma"):  # Gemma's weights are stored less one
             weight = 1 + weight.detach()
         job = threads.Job()
-        job[threads.PARTS], job[threads.WORK], job[norm.WIDTH] = 1, norm.NORMALIZE, weight.numel()
+        job[threads.PARTS], job[threads.WORK], job[norm.WIDTH] = self.count, norm.NORMALIZE, weight.numel()
         job[norm.COUNT] = self.count * heads
         job[norm.CENTERED] = int(isinstance(kind, nn.LayerNorm))
         job[norm.EPSILON] = self._number(kind.variance_epsilon if hasattr(kind, "variance_epsilon") else kind.eps)
@@ -142,6 +142,7 @@ class ProgramBuilder:
         job = threads.Job()
         job[threads.PARTS], job[threads.WORK] = self.count * sizes[attention.HEADS], attention.ATTEND_TO_CACHE
         job[attention.SCALING], job[attention.BATCH] = self._number(scaling), self.count
+        job[attention.THREADS] = torch.get_num_threads()
         strides = {
             attention.QUERY_BATCH: query.to_next_sequence, attention.QUERY_HEAD: query.to_next_head,
             attention.NEW_KEY_BATCH: key.to_next_sequence, attention.NEW_KEY_HEAD: key.to_next_head,

@@ -7,6 +7,8 @@ bits it has bytes, four columns of a row in a word. Needs AVX-512.
 
 from __future__ import annotations
 
+from functools import partial
+
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -59,7 +61,7 @@ def _as_bytes(builder, block: ir.Value, bits: int) -> ir.Value:
     return builder.bitcast(builder.or_(builder.and_(parts[0], every(kind, mask)), second), BYTES)
 
 
-def _words(builder, rows: list[ir.Value], bits: int, blocks: int) -> list[ir.Value]:
+def words_of(builder, rows: list[ir.Value], bits: int, blocks: int) -> list[ir.Value]:
     """Codes of 16 rows, as `load_block` loads some blocks of each: vectors of a word of every row. A word has as many codes as
     fit, or four, each in a byte, where a byte holds no whole codes."""
     if bits in WHOLE:
@@ -68,13 +70,24 @@ def _words(builder, rows: list[ir.Value], bits: int, blocks: int) -> list[ir.Val
     return transposed(builder, [builder.bitcast(_as_bytes(builder, row, bits), WORDS) for row in rows])
 
 
-def _bytes_of(builder, words: list[ir.Value], bits: int, looked_up):
+def bytes_of(builder, words: list[ir.Value], bits: int, looked_up):
     """Vectors of 64 bytes: four columns of 16 rows each. looked_up: turns codes in bytes into other bytes."""
     for word in words:
         for code in range(8 // bits if bits in WHOLE else 1):
             down = builder.bitcast(builder.lshr(word, every(WORDS, code * bits)) if code else word, BYTES)
             is_alone = bits not in WHOLE or bits == 8
             yield looked_up(down if is_alone else builder.and_(down, every(BYTES, 2**bits - 1)))
+
+
+def lookup(builder, table, is_table: bool):
+    """Make what turns a vector of 64 codes into other bytes: by a table at an address, uint8 [16], or not at all."""
+    if not is_table:
+        return lambda vector: vector
+    sixteen = load(builder, table, ir.VectorType(I8, 16))
+    repeated_table = shuffled(builder, sixteen, sixteen, (place % 16 for place in range(SIZE)))
+    kind = ir.FunctionType(BYTES, [BYTES] * 2)
+    shuffle = get_or_insert_function(builder.module, kind, "llvm.x86.avx512.pshuf.b.512")
+    return lambda vector: builder.call(shuffle, [repeated_table, vector])
 
 
 def floats_of(builder, word: ir.Value, bits: int, tables: list[ir.Value], count: int):
@@ -117,7 +130,7 @@ def _band_of(bits: int, prepare, vectors_of):
                 for half in range(HALVES):
                     some = starts[LANES * half : LANES * (half + 1)]
                     rows = [load_block(builder, at(start, place, I8), count * bits * SIZE // 8) for start in some]
-                    vectors = list(vectors_of(builder, _words(builder, rows, bits, count), prepared))
+                    vectors = list(vectors_of(builder, words_of(builder, rows, bits, count), prepared))
                     target = builder.mul(block, ir.Constant(I64, 64 * HALVES * len(vectors) // count))
                     for number, vector in enumerate(vectors):
                         inside = builder.add(target, ir.Constant(I64, 64 * (HALVES * number + half)))
@@ -141,16 +154,8 @@ def band_of_bytes(bits: int, is_table: bool):
     """Build the function that decodes to bytes, uint8 [blocks, 16, 32, 4] (`_band_of`): the codes themselves, or what a table,
     uint8 [16], has for them."""
 
-    def prepare(builder, table):
-        if not is_table:
-            return lambda vector: vector
-        sixteen = load(builder, table, ir.VectorType(I8, 16))
-        repeated_table = shuffled(builder, sixteen, sixteen, (place % 16 for place in range(SIZE)))
-        kind = ir.FunctionType(BYTES, [BYTES] * 2)
-        shuffle = get_or_insert_function(builder.module, kind, "llvm.x86.avx512.pshuf.b.512")
-        return lambda vector: builder.call(shuffle, [repeated_table, vector])
-
-    return _band_of(bits, prepare, lambda builder, words, looked_up: _bytes_of(builder, words, bits, looked_up))
+    prepare = partial(lookup, is_table=is_table)
+    return _band_of(bits, prepare, lambda builder, words, looked_up: bytes_of(builder, words, bits, looked_up))
 
 
 def band_of_words(bits: int):

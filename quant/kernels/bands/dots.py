@@ -24,13 +24,15 @@ MOST_CODES = 8  # of a word that are multiplied in a row; with 16 of 2 bits, a p
 _ZERO, _ONE = ir.Constant(I64, 0), ir.Constant(I64, 1)
 
 
-def _at(builder, address, *offsets) -> ir.Value:
+def at(builder, address, *offsets) -> ir.Value:
+    """Add values and numbers to an int64 address, and make it a pointer."""
     for offset in offsets:
         address = builder.add(address, offset if isinstance(offset, ir.Value) else ir.Constant(I64, offset))
     return builder.inttoptr(address, I8.as_pointer())
 
 
-def _times(builder, number, size: int) -> ir.Value:
+def times(builder, number, size: int) -> ir.Value:
+    """An int64 value times a number."""
     return builder.mul(number, ir.Constant(I64, size))
 
 
@@ -41,7 +43,7 @@ def _number_at(builder, address, kind) -> ir.Value:
 
 def _vectors_at(builder, address, offset) -> list[ir.Value]:
     """Floats of all rows of a band."""
-    return [load(builder, _at(builder, address, offset, 4 * LANES * half), FLOATS) for half in range(HALVES)]
+    return [load(builder, at(builder, address, offset, 4 * LANES * half), FLOATS) for half in range(HALVES)]
 
 
 def _multiply_add(builder, *vectors) -> ir.Value:
@@ -49,9 +51,15 @@ def _multiply_add(builder, *vectors) -> ir.Value:
     return builder.call(fma, vectors)
 
 
-def _chains(count: int) -> int:
-    """Sums that are built beside each other, so that the next product need not wait for the last one's sum."""
-    return max(1, 8 // (HALVES * count))
+def add_to(builder, address, *factors) -> None:
+    """Add the product of two vectors to the floats at an address, which is on a boundary of 64 bytes."""
+    place = builder.bitcast(address, FLOATS.as_pointer())
+    builder.store(_multiply_add(builder, *factors, builder.load(place, align=64)), place, align=64)
+
+
+def _chains(vectors: int) -> int:
+    """Sums of each of some vectors that are built beside each other, so that no product waits for the last one's sum."""
+    return max(1, 8 // vectors)
 
 
 def _added(add, chains: list) -> list[list[ir.Value]]:
@@ -66,15 +74,36 @@ def _add_blocks(builder, count: int, product, scales, totals, ahead, groups, blo
     """Emit the loops over blocks: add their products, times the scale of their group, to the totals. product(block) emits a
     block's sums: for each row of activations, one vector for each half of the band's rows."""
     with cgutils.for_range_slice(builder, _ZERO, groups, _ONE, I64) as (group, _):
-        of_group, start = _vectors_at(builder, scales, _times(builder, group, 4 * ROWS)), builder.mul(group, blocks)
+        of_group, start = _vectors_at(builder, scales, times(builder, group, 4 * ROWS)), builder.mul(group, blocks)
         with cgutils.for_range_slice(builder, start, builder.add(start, blocks), _ONE, I64) as (block, _):
             request_lines(builder, ahead, block, lines)
             found = product(block)
             for row in range(count):
                 for half in range(HALVES):
-                    place = builder.bitcast(_at(builder, totals, 4 * (ROWS * row + LANES * half)), FLOATS.as_pointer())
-                    total = builder.load(place, align=64)
-                    builder.store(_multiply_add(builder, found[row][half], of_group[half], total), place, align=64)
+                    add_to(builder, at(builder, totals, 4 * (ROWS * row + LANES * half)), found[row][half], of_group[half])
+
+
+def sums_of_bytes(builder, codes, count: int, block, words, firsts, steps) -> list[list[ir.Value]]:
+    """Multiply a block in 8 bits: for each row of activations, as many vectors of floats as each step has.
+
+    codes: for each step, vectors of four columns of 16 rows of the weight; words, firsts, steps: as for `dot_of_bytes`.
+    """
+    kind = ir.FunctionType(WORDS, [WORDS] * 3)
+    add_products = get_or_insert_function(builder.module, kind, "llvm.x86.avx512.vpdpbusd.512")
+    of_block, chains, found = times(builder, block, 4 * count), [], []
+    for step, vectors in enumerate(codes):
+        if not chains:
+            starts = [_number_at(builder, at(builder, firsts, of_block, 4 * row), I32) for row in range(count)]
+            chains = [[[start] * len(vectors) for start in starts]]
+            chains += [[[every(WORDS, 0)] * len(vectors) for _ in starts] for _ in range(_chains(len(vectors) * count) - 1)]
+        sums = chains[step % len(chains)]
+        for row in range(count):
+            word = _number_at(builder, at(builder, words, times(builder, block, SIZE * count), 4 * (count * step + row)), I32)
+            sums[row] = [builder.call(add_products, [old, code, word]) for old, code in zip(sums[row], vectors, strict=True)]
+    for row, integers in enumerate(_added(builder.add, chains)):
+        step = _number_at(builder, at(builder, steps, of_block, 4 * row), FLOAT)
+        found.append([builder.fmul(builder.sitofp(vector, FLOATS), step) for vector in integers])
+    return found
 
 
 def dot_of_bytes(count: int):
@@ -94,30 +123,14 @@ def dot_of_bytes(count: int):
     def dot(typing, band, words, firsts, steps, scales, totals, ahead, groups, blocks, lines):
         def generate(context, builder, signature, arguments):
             band, words, firsts, steps, *rest = arguments
-            kind = ir.FunctionType(WORDS, [WORDS] * 3)
-            add_products = get_or_insert_function(builder.module, kind, "llvm.x86.avx512.vpdpbusd.512")
 
             def product(block):
-                of_block = _times(builder, block, 4 * count)
-                firsts_of = [_number_at(builder, _at(builder, firsts, of_block, 4 * row), I32) for row in range(count)]
-                chains = [[[first] * HALVES for first in firsts_of]]
-                chains += [[[every(WORDS, 0)] * HALVES for _ in range(count)] for _ in range(_chains(count) - 1)]
-                for step in range(STEPS):
-                    inside = _times(builder, block, SIZE * ROWS)
-                    codes = [load(builder, _at(builder, band, inside, 64 * (HALVES * step + half)), WORDS)
-                             for half in range(HALVES)]
-                    for row in range(count):
-                        place = _at(builder, words, _times(builder, block, SIZE * count), 4 * (count * step + row))
-                        word = _number_at(builder, place, I32)
-                        sums = chains[step % len(chains)]
-                        sums[row] = [builder.call(add_products, [old, code, word])
-                                     for old, code in zip(sums[row], codes, strict=True)]
-                sums = _added(builder.add, chains)
-                for row in range(count):
-                    step = _number_at(builder, _at(builder, steps, of_block, 4 * row), FLOAT)
-                    yield [builder.fmul(builder.sitofp(integers, FLOATS), step) for integers in sums[row]]
+                inside = times(builder, block, SIZE * ROWS)
+                codes = ([load(builder, at(builder, band, inside, 64 * (HALVES * step + half)), WORDS) for half in range(HALVES)]
+                         for step in range(STEPS))
+                return sums_of_bytes(builder, codes, count, block, words, firsts, steps)
 
-            _add_blocks(builder, count, lambda block: list(product(block)), *rest)
+            _add_blocks(builder, count, product, *rest)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 10), generate
@@ -143,7 +156,7 @@ def dot_of_floats(bits: int, count: int):
             band, x, values, *rest = arguments
             tables = tables_of(builder, builder.inttoptr(values, FLOAT.as_pointer()), bits)
             chains = [[[cgutils.alloca_once(builder, FLOATS) for _ in range(HALVES)] for _ in range(count)]
-                      for _ in range(_chains(count))]
+                      for _ in range(_chains(HALVES * count))]
             places = [place for sums in chains for of_row in sums for place in of_row]
 
             def loaded():
@@ -152,21 +165,21 @@ def dot_of_floats(bits: int, count: int):
             def product(block):
                 for place in places:
                     builder.store(every(FLOATS, 0.0), place)
-                first = _times(builder, block, count_of_parts)
+                first = times(builder, block, count_of_parts)
                 last = builder.add(first, ir.Constant(I64, count_of_parts))
                 with cgutils.for_range_slice(builder, first, last, _ONE, I64) as (part, _):
                     found = loaded()
                     word = builder.udiv(part, ir.Constant(I64, parts))
-                    halves = [load(builder, _at(builder, band, _times(builder, word, 64 * HALVES), 64 * half), WORDS)
+                    halves = [load(builder, at(builder, band, times(builder, word, 64 * HALVES), 64 * half), WORDS)
                               for half in range(HALVES)]
                     if parts > 1:
-                        down = _times(builder, builder.urem(part, ir.Constant(I64, parts)), bits * codes)
+                        down = times(builder, builder.urem(part, ir.Constant(I64, parts)), bits * codes)
                         halves = [builder.lshr(half, repeated(builder, builder.trunc(down, I32), LANES)) for half in halves]
                     columns = zip(*(floats_of(builder, half, bits, tables, codes) for half in halves), strict=True)
                     for number, weights in enumerate(columns):
-                        column = _times(builder, part, 4 * count * codes)
+                        column = times(builder, part, 4 * count * codes)
                         for row in range(count):
-                            activation = _number_at(builder, _at(builder, x, column, 4 * (count * number + row)), FLOAT)
+                            activation = _number_at(builder, at(builder, x, column, 4 * (count * number + row)), FLOAT)
                             sums = found[number % len(found)]
                             sums[row] = [_multiply_add(builder, weight, activation, old)
                                          for weight, old in zip(weights, sums[row], strict=True)]

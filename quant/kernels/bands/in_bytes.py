@@ -6,6 +6,7 @@ from numba import njit
 
 from quant.compiled.threads import compiled_loop
 from quant.kernels.bands.activations import round_rows_of
+from quant.kernels.bands.at_once import dot_of_codes
 from quant.kernels.bands.batches import batches_of, by_rows, given_to, rows_of, start_of, write_sums
 from quant.kernels.bands.decoding import TABLE_OF_BYTES_BITS, WHOLE, band_of_bytes
 from quant.kernels.bands.dots import dot_of_bytes
@@ -33,7 +34,22 @@ def _decode_of(bits: int):
     return decode
 
 
-_to_bytes = by_width(_decode_of)
+def _at_once_of(bits: int):
+    """Make the product of packed codes with a single batch, for one width: of the codes, or of what a table has for them."""
+    of_codes = by_rows(lambda rows: dot_of_codes(bits, False, rows))
+    of_table = by_rows(lambda rows: dot_of_codes(bits, True, rows)) if bits <= TABLE_OF_BYTES_BITS else of_codes
+
+    @njit(nogil=True)
+    def multiply(rows, table, codes, row_bytes, *rest):
+        if table:
+            of_table(rows, codes, row_bytes, table, *rest)
+        else:
+            of_codes(rows, codes, row_bytes, table, *rest)
+
+    return multiply
+
+
+_to_bytes, _at_once = by_width(_decode_of), by_width(_at_once_of)
 
 
 def rounded_bytes(columns: int) -> int:
@@ -69,13 +85,18 @@ def _prepare_batch(job, batch, batches):
 
 @njit(nogil=True)
 def _multiply_strip(job, batches, strip, codes, scales, totals, ahead, first, groups, blocks):  # as `products_of` describes it
-    _to_bytes(job[BITS], codes, job[ROW_BYTES], groups * blocks, job[BYTES_OF_CODES], strip)
-    before = first // SIZE
+    before, bits, row_bytes, table = first // SIZE, job[BITS], job[ROW_BYTES], job[BYTES_OF_CODES]
+    is_single = batches_of(job) == 1
+    if not is_single:
+        _to_bytes(bits, codes, row_bytes, groups * blocks, table, strip)
     for batch in range(batches_of(job)):
-        rows, lines = rows_of(job, batch), 0 if batch else lines_of_block(job)
+        rows, target, lines = rows_of(job, batch), totals_of(totals, batch), 0 if batch else lines_of_block(job)
         words, firsts, steps = _places(job, batch, batches)
         words, firsts, steps = words + first * rows, firsts + 4 * before * rows, steps + 4 * before * rows
-        _dot(rows, strip, words, firsts, steps, scales, totals_of(totals, batch), ahead, groups, blocks, lines)
+        if is_single:
+            _at_once(bits, rows, table, codes, row_bytes, words, firsts, steps, scales, target, ahead, groups, blocks)
+        else:
+            _dot(rows, strip, words, firsts, steps, scales, target, ahead, groups, blocks, lines)
 
 
 _products, _preparation = products_of(_row_bytes, _prepare_batch, _multiply_strip), preparation_of(_prepare_batch)

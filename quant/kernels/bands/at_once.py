@@ -1,0 +1,78 @@
+"""Products of a band with a single batch of activations in 8 bits: decoded in registers and multiplied at once.
+
+A single batch needs every code once. So nothing is gained by keeping a strip of decoded bytes, which takes as many writes and
+reads as the processor has time for. Here 16 rows of packed codes are transposed, and each vector of bytes is multiplied with all
+rows of activations as soon as it is cut out.
+"""
+
+from __future__ import annotations
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from quant.kernels.bands.decoding import STEPS, TOGETHER, bytes_of, lookup, words_of
+from quant.kernels.bands.dots import add_to, at, sums_of_bytes, times
+from quant.kernels.bands.transposing import HALVES, I8, I32, I64, ROWS, SIZE, WORDS
+from quant.kernels.instructions import load
+from quant.kernels.prefetch import request
+from quant.kernels.wide import FLOATS, LANES, load_block
+
+_ZERO, _ONE, _LINE = ir.Constant(I64, 0), ir.Constant(I64, 1), 64
+
+
+def dot_of_codes(bits: int, is_table: bool, count: int):
+    """Build the product of 32 rows of packed codes with `count` rows of activations. The function built takes integers:
+        codes      address of the first row's codes
+        row_bytes  from each row to the next
+        table      address of uint8 [16]: what each code becomes, if is_table
+        words, firsts, steps, scales, totals, ahead, groups, blocks  as for quant.kernels.bands.dots.dot_of_bytes
+    """
+
+    @intrinsic
+    def dot(typing, codes, row_bytes, table, words, firsts, steps, scales, totals, ahead, groups, blocks):
+        def generate(context, builder, signature, arguments):
+            codes, row_bytes, table, words, firsts, steps, scales, totals, ahead, groups, blocks = arguments
+            starts = [builder.add(codes, builder.mul(row_bytes, ir.Constant(I64, row))) for row in range(ROWS)]
+            looked_up = lookup(builder, builder.inttoptr(table, I8.as_pointer()), is_table)
+
+            def vectors_of(block, some: int, half: int):
+                """The bytes of consecutive blocks of 16 rows, step by step; on the way, memory is asked for as many codes."""
+                place, lines = times(builder, block, bits * SIZE // 8), bits * some * SIZE * LANES // 8 // _LINE
+                rows = [load_block(builder, at(builder, start, place), bits * some * SIZE // 8)
+                        for start in starts[LANES * half : LANES * (half + 1)]]
+                of_rows, asked = bytes_of(builder, words_of(builder, rows, bits, some), bits, looked_up), 0
+                for step, vector in enumerate(of_rows):
+                    while asked * some * STEPS < lines * (step + 1):
+                        line = times(builder, block, bits * SIZE * ROWS // 8)
+                        request(builder, at(builder, ahead, line, _LINE * (lines * half + asked)))
+                        asked += 1
+                    yield [builder.bitcast(vector, WORDS)]
+
+            def add_blocks(block, some: int):
+                """Add the products of consecutive blocks to the totals."""
+                for half in range(HALVES):
+                    vectors = vectors_of(block, some, half)
+                    for number in range(some):
+                        this = builder.add(block, ir.Constant(I64, number))
+                        of_block = (next(vectors) for _ in range(STEPS))
+                        found = sums_of_bytes(builder, of_block, count, this, words, firsts, steps)
+                        group = builder.udiv(*(builder.trunc(number, I32) for number in (this, blocks)))  # 64 bits take a branch
+                        of_group = times(builder, builder.zext(group, I64), 4 * ROWS)
+                        scale = load(builder, at(builder, scales, of_group, 4 * LANES * half), FLOATS)
+                        for row, (vector,) in enumerate(found):
+                            add_to(builder, at(builder, totals, 4 * (ROWS * row + LANES * half)), vector, scale)
+
+            count_of_blocks, some = builder.mul(groups, blocks), TOGETHER.get(bits, 1)
+            whole = builder.sub(count_of_blocks, builder.urem(count_of_blocks, ir.Constant(I64, some)))
+            with cgutils.for_range_slice(builder, _ZERO, whole, ir.Constant(I64, some), I64) as (block, _):
+                add_blocks(block, some)
+            if some > 1:
+                with cgutils.for_range_slice(builder, whole, count_of_blocks, _ONE, I64) as (block, _):
+                    add_blocks(block, 1)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 11), generate
+
+    return dot
