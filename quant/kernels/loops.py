@@ -1,7 +1,7 @@
 """Products of quantized weights with one row of activations, or a few, on a CPU; compiled at the first import and kept on disk.
 
 Decoding a token reads every code once, so the loops must keep up with memory. Vectors hold 8 or 16 floats, whichever
-quant.compiled.lanes chose: rows_of_8 and rows_of_16 multiply one row of activations, batch several.
+quant.compiled.lanes chose: rows_of_8 and rows_of_16 multiply one row of activations.
 """
 
 from __future__ import annotations
