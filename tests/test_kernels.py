@@ -61,6 +61,15 @@ def test_products_are_exact_but_for_rounding(scheme, make):
             check(product, tensor, normal(count, columns, seed=count), normal(rows, seed=9))
 
 
+@pytest.mark.parametrize("columns", [512, 768, 832])
+@pytest.mark.parametrize("size", [32, 64, 96, 128, 256, 384, 512, "row"])
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_blocks_may_have_several_groups_and_groups_several_blocks(bits, size, columns):
+    for symmetric in (True, False):
+        tensor = quantize(normal(9, columns), Scheme(bits, size, symmetric))
+        check(cpu.Matmul(tensor), tensor, normal(1, columns, seed=1))
+
+
 @pytest.mark.parametrize("columns", [1, 7, 31, 33, 101])
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_odd_sizes(columns, bits):
@@ -301,3 +310,37 @@ def test_decoding_allocates_no_dequantized_weight():
     done = subprocess.run([sys.executable, "-c", CHILD], cwd=ROOT, capture_output=True, text=True, check=True)
     grown = [float(line) for line in re.findall(r"[\d.]+", done.stdout)]
     assert len(grown) == 8 and max(grown) < 4  # MiB; the weight would be 64
+
+
+# Codes that begin behind a page which may not be read, or end before one.
+FENCED = """
+import ctypes, mmap, dataclasses, torch
+from quant.kernels import cpu, precision
+from quant.tensor.qtensor import quantize
+from quant.tensor.scheme import Scheme
+libc, page = ctypes.CDLL(None), mmap.PAGESIZE
+for bits in range(2, 9):
+    for group, columns in ((32, 96), (64, 320), (64, 512), (128, 768), ("row", 101)):
+        tensor = quantize(torch.randn(35, columns), Scheme(bits, group))
+        room = -(-tensor.codes.numel() // page) * page
+        area = mmap.mmap(-1, room + 2 * page)
+        start = ctypes.addressof(ctypes.c_char.from_buffer(area))
+        for fence in (start, start + page + room):
+            assert libc.mprotect(ctypes.c_void_p(fence), page, 0) == 0
+        for first in (page, page + room - tensor.codes.numel()):
+            codes = torch.frombuffer(area, dtype=torch.uint8, count=tensor.codes.numel(), offset=first).view_as(tensor.codes)
+            codes.copy_(tensor.codes)
+            product = cpu.Matmul(dataclasses.replace(tensor, codes=codes))
+            for choice in ("exact", "int8") if precision.HAS_INT8 else ("exact",):
+                with precision.using(choice):
+                    for count in (1, 2, 8, 40):
+                        x = torch.randn(count, columns)
+                        assert torch.equal(product(x, None), cpu.Matmul(tensor)(x, None))
+            product.gather(torch.arange(35))
+print("nothing else was read")
+"""
+
+
+def test_nothing_before_or_behind_the_codes_is_read():
+    done = subprocess.run([sys.executable, "-c", FENCED], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "nothing else was read\n", done.stderr

@@ -13,7 +13,7 @@ from numba.core import cgutils
 from numba.core.cgutils import get_or_insert_function
 from numba.extending import intrinsic
 
-from quant.kernels.instructions import every, load, repeated, shuffled
+from quant.kernels.instructions import every, load, shuffled
 from quant.kernels.prefetch import prefetch
 from quant.kernels.windows import code_of, first_bit, window_start
 
@@ -38,6 +38,13 @@ def load_block(builder, address, size: int) -> ir.Value:
         load(builder, builder.gep(address, [ir.Constant(_I64, start)]), ir.VectorType(_I8, half)) for start in (0, size - half)
     )
     return shuffled(builder, first, second, (i if i < half else min(i, size - 1) + 2 * half - size for i in range(64)))
+
+
+def load_behind(builder, address, size: int) -> ir.Value:
+    """Like `load_block`, in one read: for a block behind another one, the end of which is read too."""
+    width = 1 << (size - 1).bit_length()
+    whole = load(builder, builder.gep(address, [ir.Constant(_I64, size - width)]), ir.VectorType(_I8, width))
+    return shuffled(builder, whole, whole, (min(width - size + i, width - 1) for i in range(64)))
 
 
 def tables_of(builder, values, bits: int) -> list[ir.Value]:
@@ -78,15 +85,15 @@ def decoded(builder, block, bits: int, size: int, tables: list[ir.Value]):
         yield builder.sitofp(builder.ashr(top, every(_WORDS, 32 - bits)), FLOATS)
 
 
-def rows_dot(bits: int, size: int, unrolled: int):
+def rows_dot(bits: int, size: int, unrolled: int, parts: int = 1):
     """Build the product of some rows of packed codes with one row of activations.
 
-    bits: of a code; size: codes of a block, 32 or 64; unrolled: blocks per group where the number is fixed; 0: any number, in a
-    loop. The function built takes:
+    bits: of a code; size: codes of a block; unrolled: blocks per group where the number is fixed; 0: any number, in a loop.
+    parts: groups of a block that has several of them; below, these count as one group. The function built takes:
         codes          uint8 [rows, row_bytes]
         x              float32 [columns], each block in the order of quant.kernels.windows
         values         float32 [16], at 5 bits [32]: the table, repeated up to this size; not read for wider codes
-        scales         float32 [rows, groups]
+        scales         float32 [rows, groups, parts]
         y              float32 [rows]: written from `first` to before `last`
         row_bytes, groups, blocks, first, last  integers; blocks: of a group
     """
@@ -105,17 +112,18 @@ def rows_dot(bits: int, size: int, unrolled: int):
                 builder.module, ir.FunctionType(_FLOAT, [_FLOAT, FLOATS]), "llvm.vector.reduce.fadd.v16f32"
             )
             zero, one, nothing = ir.Constant(_I64, 0), ir.Constant(_I64, 1), every(FLOATS, 0.0)
+            is_one_read = (bits * size // 8).bit_count() == 1  # of a block, wherever it lies
             tables = tables_of(builder, values_at, bits)
             total_at = cgutils.alloca_once(builder, FLOATS)
             code_at, activation_at = (cgutils.alloca_once(builder, _I64) for _ in range(2))  # offsets of the next block
             partial_at = [cgutils.alloca_once(builder, FLOATS) for _ in range(size // LANES)]
 
-            def products(sums):
+            def products(sums, read):
                 """Add a block's products to partial sums, and step to the next block."""
                 place, x_place = builder.load(code_at), builder.load(activation_at)
                 address = builder.gep(codes_at, [place])
                 prefetch(builder, address)
-                block = load_block(builder, address, bits * size // 8)
+                block = read(builder, address, bits * size // 8)
                 for k, vector in enumerate(decoded(builder, block, bits, size, tables)):
                     x_address = builder.gep(x_at, [builder.add(x_place, ir.Constant(_I64, LANES * k))])
                     some = k % len(sums)
@@ -124,28 +132,37 @@ def rows_dot(bits: int, size: int, unrolled: int):
                 builder.store(builder.add(x_place, ir.Constant(_I64, size)), activation_at)
                 return sums
 
+            def add_group(group, read_first):
+                """Add a group's products, times its scale, to the total. read_first: reads its first block."""
+                if unrolled:
+                    sums = products([nothing, nothing], read_first)
+                    for _ in range(1, unrolled):
+                        sums = products(sums, load_behind)
+                else:
+                    before = [nothing] * len(partial_at)
+                    for value, address in zip(before if is_one_read else products(before, read_first), partial_at, strict=True):
+                        builder.store(value, address)
+                    with cgutils.for_range_slice(builder, zero if is_one_read else one, block_count, one, _I64):
+                        sums = products([builder.load(address) for address in partial_at], load_behind)
+                        for value, address in zip(sums, partial_at, strict=True):
+                            builder.store(value, address)
+                    sums = [builder.load(address) for address in partial_at]
+                while len(sums) > 1:
+                    sums = [builder.fadd(a, b) for a, b in zip(sums[::2], sums[1::2], strict=True)]
+                place = builder.mul(builder.add(scale_place, group), ir.Constant(_I64, parts))
+                scale = load(builder, builder.gep(scales_at, [place]), ir.VectorType(_FLOAT, parts))
+                scale = shuffled(builder, scale, scale, (lane * parts // LANES for lane in range(LANES)))
+                builder.store(builder.call(multiply_add, [scale, sums[0], builder.load(total_at)]), total_at)
+
             with cgutils.for_range_slice(builder, first_row, last_row, one, _I64) as (row, _):
                 builder.store(builder.mul(row, bytes_in_row), code_at)
                 builder.store(zero, activation_at)
                 builder.store(nothing, total_at)
                 scale_place = builder.mul(row, group_count)
-                with cgutils.for_range_slice(builder, zero, group_count, one, _I64) as (group, _):
-                    if unrolled:
-                        sums = [nothing, nothing]
-                        for _ in range(unrolled):
-                            sums = products(sums)
-                    else:
-                        for address in partial_at:
-                            builder.store(nothing, address)
-                        with cgutils.for_range_slice(builder, zero, block_count, one, _I64):
-                            sums = products([builder.load(address) for address in partial_at])
-                            for value, address in zip(sums, partial_at, strict=True):
-                                builder.store(value, address)
-                        sums = [builder.load(address) for address in partial_at]
-                    while len(sums) > 1:
-                        sums = [builder.fadd(a, b) for a, b in zip(sums[::2], sums[1::2], strict=True)]
-                    scale = repeated(builder, builder.load(builder.gep(scales_at, [builder.add(scale_place, group)])), LANES)
-                    builder.store(builder.call(multiply_add, [scale, sums[0], builder.load(total_at)]), total_at)
+                if not is_one_read:
+                    add_group(zero, load_block)  # nothing before the first row may be read
+                with cgutils.for_range_slice(builder, zero if is_one_read else one, group_count, one, _I64) as (group, _):
+                    add_group(group, load_block if is_one_read else load_behind)
                 result = builder.call(add_up, [ir.Constant(_FLOAT, 0.0), builder.load(total_at)], fastmath=("reassoc", "nsz"))
                 if bits == 8:
                     result = builder.fmul(result, ir.Constant(_FLOAT, 2.0**-24))

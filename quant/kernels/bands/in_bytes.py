@@ -6,14 +6,14 @@ from numba import njit
 
 from quant.compiled.threads import compiled_loop
 from quant.kernels.bands.activations import round_rows_of
-from quant.kernels.bands.at_once import dot_of_codes
+from quant.kernels.bands.at_once import WIDTHS, dot_of_codes
 from quant.kernels.bands.batches import batches_of, by_rows, given_to, rows_of, start_of, write_sums
 from quant.kernels.bands.decoding import TABLE_OF_BYTES_BITS, WHOLE, band_of_bytes
 from quant.kernels.bands.dots import dot_of_bytes
 from quant.kernels.bands.loops import lines_of_block, preparation_of, products_of, totals_of
 from quant.kernels.bands.transposing import SIZE
 from quant.kernels.frame import BITS, BYTES_OF_CODES, COLUMNS, FACTOR, MIDDLE, ROW_BYTES
-from quant.kernels.widths import by_width
+from quant.kernels.widths import by_number, by_width
 
 _round_2, _round_4, _round_others = (by_rows(lambda rows, bits=bits: round_rows_of(bits, rows)) for bits in WHOLE)
 _dot = by_rows(dot_of_bytes)
@@ -49,7 +49,7 @@ def _at_once_of(bits: int):
     return multiply
 
 
-_to_bytes, _at_once = by_width(_decode_of), by_width(_at_once_of)
+_to_bytes, _at_once = by_width(_decode_of), by_number(_at_once_of, WIDTHS)
 
 
 def rounded_bytes(columns: int) -> int:
@@ -86,14 +86,14 @@ def _prepare_batch(job, batch, batches):
 @njit(nogil=True)
 def _multiply_strip(job, batches, strip, codes, scales, totals, ahead, first, groups, blocks):  # as `products_of` describes it
     before, bits, row_bytes, table = first // SIZE, job[BITS], job[ROW_BYTES], job[BYTES_OF_CODES]
-    is_single = batches_of(job) == 1
-    if not is_single:
+    is_at_once = batches_of(job) == 1 and bits in WIDTHS
+    if not is_at_once:
         _to_bytes(bits, codes, row_bytes, groups * blocks, table, strip)
     for batch in range(batches_of(job)):
         rows, target, lines = rows_of(job, batch), totals_of(totals, batch), 0 if batch else lines_of_block(job)
         words, firsts, steps = _places(job, batch, batches)
         words, firsts, steps = words + first * rows, firsts + 4 * before * rows, steps + 4 * before * rows
-        if is_single:
+        if is_at_once:
             _at_once(bits, rows, table, codes, row_bytes, words, firsts, steps, scales, target, ahead, groups, blocks)
         else:
             _dot(rows, strip, words, firsts, steps, scales, target, ahead, groups, blocks, lines)
