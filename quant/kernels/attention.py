@@ -82,6 +82,21 @@ def _attend(queries, keys, values, scaling, weights, out, next_keys):
                         result[d] += weights[i, k] * values[k, d]
 
 
+@njit(nogil=True)
+def _place_of(job, part, start, to_next_sequence, to_next_head):
+    """Address of what a part has in a buffer: a part is one head of keys and values, of one sequence."""
+    return job[start] + 4 * (part // job[HEADS] * job[to_next_sequence] + part % job[HEADS] * job[to_next_head])
+
+
+@njit(nogil=True)
+def _keys_and_values(job, part):
+    """float32 [LENGTH, WIDTH] each."""
+    keys = _place_of(job, part, KEYS, KEYS_BATCH, KEYS_HEAD)
+    values = _place_of(job, part, VALUES, VALUES_BATCH, VALUES_HEAD)
+    shape = job[LENGTH], job[WIDTH]
+    return carray(pointer(keys), shape, numpy.float32), carray(pointer(values), shape, numpy.float32)
+
+
 @compiled_loop
 def _attend_heads(job_pointer):
     job = carray(job_pointer, FIELDS)
@@ -94,11 +109,8 @@ def _attend_heads(job_pointer):
         part = claim(job_pointer)
         if part >= len(queries):
             break
-        sequence, head = part // heads, part % heads
-        keys = pointer(job[KEYS] + 4 * (sequence * job[KEYS_BATCH] + head * job[KEYS_HEAD]))
-        values = pointer(job[VALUES] + 4 * (sequence * job[VALUES_BATCH] + head * job[VALUES_HEAD]))
-        _attend(queries[part], carray(keys, (length, width), numpy.float32), carray(values, (length, width), numpy.float32),
-                scaling, weights, out[part], 0)
+        keys, values = _keys_and_values(job, part)
+        _attend(queries[part], keys, values, scaling, weights, out[part], 0)
         finish(job_pointer)
 
 
@@ -112,13 +124,6 @@ def _rotate(x, cos, sin, out):  # float32 [width] twice, [rotated] twice
         out[half + i] = x[half + i] * cos[half + i] + x[i] * sin[half + i]
     for i in range(rotated, len(x)):
         out[i] = x[i]
-
-
-@njit(nogil=True)
-def _keys_of(job, part):
-    """Address of the keys of a part: those of one head of one sequence."""
-    sequence, head = part // job[HEADS], part % job[HEADS]
-    return job[KEYS] + 4 * (sequence * job[KEYS_BATCH] + head * job[KEYS_HEAD])
 
 
 @compiled_loop
@@ -136,17 +141,17 @@ def _attend_to_cache(job_pointer):
         sequence, head, following = part // heads, part % heads, part + job[THREADS]
         cos = carray(pointer(job[COS] + 4 * sequence * job[POSITION_BATCH]), job[ROTATED], numpy.float32)
         sin = carray(pointer(job[SIN] + 4 * sequence * job[POSITION_BATCH]), job[ROTATED], numpy.float32)
-        values_at = job[VALUES] + 4 * (sequence * job[VALUES_BATCH] + head * job[VALUES_HEAD])
-        keys = carray(pointer(_keys_of(job, part)), (length, width), numpy.float32)
-        values = carray(pointer(values_at), (length, width), numpy.float32)
-        key_at = job[NEW_KEY] + 4 * (sequence * job[NEW_KEY_BATCH] + head * job[NEW_KEY_HEAD])
-        value_at = job[NEW_VALUE] + 4 * (sequence * job[NEW_VALUE_BATCH] + head * job[NEW_VALUE_HEAD])
+        keys, values = _keys_and_values(job, part)
+        key_at = _place_of(job, part, NEW_KEY, NEW_KEY_BATCH, NEW_KEY_HEAD)
+        value_at = _place_of(job, part, NEW_VALUE, NEW_VALUE_BATCH, NEW_VALUE_HEAD)
         _rotate(carray(pointer(key_at), width, numpy.float32), cos, sin, keys[length - 1])
         values[length - 1][:] = carray(pointer(value_at), width, numpy.float32)
         for i in range(count):
             query_at = job[QUERY] + 4 * (sequence * job[QUERY_BATCH] + (head * count + i) * job[QUERY_HEAD])
             _rotate(carray(pointer(query_at), width, numpy.float32), cos, sin, queries[i])
-        next_keys = _keys_of(job, following) + 4 * first * width if following < parts else 0
+        next_keys = 0
+        if following < parts:
+            next_keys = _place_of(job, following, KEYS, KEYS_BATCH, KEYS_HEAD) + 4 * first * width
         _attend(queries, keys[first:], values[first:], scaling, weights, out[part], next_keys)
         finish(job_pointer)
 

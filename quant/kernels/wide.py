@@ -162,7 +162,7 @@ def rows_dot(bits: int, size: int, unrolled: int, parts: int = 1):
                 if not is_one_read:
                     add_group(zero, load_block)  # nothing before the first row may be read
                 with cgutils.for_range_slice(builder, zero if is_one_read else one, group_count, one, _I64) as (group, _):
-                    add_group(group, load_block if is_one_read else load_behind)
+                    add_group(group, load_behind)
                 result = builder.call(add_up, [ir.Constant(_FLOAT, 0.0), builder.load(total_at)], fastmath=("reassoc", "nsz"))
                 if bits == 8:
                     result = builder.fmul(result, ir.Constant(_FLOAT, 2.0**-24))

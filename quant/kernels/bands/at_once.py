@@ -9,18 +9,16 @@ from __future__ import annotations
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
-from quant.kernels.bands.decoding import STEPS, TOGETHER, bytes_of, lookup, words_of
+from quant.kernels.bands.decoding import STEPS, by_lines, bytes_of, lookup, words_of
 from quant.kernels.bands.dots import add_to, at, sums_of_bytes, times
 from quant.kernels.bands.transposing import HALVES, I8, I32, I64, ROWS, SIZE, WORDS
 from quant.kernels.instructions import load
-from quant.kernels.prefetch import request
+from quant.kernels.prefetch import LINE, request
 from quant.kernels.wide import FLOATS, LANES, load_block
 
 WIDTHS = (8, 4, 3, 2)  # for which the product is built: others are rare, and compiling each takes seconds
-_ZERO, _ONE, _LINE = ir.Constant(I64, 0), ir.Constant(I64, 1), 64
 
 
 def dot_of_codes(bits: int, is_table: bool, count: int):
@@ -44,10 +42,10 @@ def dot_of_codes(bits: int, is_table: bool, count: int):
                 some_starts = starts[LANES * half : LANES * (half + 1)]
                 rows = [load_block(builder, at(builder, start, place), size) for start in some_starts]
                 of_rows = bytes_of(builder, words_of(builder, rows, bits, some), bits, looked_up)
-                line, lines, asked = times(builder, block, bits * SIZE * ROWS // 8), size * LANES // _LINE, 0
+                line, lines, asked = times(builder, block, bits * SIZE * ROWS // 8), size * LANES // LINE, 0
                 for step, vector in enumerate(of_rows):
                     while asked * some * STEPS < lines * (step + 1):
-                        request(builder, at(builder, ahead, line, _LINE * (lines * half + asked)))
+                        request(builder, at(builder, ahead, line, LINE * (lines * half + asked)))
                         asked += 1
                     yield [builder.bitcast(vector, WORDS)]
 
@@ -65,13 +63,7 @@ def dot_of_codes(bits: int, is_table: bool, count: int):
                         for row, (vector,) in enumerate(found):
                             add_to(builder, at(builder, totals, 4 * (ROWS * row + LANES * half)), vector, scale)
 
-            count_of_blocks, some = builder.mul(groups, blocks), TOGETHER.get(bits, 1)
-            whole = builder.sub(count_of_blocks, builder.urem(count_of_blocks, ir.Constant(I64, some)))
-            with cgutils.for_range_slice(builder, _ZERO, whole, ir.Constant(I64, some), I64) as (block, _):
-                add_blocks(block, some)
-            if some > 1:
-                with cgutils.for_range_slice(builder, whole, count_of_blocks, _ONE, I64) as (block, _):
-                    add_blocks(block, 1)
+            by_lines(builder, bits, builder.mul(groups, blocks), add_blocks)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 11), generate

@@ -103,6 +103,17 @@ def floats_of(builder, word: ir.Value, bits: int, tables: list[ir.Value], count:
             yield looked_up(builder, tables, builder.lshr(word, every(WORDS, first)) if first else word)
 
 
+def by_lines(builder, bits: int, blocks: ir.Value, emit) -> None:
+    """Emit the loops over blocks: emit(block, count) for as many as a cache line of codes has, and for each of the rest."""
+    count, one = TOGETHER.get(bits, 1), ir.Constant(I64, 1)
+    whole = builder.sub(blocks, builder.urem(blocks, ir.Constant(I64, count)))
+    with cgutils.for_range_slice(builder, ir.Constant(I64, 0), whole, ir.Constant(I64, count), I64) as (block, _):
+        emit(block, count)
+    if count > 1:
+        with cgutils.for_range_slice(builder, whole, blocks, one, I64) as (block, _):
+            emit(block, 1)
+
+
 def _band_of(bits: int, prepare, vectors_of):
     """Build a function that decodes a band. It takes integers:
         codes      address of the first row's codes
@@ -136,13 +147,7 @@ def _band_of(bits: int, prepare, vectors_of):
                         inside = builder.add(target, ir.Constant(I64, 64 * (HALVES * number + half)))
                         builder.store(vector, at(out, inside, vector.type), align=64)
 
-            count, one = TOGETHER.get(bits, 1), ir.Constant(I64, 1)
-            whole = builder.sub(blocks, builder.urem(blocks, ir.Constant(I64, count)))
-            with cgutils.for_range_slice(builder, ir.Constant(I64, 0), whole, ir.Constant(I64, count), I64) as (block, _):
-                decode(block, count)
-            if count > 1:
-                with cgutils.for_range_slice(builder, whole, blocks, one, I64) as (block, _):
-                    decode(block, 1)
+            by_lines(builder, bits, blocks, decode)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 5), generate

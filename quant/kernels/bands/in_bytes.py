@@ -19,37 +19,27 @@ _round_2, _round_4, _round_others = (by_rows(lambda rows, bits=bits: round_rows_
 _dot = by_rows(dot_of_bytes)
 
 
-def _decode_of(bits: int):
-    """Make the function that decodes to bytes, for one width: the codes, or what a table has for them."""
-    of_codes = band_of_bytes(bits, False)
-    of_table = band_of_bytes(bits, True) if bits <= TABLE_OF_BYTES_BITS else of_codes
+def _by_table(make):
+    """Make a function of a width. What it makes takes (table, *arguments), and calls make(bits, is_table) on the arguments."""
 
-    @njit(nogil=True)
-    def decode(codes, row_bytes, blocks, table, out):
-        if table:
-            of_table(codes, row_bytes, blocks, table, out)
-        else:
-            of_codes(codes, row_bytes, blocks, table, out)
+    def make_of(bits: int):
+        of_codes = make(bits, False)
+        of_table = make(bits, True) if bits <= TABLE_OF_BYTES_BITS else of_codes
 
-    return decode
+        @njit(nogil=True)
+        def chosen(table, *arguments):
+            if table:
+                of_table(*arguments)
+            else:
+                of_codes(*arguments)
 
+        return chosen
 
-def _at_once_of(bits: int):
-    """Make the product of packed codes with a single batch, for one width: of the codes, or of what a table has for them."""
-    of_codes = by_rows(lambda rows: dot_of_codes(bits, False, rows))
-    of_table = by_rows(lambda rows: dot_of_codes(bits, True, rows)) if bits <= TABLE_OF_BYTES_BITS else of_codes
-
-    @njit(nogil=True)
-    def multiply(rows, table, codes, row_bytes, *rest):
-        if table:
-            of_table(rows, codes, row_bytes, table, *rest)
-        else:
-            of_codes(rows, codes, row_bytes, table, *rest)
-
-    return multiply
+    return make_of
 
 
-_to_bytes, _at_once = by_width(_decode_of), by_number(_at_once_of, WIDTHS)
+_to_bytes = by_width(_by_table(band_of_bytes))
+_at_once = by_number(_by_table(lambda bits, is_table: by_rows(lambda rows: dot_of_codes(bits, is_table, rows))), WIDTHS)
 
 
 def rounded_bytes(columns: int) -> int:
@@ -88,13 +78,13 @@ def _multiply_strip(job, batches, strip, codes, scales, totals, ahead, first, gr
     before, bits, row_bytes, table = first // SIZE, job[BITS], job[ROW_BYTES], job[BYTES_OF_CODES]
     is_at_once = batches_of(job) == 1 and bits in WIDTHS
     if not is_at_once:
-        _to_bytes(bits, codes, row_bytes, groups * blocks, table, strip)
+        _to_bytes(bits, table, codes, row_bytes, groups * blocks, table, strip)
     for batch in range(batches_of(job)):
         rows, target, lines = rows_of(job, batch), totals_of(totals, batch), 0 if batch else lines_of_block(job)
         words, firsts, steps = _places(job, batch, batches)
         words, firsts, steps = words + first * rows, firsts + 4 * before * rows, steps + 4 * before * rows
         if is_at_once:
-            _at_once(bits, rows, table, codes, row_bytes, words, firsts, steps, scales, target, ahead, groups, blocks)
+            _at_once(bits, table, rows, codes, row_bytes, table, words, firsts, steps, scales, target, ahead, groups, blocks)
         else:
             _dot(rows, strip, words, firsts, steps, scales, target, ahead, groups, blocks, lines)
 

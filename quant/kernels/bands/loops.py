@@ -21,24 +21,24 @@ from quant.kernels.frame import (
     product_of,
     scales_and_zeros,
 )
+from quant.kernels.prefetch import LINE
 
 STRIP = 256  # columns that are decoded at a time: a strip of a band stays in the core's first cache
 _STRIP_BYTES = STRIP * ROWS  # in bytes, or in words of at most as many
 _FLOATS_OF_ROWS = 4 * ROWS  # bytes of a float for each row of a band
-_LINE = 64  # bytes of a cache line
 
 
 @njit(nogil=True)
 def _aligned(size):
     """Memory of so many bytes on a boundary of a cache line: its address, and what must be kept alive."""
-    memory = numpy.empty(size + _LINE, numpy.uint8)
-    return (memory.ctypes.data + _LINE - 1) // _LINE * _LINE, memory
+    memory = numpy.empty(size + LINE, numpy.uint8)
+    return (memory.ctypes.data + LINE - 1) // LINE * LINE, memory
 
 
 @njit(nogil=True)
 def lines_of_block(job):
     """Cache lines of the codes of a block, of all rows of a band."""
-    return ROWS * job[BITS] * SIZE // 8 // _LINE
+    return ROWS * job[BITS] * SIZE // 8 // LINE
 
 
 @njit(nogil=True)
